@@ -1,0 +1,79 @@
+"""Distances between the predictions of a student and of a teacher, one number per example.
+
+The gradient flows into the student; the teacher's logits are constants.
+
+Source: Beyer et al. 2022, sec. 3 and the released code (`big_vision`, `distance.py`).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Under the root, so that the gradient of a distance is finite where student and teacher coincide.
+_EPSILON = 1e-12
+
+
+def kl_divergence(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of the softened class distributions.
+
+    Args:
+        student: logits [B, C], receives the gradient.
+        teacher: logits [B, C] on the same views, detached here.
+        temperature: T > 0; 1 compares the plain distributions.
+
+    Returns:
+        [B], nats per example, scaled by T² so that the gradient keeps its size:
+        d/dz = T (softmax(z/T) - softmax(v/T)).
+
+    Raises:
+        ValueError: the temperature is not positive.
+
+    Source: Beyer et al. 2022, sec. 3; Hinton et al. 2014, sec. 2.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    log_p = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    # A class that the teacher rules out (logit -inf) adds 0, not 0 * inf.
+    terms = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
+    return temperature**2 * terms.sum(dim=-1)
+
+
+def euclidean(student: Tensor, teacher: Tensor) -> Tensor:
+    """Euclidean distance of the logits [B, C]: [B]."""
+    return (squared_l2(student, teacher) + _EPSILON).sqrt()
+
+
+def squared_l2(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared euclidean distance of the logits [B, C]: [B]."""
+    return (student - teacher.detach()).square().sum(dim=-1)
+
+
+def hard(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy to the teacher's most likely class, logits [B, C]: [B], nats."""
+    return F.cross_entropy(student, teacher.argmax(dim=-1), reduction="none")
+
+
+def log_softmax_euclidean(student: Tensor, teacher: Tensor) -> Tensor:
+    """Euclidean distance of the log-probabilities, logits [B, C]: [B]."""
+    return euclidean(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1))
+
+
+def agreement(student: Tensor, teacher: Tensor, *, k: int = 1) -> Tensor:
+    """1 where the teacher's most likely class is among the student's k most likely, else 0.
+
+    Args:
+        student: logits [B, C].
+        teacher: logits [B, C].
+        k: from 1 to C.
+
+    Returns:
+        [B], float; no gradient.
+
+    Raises:
+        ValueError: k is not between 1 and C.
+    """
+    if not 1 <= k <= student.shape[-1]:
+        raise ValueError(f"k must lie between 1 and the {student.shape[-1]} classes, got {k}")
+    top = student.topk(k, dim=-1).indices
+    return (top == teacher.argmax(dim=-1, keepdim=True)).any(dim=-1).float()

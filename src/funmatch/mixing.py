@@ -1,0 +1,29 @@
+"""Mixup as function matching uses it: one coefficient and one set of partners for both networks.
+
+Source: Zhang et al. 2018; Beyer et al. 2022, sec. 3.2 and the released code.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def folded_uniform(rng: np.random.Generator) -> float:
+    """A coefficient in [1/2, 1]: a ~ U(0, 1), folded to max(a, 1 - a)."""
+    draw = rng.random()
+    return float(max(draw, 1.0 - draw))
+
+
+def mix(images: Tensor, coefficient: float) -> Tensor:
+    """Mixes every image with the one before it; the first with the last.
+
+    Args:
+        images: [B, ...]; integers are taken to float32.
+        coefficient: weight of the image itself; its partner has 1 - coefficient.
+
+    Returns:
+        coefficient * images + (1 - coefficient) * roll(images, 1), [B, ...], floating point.
+    """
+    images = images if images.is_floating_point() else images.float()
+    # A roll, not a reversal: reversed, an odd batch would mix its middle image with itself.
+    return coefficient * images + (1.0 - coefficient) * torch.roll(images, 1, dims=0)

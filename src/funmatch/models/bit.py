@@ -1,0 +1,135 @@
+"""BiT ResNet-v2 and the import of the authors' released .npz weights.
+
+The network is timm's: pre-activation, GroupNorm of 32 groups, weight-standardised convolutions.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.layers.std_conv import StdConv2d
+from timm.models.resnetv2 import ResNetV2
+from torch import Tensor, nn
+
+# timm's stems: '' pads the root pooling with -inf, 'fixed' with zeros.
+_STEMS = {"infinite": "", "zero": "fixed"}
+
+
+def build(
+    depth: Sequence[int],
+    *,
+    width: float = 1,
+    num_classes: int,
+    root_padding: str = "infinite",
+) -> ResNetV2:
+    """A BiT ResNet-v2 with a zero head.
+
+    Args:
+        depth: blocks per stage: (3, 4, 6, 3) is ResNet-50, (3, 8, 36, 3) ResNet-152.
+        width: multiplies all channels.
+        num_classes: size of the head.
+        root_padding: what surrounds the input of the root max-pool: "infinite" (minus infinity, as
+            in the authors' released code and weights) or "zero" (as in timm's own BiT models).
+
+    Raises:
+        ValueError: unknown root_padding.
+
+    Source: Kolesnikov et al. 2020; Beyer et al. 2022, sec. 3.
+    """
+    if root_padding not in _STEMS:
+        raise ValueError(f"root_padding must be one of {', '.join(_STEMS)}, got {root_padding!r}")
+    model = ResNetV2(
+        layers=list(depth),
+        channels=tuple(256 * 2**stage for stage in range(len(depth))),
+        num_classes=num_classes,
+        width_factor=width,
+        stem_type=_STEMS[root_padding],
+        conv_layer=partial(StdConv2d, eps=1e-8),
+    )
+    nn.init.zeros_(model.head.fc.weight)  # its bias starts at zero in timm already
+    return model
+
+
+def load_npz(model: ResNetV2, path: str | Path) -> None:
+    """Loads released weights into a network of `build`, in place.
+
+    Args:
+        model: of the same depth, width and number of classes as the weights.
+        path: .npz file with native (`block1/unit01/conv1/kernel`) or legacy
+            (`resnet/block1/unit01/a/standardized_conv2d/kernel`) key names.
+
+    Raises:
+        ValueError: a weight is missing, left over or of another shape; the key is named. The model
+            is then as it was.
+        FileNotFoundError: no such file.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    style = _LEGACY if any(key.startswith("resnet/") for key in arrays) else _NATIVE
+    weights: dict[str, Tensor] = {}
+    for name, target in model.state_dict().items():
+        key = _key(name, style)
+        if key not in arrays:
+            raise ValueError(f"{path}: no weight {key} for {name} of the network")
+        weights[name] = _reshaped(arrays.pop(key), target, f"{path}: {key}")
+    if arrays:
+        raise ValueError(f"{path}: the network has no place for {', '.join(sorted(arrays))}")
+    model.load_state_dict(weights)
+
+
+def _reshaped(array: NDArray[np.generic], target: Tensor, label: str) -> Tensor:
+    """A stored array in PyTorch's layout: kernels are HWIO or [C, K], norms [C] or [1, 1, 1, C]."""
+    if target.ndim == 4:  # timm's head is a 1x1 convolution too
+        array = array.reshape((1, 1, *array.shape)[-4:]).transpose(3, 2, 0, 1)
+    else:
+        array = array.reshape(-1)
+    if array.shape != target.shape:
+        raise ValueError(f"{label} has shape {array.shape}, the network needs {tuple(target.shape)}")
+    return torch.from_numpy(np.array(array)).to(target.dtype)
+
+
+def _key(name: str, style: dict[str, str]) -> str:
+    """The stored key of a parameter: `stages.0.blocks.1.norm2.weight` is `block1/unit02/gn2/scale`."""
+    *path, kind = name.split(".")
+    affine, head = style[kind], {"weight": "kernel", "bias": "bias"}[kind]
+    match path:
+        case ["stem", "conv"]:
+            return style["root"]
+        case ["norm"]:
+            return style["last_norm"].format(affine=affine)
+        case ["head", "fc"]:
+            return style["head"].format(head=head)
+        case ["stages", stage, "blocks", block, *layer]:
+            unit = f"block{int(stage) + 1}/unit{int(block) + 1:02d}"
+            if layer == ["downsample", "conv"]:
+                return style["projection"].format(unit=unit)
+            number = int(layer[0][-1])
+            return style[layer[0][:-1]].format(
+                unit=unit, number=number, letter="abc"[number - 1], affine=affine
+            )
+    raise ValueError(f"{name} is not a weight of a BiT ResNet-v2")
+
+
+_NATIVE = {
+    "root": "root_block/conv_root/kernel",
+    "projection": "{unit}/conv_proj/kernel",
+    "conv": "{unit}/conv{number}/kernel",
+    "norm": "{unit}/gn{number}/{affine}",
+    "last_norm": "norm-pre-head/{affine}",
+    "head": "head/{head}",
+    "weight": "scale",
+    "bias": "bias",
+}
+_LEGACY = {
+    "root": "resnet/root_block/standardized_conv2d/kernel",
+    "projection": "resnet/{unit}/a/proj/standardized_conv2d/kernel",
+    "conv": "resnet/{unit}/{letter}/standardized_conv2d/kernel",
+    "norm": "resnet/{unit}/{letter}/group_norm/{affine}",
+    "last_norm": "resnet/group_norm/{affine}",
+    "head": "resnet/head/conv2d/{head}",
+    "weight": "gamma",
+    "bias": "beta",
+}
