@@ -20,9 +20,10 @@ class Purpose(IntEnum):
 
     ORDER = 1
     MIXING = 2
-    FLIPS = 3
+    STUDENT_FLIPS = 3
     STUDENT_BOXES = 4
     TEACHER_BOXES = 5
+    TEACHER_FLIPS = 6
 
 
 def generator(seed: int, step: int, purpose: int = 0) -> np.random.Generator:
@@ -157,9 +158,7 @@ def mild(
     return np.concatenate([corner * size, crop * size], axis=1)
 
 
-def centre(
-    heights: ArrayLike, widths: ArrayLike, *, resize: int, crop: int
-) -> NDArray[np.float64]:
+def centre(heights: ArrayLike, widths: ArrayLike, *, resize: int, crop: int) -> NDArray[np.float64]:
     """The central crop x crop pixels after a resize of the shorter side to `resize`.
 
     Args:
@@ -182,7 +181,7 @@ def centre(
 
 
 def shorter_side(size: NDArray[np.int64], resize: int) -> NDArray[np.int64]:
-    """Heights and widths after a resize of the shorter of the two to `resize`, [..., 2] both ways."""
+    """Heights and widths [..., 2] after a resize of the shorter of the two to `resize`."""
     # In float32, as the reference: it decides which way a half is rounded.
     ratio = np.float32(resize) / size.min(axis=-1, keepdims=True).astype(np.float32)
     return np.rint(size.astype(np.float32) * ratio).astype(np.int64)

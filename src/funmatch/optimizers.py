@@ -42,12 +42,14 @@ def adam(
     eps: float = 1e-8,
     momentum_dtype: torch.dtype | None = None,
 ) -> torch.optim.Optimizer:
-    """Adam over the trainable parameters of a module: w <- w - s(t) (lr adam(g) + wd w).
+    """Adam over the trainable parameters of a module, as the paper decays its weights.
+
+    An update is w <- w - s(t) (lr adam(g) + wd w).
 
     The schedule s(t) acts through `group["lr"]`, so the decay of a step is wd * lr_now / lr.
 
     Args:
-        module: only the weights of its convolutions and linear layers decay; norms and biases do not.
+        module: the weights of its convolutions and linear layers decay; norms and biases do not.
         lr: learning rate at s = 1, positive.
         wd: share of a weight that one step at s = 1 takes away; it does not depend on lr.
         betas: decay rates of the two moments.

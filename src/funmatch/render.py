@@ -4,6 +4,8 @@ The arithmetic follows TensorFlow's kernels in float32, and the result is trunca
 released code does, so that views equal the authors' to the last grey level.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -66,7 +68,7 @@ def render_batch(images: Tensor, boxes: ArrayLike, size: int, flips: ArrayLike) 
     return (upper + (lower - upper) * wy).to(torch.uint8).movedim(-1, 1).contiguous()
 
 
-def _check(boxes: NDArray[np.generic], height: int, width: int) -> None:
+def _check(boxes: NDArray[Any], height: int, width: int) -> None:
     top, left, rows, columns = np.asarray(boxes, dtype=np.float64).T
     slack = 1e-6 * max(height, width)  # a fractional box may end a rounding error beyond the image
     inside = (top >= 0) & (left >= 0) & (rows > 0) & (columns > 0)
@@ -77,8 +79,8 @@ def _check(boxes: NDArray[np.generic], height: int, width: int) -> None:
 
 
 def _taps(
-    start: NDArray[np.generic],
-    length: NDArray[np.generic],
+    start: NDArray[Any],
+    length: NDArray[Any],
     extent: int,
     size: int,
     mirrored: NDArray[np.bool_],
@@ -124,7 +126,10 @@ def evaluation_view(image: Tensor, *, resize: int, crop: int) -> Tensor:
     image = torch.as_tensor(image)
     source = np.array(image.shape[-2:])
     target = geometry.shorter_side(source, resize)
-    rows, columns = (_coverage(int(s), int(t), crop).to(image.device) for s, t in zip(source, target, strict=True))
+    rows, columns = (
+        _coverage(int(s), int(t), crop).to(image.device)
+        for s, t in zip(source, target, strict=True)
+    )
     # float64, and a nudge: the mean of equal grey levels must not be truncated to the one below.
     means = rows @ image.double() @ columns.T
     return (means + 1e-6).to(torch.uint8)

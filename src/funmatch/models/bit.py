@@ -45,7 +45,7 @@ def build(
         layers=list(depth),
         channels=tuple(256 * 2**stage for stage in range(len(depth))),
         num_classes=num_classes,
-        width_factor=width,
+        width_factor=width,  # type: ignore[arg-type]  # halves are fine
         stem_type=_STEMS[root_padding],
         conv_layer=partial(StdConv2d, eps=1e-8),
     )
@@ -81,18 +81,20 @@ def load_npz(model: ResNetV2, path: str | Path) -> None:
 
 
 def _reshaped(array: NDArray[np.generic], target: Tensor, label: str) -> Tensor:
-    """A stored array in PyTorch's layout: kernels are HWIO or [C, K], norms [C] or [1, 1, 1, C]."""
+    """A stored array in PyTorch's layout: kernels are HWIO or [C, K], norms are flattened."""
     if target.ndim == 4:  # timm's head is a 1x1 convolution too
         array = array.reshape((1, 1, *array.shape)[-4:]).transpose(3, 2, 0, 1)
     else:
         array = array.reshape(-1)
     if array.shape != target.shape:
-        raise ValueError(f"{label} has shape {array.shape}, the network needs {tuple(target.shape)}")
+        raise ValueError(
+            f"{label} has shape {array.shape}, the network needs {tuple(target.shape)}"
+        )
     return torch.from_numpy(np.array(array)).to(target.dtype)
 
 
 def _key(name: str, style: dict[str, str]) -> str:
-    """The stored key of a parameter: `stages.0.blocks.1.norm2.weight` is `block1/unit02/gn2/scale`."""
+    """Where a parameter is stored: `norm.weight` is `norm-pre-head/scale` in the native style."""
     *path, kind = name.split(".")
     affine, head = style[kind], {"weight": "kernel", "bias": "bias"}[kind]
     match path:

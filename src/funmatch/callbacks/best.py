@@ -1,0 +1,41 @@
+"""The best student so far, judged on val."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from lightning import Callback, LightningModule, Trainer
+
+from funmatch import files
+from funmatch.learner import Learner
+
+
+class BestStudent(Callback):
+    """Writes the student's weights whenever it is as good on val as never before.
+
+    Args:
+        path: of the .safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.score, self.step = -1.0, 0
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Learner)
+        score = float(trainer.callback_metrics["val/student_top1"])
+        # Of equals the later one: patience still brings the student closer to its teacher.
+        if score >= self.score:
+            self.score, self.step = score, trainer.global_step
+            if trainer.is_global_zero:
+                weights = {
+                    name: tensor.contiguous()
+                    for name, tensor in module.student.net.state_dict().items()
+                }
+                files.write(self._path, safetensors.torch.save(weights))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.step = state_dict["score"], state_dict["step"]

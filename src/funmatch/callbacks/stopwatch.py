@@ -1,0 +1,66 @@
+"""Where the time of a run goes."""
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from funmatch.clock import Clock
+
+
+class Stopwatch(Callback):
+    """Adds up the time of the training loop, without validations; it survives a resume.
+
+    Args:
+        batch_size: of the global batch.
+        teacher: the clock of the teacher's forward passes, if there is a teacher.
+    """
+
+    def __init__(self, batch_size: int, teacher: Clock | None = None) -> None:
+        self._batch_size, self._teacher = batch_size, teacher or Clock()
+        self._images, self._loop, self._steps = 0, 0.0, 0.0
+        self._last = self._begin = 0.0
+        self._start, self._before = time.perf_counter(), 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._last = time.perf_counter()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now = time.perf_counter()
+        self._steps += now - self._begin
+        self._loop += now - self._last
+        self._images += self._batch_size
+        self._last = now
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._last = time.perf_counter()
+
+    def figures(self) -> dict[str, float]:
+        """Images per second; seconds of teacher and student in the steps; of the whole run."""
+        teacher = self._teacher.seconds
+        return {
+            "images_per_second": self._images / self._loop if self._loop else 0.0,
+            "teacher_seconds": teacher,
+            "student_seconds": max(self._steps - teacher, 0.0),
+            "wall_seconds": self._wall(),
+        }
+
+    def _wall(self) -> float:
+        return self._before + time.perf_counter() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images": self._images,
+            "loop": self._loop,
+            "steps": self._steps,
+            "teacher": self._teacher.seconds,
+            "wall": self._wall(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._images, self._loop = state_dict["images"], state_dict["loop"]
+        self._steps, self._teacher.seconds = state_dict["steps"], state_dict["teacher"]
+        self._before = state_dict["wall"]

@@ -1,0 +1,156 @@
+"""Starts a command under Hydra and speaks to the user in one line per error."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from funmatch import schema
+
+_WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def conf() -> Path:
+    """The configurations: beside `src/` in a checkout, inside the package once installed."""
+    inside = _PACKAGE / "conf"
+    return inside if inside.is_dir() else _PACKAGE.parents[1] / "conf"
+
+
+def launch(
+    config_name: str,
+    task: Callable[[DictConfig], None],
+    finish: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs a task under Hydra, once or for each job of a sweep; ends the process on an error.
+
+    A job that fails does not stop the others; the exit code is 1 then.
+
+    Args:
+        config_name: of the primary configuration.
+        task: gets the composed configuration.
+        finish: called once after all jobs, also if some failed.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
+    schema.register()
+    failed = False
+
+    def guarded(cfg: DictConfig) -> None:
+        nonlocal failed
+        try:
+            task(cfg)
+        except Exception as error:  # Hydra would print lines of its own, and stop the sweep
+            failed = True
+            say(error, config_name)
+
+    main = hydra.main(version_base="1.3", config_path=str(conf()), config_name=config_name)
+    try:
+        main(guarded)()
+        finish()
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted; the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        raise SystemExit(130) from None
+    except Exception as error:
+        failed = True
+        say(error, config_name)
+    if failed:
+        raise SystemExit(1)
+
+
+def say(error: Exception, config_name: str) -> None:
+    """One `error:` line, after the traceback if it is asked for."""
+    if _WANTS_TRACEBACK:
+        traceback.print_exception(error)
+    print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
+
+
+class Door(Callback):
+    """Checks every job before the first one starts, and before any directory is made."""
+
+    jobs = 1
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        self._guard(lambda: schema.check(_task(config)), config)
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        def check() -> None:
+            jobs = sweep(config)
+            Door.jobs = len(jobs)
+            for overrides in jobs:
+                schema.check(hydra.compose(config.hydra.job.config_name, overrides))
+
+        self._guard(check, config)
+
+    def _guard(self, check: Callable[[], None], config: DictConfig) -> None:
+        try:
+            check()
+        except Exception as error:  # raised, it would become a warning of Hydra's
+            say(error, config.hydra.job.config_name)
+            raise SystemExit(1) from None
+
+
+def sweep(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job of a sweep."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    params = config.hydra.sweeper.get("params") or {}
+    arguments = [f"{key!s}={value}" for key, value in params.items()]
+    arguments += config.hydra.overrides.task
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for job in jobs]
+
+
+def _task(config: DictConfig) -> DictConfig:
+    """The configuration without Hydra's own part."""
+    task = config.copy()
+    OmegaConf.set_readonly(task, False)
+    OmegaConf.set_struct(task, False)
+    task.pop("hydra", None)
+    return task
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """An error in one line: the key, the value and the remedy, as far as they are known."""
+    text = str(error)
+    if match := re.match(r"In '.*': Could not find '(.*)/(.*?)'", text):
+        group, name = match.groups()
+        options = re.findall(r"\n\t([\w.-]+)(?=\n|$)", text)
+        return f"{group}={name}: no such {group}; choose {schema.either(options or ['null'])}"
+    if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
+        key, value = match.groups()
+        near = get_close_matches(key, _keys(config_name), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
+        return f"{key}={value}: no such key; {hint}"
+    if isinstance(error, HydraException) and error.__cause__ is not None:
+        reason, *rest = str(error.__cause__).splitlines()
+        key = next((line.split(":")[1].strip() for line in rest if "full_key" in line), "")
+        return f"{key}: {reason}" if key else reason
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _keys(config_name: str) -> list[str]:
+    """All keys of the default configuration, in dotted form."""
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for key in map(str, node):
+            yield f"{prefix}{key}"
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                yield from walk(child, f"{prefix}{key}.")
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf()), version_base="1.3"):
+        return list(walk(hydra.compose(config_name), ""))

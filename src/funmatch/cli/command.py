@@ -1,0 +1,55 @@
+"""The commands, by name: `python src/train.py ...` is `funmatch train ...`."""
+
+import sys
+from typing import Any
+
+from omegaconf import DictConfig
+
+from funmatch.cli import app, evaluation, session
+from funmatch.runs import Run
+
+
+def train() -> None:
+    """Distils a student, once or for each job of a sweep."""
+
+    def teach(cfg: DictConfig, run: Run) -> dict[str, Any]:
+        from funmatch.cli import teaching  # imports torch, which a finished run does not need
+
+        return teaching.distil(cfg, run)
+
+    session.launch("train", teach)
+
+
+def finetune() -> None:
+    """Teaches a network from labels: makes teachers and label-only baselines."""
+
+    def teach(cfg: DictConfig, run: Run) -> dict[str, Any]:
+        from funmatch.cli import teaching
+
+        return teaching.supervise(cfg, run)
+
+    session.launch("finetune", teach)
+
+
+def evaluate() -> None:
+    """Measures a finished run again."""
+    app.launch("evaluate", evaluation.evaluate)
+
+
+def report() -> None:
+    """Writes tables and figures over runs."""
+    app.launch("report", evaluation.report)
+
+
+COMMANDS = {"train": train, "finetune": finetune, "evaluate": evaluate, "report": report}
+
+
+def main() -> None:
+    """`funmatch COMMAND [key=value ...]`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        lines = [f"  {command:9} {task.__doc__}" for command, task in COMMANDS.items()]
+        print("usage: funmatch COMMAND [-m] [key=value ...]\n" + "\n".join(lines), file=sys.stderr)
+        raise SystemExit(0 if name in ("-h", "--help") else 2)
+    del sys.argv[1]
+    COMMANDS[name]()

@@ -1,0 +1,44 @@
+"""Looking at what runs have left: one run measured again, many runs side by side."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+
+from funmatch import comparison, schema
+from funmatch.runs import Run
+from funmatch.schema import UserError
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Measures the student that a run has left, on val or test."""
+    run = Run(Path(cfg.run))
+    config = run.directory / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"run={cfg.run}: holds no config.yaml; give the directory of a run")
+    if not run.student.is_file():
+        raise UserError(f"run={cfg.run}: has no student.safetensors yet; train it further")
+    if cfg.split not in ("val", "test"):
+        raise UserError(f"split={cfg.split}: choose {schema.either(['val', 'test'])}")
+    from funmatch.cli import teaching
+
+    there = schema.read(config)
+    there.trainer.accelerator = cfg.accelerator
+    figures = teaching.measure(there, run, cfg.split)
+    print(f"{run.directory}, {cfg.split}:")
+    for name, value in figures.items():
+        print(f"  {name:18} {value:.4f}")
+
+
+def report(cfg: DictConfig) -> None:
+    """Writes summary.csv, summary.md and comparison.png over runs."""
+    roots = [Path(r) for r in (cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs])]
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"runs={root}: no such directory; give one that holds runs")
+    if not comparison.group(roots):
+        raise UserError(f"runs={cfg.runs}: no runs there; make some with python src/train.py")
+    out = Path(cfg.out) if cfg.out is not None else roots[0]
+    groups = comparison.write(out, roots)
+    Console().print(comparison.console_table(groups))
+    print(f"{out}/summary.csv, summary.md, comparison.png")

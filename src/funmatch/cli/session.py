@@ -1,0 +1,114 @@
+"""The life of one run: claimed, trained or skipped, summed up."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from funmatch import comparison, files, schema
+from funmatch.cli import app
+from funmatch.runs import Run
+from funmatch.schema import UserError
+
+Teach = Callable[[DictConfig, Run], dict[str, Any]]
+
+
+def launch(config_name: str, teach: Teach) -> None:
+    """A command that makes runs: one, or one for each job of a sweep, and the table over them."""
+    directories: dict[Path, None] = {}  # in order, each once
+
+    def task(cfg: DictConfig) -> None:
+        run = Run(schema.run_directory(cfg))
+        directories[run.directory.parent] = None
+        jobs = app.Door.jobs
+        place = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""
+        known = cfg.resume != "never" and run.completed
+        print(f"{place}{run.directory}", flush=True)
+        try:
+            row = complete(cfg, teach)
+        finally:
+            comparison.write(run.directory.parent, [run.directory.parent])
+        print(f"  {_outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
+
+    def finish() -> None:
+        for directory in directories:
+            Console().print(comparison.console_table(comparison.group([directory])))
+            print(f"{directory}/summary.csv, summary.md, comparison.png")
+
+    app.launch(config_name, task, finish)
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    shown = ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher")
+    figures = [f"{name} {row[name]:.4f}" for name in shown if row[name] is not None]
+    return f"{', '.join(figures)} in {row['wall_seconds']:.0f} s"
+
+
+def complete(cfg: DictConfig, teach: Teach, *, wait: bool = False) -> dict[str, Any]:
+    """Brings a run to its end, wherever an earlier session left it.
+
+    Args:
+        cfg: of the run.
+        teach: trains from the run's checkpoint, if there is one, and returns what it measured.
+        wait: for another process that works on the run; else it is refused.
+
+    Returns:
+        The run's summary; that of the earlier session if the run was complete already.
+
+    Raises:
+        UserError: another process works on the run, or the directory holds another configuration.
+    """
+    run = Run(schema.run_directory(cfg))
+    try:
+        with run.lock(wait=wait):
+            return _complete(cfg, run, teach)
+    except Timeout:
+        raise UserError(
+            f"{run.directory}: another process works on this run; wait for it or change name"
+        ) from None
+
+
+def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
+    if cfg.resume == "never":
+        run.clear()
+    _claim(run.directory / "config.yaml", cfg)
+    if run.completed:
+        return run.result
+    steps = schema.total_steps(cfg)
+    facts = {
+        "recipe": cfg.recipe.name,
+        "seed": cfg.seed,
+        "epochs": round(steps * cfg.batch_size / cfg.data.train_size, 3),
+        "steps": steps,
+    }
+    run.write_summary({**facts, "status": "running"})
+    try:
+        figures = teach(cfg, run)
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        run.write_summary(
+            {
+                **facts,
+                "status": "running" if interrupted else "failed",
+                "error": " ".join(f"{type(error).__name__}: {error}".split()),
+            }
+        )
+        raise
+    run.write_summary({**facts, **figures, "status": "completed"})
+    return run.result
+
+
+def _claim(path: Path, cfg: DictConfig) -> None:
+    """Writes the configuration, or compares with the one that is there."""
+    if path.exists():
+        there = schema.identity(schema.read(path))
+        if found := schema.differing_key(there, schema.identity(cfg)):
+            raise UserError(
+                f"{path.parent}: holds a run with another configuration: {found}; "
+                "give another name or remove the directory"
+            )
+    files.write(path, OmegaConf.to_yaml(cfg, resolve=True))

@@ -1,0 +1,1 @@
+"""Sources of images, their splits, and the data module that streams them."""

@@ -1,0 +1,51 @@
+"""Distillation: a frozen teacher, a student, and what it means to match."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from funmatch.clock import Clock
+from funmatch.learner import Learner, Optimizer, Schedule
+from funmatch.models.network import Network
+from funmatch.objectives import Objective
+from funmatch.stream import Batch
+from funmatch.targets import Targets
+
+
+class Distillation(Learner):
+    """Teaches a student to say what the teacher says.
+
+    Args:
+        student: the network that learns.
+        targets: the teacher's word on a training batch.
+        references: the teacher's word on the batches of "val" and "test".
+        objective: distance of student and teacher; heads of its own are trained along.
+        optimizer: makes the optimiser of a module.
+        schedule: multiplier of the learning rate at a step.
+        log_every: steps between two rows of training metrics.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        targets: Targets,
+        references: Mapping[str, Targets],
+        objective: Objective,
+        *,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        log_every: int,
+    ) -> None:
+        super().__init__(student, optimizer=optimizer, schedule=schedule, log_every=log_every)
+        self.objective, self.teacher_clock = objective, Clock()
+        # In no `Module`: the teacher behind them is neither trained nor saved nor synchronised.
+        self._targets, self._references = targets, references
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.teacher_clock(self.device):
+            target = self._targets(batch)
+        loss = self.objective(self.student(batch.view("student")), target, batch)
+        return loss.total, loss.parts
+
+    def reference(self, batch: Batch, split: str) -> Tensor:
+        return self._references[split](batch).logits

@@ -1,0 +1,51 @@
+"""How good a student is, and how faithful: top-1, agreement with its teacher, KL to it."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from funmatch import losses
+
+ACCURACIES = ("student_top1", "teacher_top1")
+FIDELITIES = ("agreement_top1", "agreement_top5", "kl_to_teacher")
+
+
+class Fidelity(Metric):
+    """Means over all examples of all ranks; uneven batches count by their size.
+
+    Accuracies and agreements are fractions in [0, 1], KL is in nats at T = 1. What needs labels is
+    left out where there are none, what needs a teacher likewise.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        size = len(ACCURACIES + FIDELITIES)
+        for name in ("sums", "counts"):
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, student: Tensor, teacher: Tensor | None, label: Tensor | None) -> None:
+        """Args: logits [B, C] of student and teacher, labels [B]."""
+        values: dict[str, Tensor] = {}
+        if label is not None:
+            values["student_top1"] = student.argmax(dim=-1) == label
+            if teacher is not None:
+                values["teacher_top1"] = teacher.argmax(dim=-1) == label
+        if teacher is not None:
+            top = min(5, student.shape[-1])
+            values["agreement_top1"] = losses.agreement(student, teacher)
+            values["agreement_top5"] = losses.agreement(student, teacher, k=top)
+            values["kl_to_teacher"] = losses.kl_divergence(student.float(), teacher.float())
+        for place, name in enumerate(ACCURACIES + FIDELITIES):
+            if name in values:
+                self.sums[place] += values[name].double().sum()
+                self.counts[place] += len(values[name])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means of what was measured, by name."""
+        means = self.sums / self.counts
+        names = zip(ACCURACIES + FIDELITIES, means, self.counts, strict=True)
+        return {name: mean for name, mean, count in names if count}

@@ -1,0 +1,67 @@
+"""Files that are either whole or not there, and locks that die with their process."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+
+def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes a file in one piece: whoever reads it, or finds it after a crash, sees old or new.
+
+    Args:
+        path: the target; missing folders are made.
+        content: text, bytes, or a function that writes to an open binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: a rename is atomic only within one file system.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def lock(path: Path, *, wait: bool) -> FileLock:
+    """A lock between processes, released when its holder ends, however it ends.
+
+    Args:
+        path: of the lock file.
+        wait: for the other holder; else `filelock.Timeout` is raised at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=-1 if wait else 0)
+
+
+def once(path: Path, make: Callable[[], bytes]) -> bytes:
+    """The content of a file, made by the first of all processes that ask for it."""
+    if not path.exists():
+        with lock(path.with_name(f"{path.name}.lock"), wait=True):
+            if not path.exists():
+                write(path, make())
+    return path.read_bytes()

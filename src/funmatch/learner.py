@@ -1,0 +1,78 @@
+"""What every way of teaching shares: a student, its optimiser, and how it is measured."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from funmatch.fidelity import Fidelity
+from funmatch.models.network import Network
+from funmatch.stream import Batch
+
+Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
+Schedule = Callable[[int], float]
+
+
+class Learner(LightningModule):
+    """A student that is trained step by step and measured on the val and test splits.
+
+    Args:
+        student: the only network that learns.
+        optimizer: makes the optimiser of a module.
+        schedule: multiplier of the learning rate at a step.
+        log_every: steps between two rows of training metrics.
+    """
+
+    def __init__(
+        self, student: Network, *, optimizer: Optimizer, schedule: Schedule, log_every: int
+    ) -> None:
+        super().__init__()
+        self.student, self.fidelity = student, Fidelity()
+        self._optimizer, self._schedule, self._log_every = optimizer, schedule, log_every
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised on a training batch, and its named parts for the log."""
+
+    def reference(self, batch: Batch, split: str) -> Tensor | None:
+        """The teacher's logits [B, C] on a batch of "val" or "test", if there is a teacher."""
+        return None
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        optimizer = self._optimizer(self)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
+        loss, parts = self.loss(batch)
+        if (batch.step + 1) % self._log_every == 0:
+            named = {f"train/{name}": value for name, value in {"loss": loss, **parts}.items()}
+            # Lightning would number this row by the step before.
+            self.log_dict({**named, "step": float(batch.step + 1)})
+        return loss
+
+    def validation_step(self, batch: Batch, number: int) -> None:
+        self._measure(batch, "val")
+
+    def test_step(self, batch: Batch, number: int) -> None:
+        self._measure(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _measure(self, batch: Batch, split: str) -> None:
+        student = self.student(batch.view("student")).logits
+        self.fidelity.update(student, self.reference(batch, split), batch.label)
+
+    def _report(self, split: str) -> None:
+        values = self.fidelity.compute()
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
+        self.fidelity.reset()

@@ -1,0 +1,79 @@
+"""Weights & Biases, never in the way: without a key or a server it logs offline."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("WANDB_SILENT", "true")  # what a user must know is said here
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from wandb.errors import CommError
+
+# Found out once in a process: each job of a sweep would wait for the server anew.
+_offline = False
+
+
+class Wandb(WandbLogger):
+    """Lightning's logger, with an end."""
+
+    def close(self, *, failed: bool) -> None:
+        """Ends the W&B run of this process, lest the next job log into it."""
+        wandb.finish(exit_code=1 if failed else 0)
+
+
+def start(
+    directory: Path,
+    *,
+    config: Mapping[str, Any],
+    project: str,
+    group: str,
+    job_type: str,
+    timeout: float = 10.0,
+) -> Wandb:
+    """A W&B run for a run directory; a resumed directory goes on in the same W&B run.
+
+    Args:
+        directory: of the run; offline records go to its `wandb` folder.
+        config: the configuration, plain values.
+        project: in W&B.
+        group: of the runs of one sweep.
+        job_type: the recipe.
+        timeout: seconds to reach the server, before logging offline.
+    """
+    init = partial(
+        wandb.init,
+        dir=str(directory),
+        config=dict(config),
+        project=project,
+        group=group,
+        job_type=job_type,
+        name=directory.name,
+        id=f"{group}-{directory.name}"[-128:],
+        resume="allow",
+        settings=wandb.Settings(init_timeout=timeout, console="off", silent=True),
+    )
+    if "WANDB_MODE" in os.environ:  # the user has decided
+        return Wandb(experiment=init())
+    if not _offline and not wandb.login(prompt=False):
+        _go_offline(directory, "no API key")
+    if not _offline:
+        try:
+            run = init(mode="online")
+            print(f"W&B: {run.url}")
+            return Wandb(experiment=run)
+        except CommError:
+            wandb.finish(exit_code=1)
+            _go_offline(directory, f"the server did not answer within {timeout:g} s")
+    return Wandb(experiment=init(mode="offline"))
+
+
+def _go_offline(directory: Path, reason: str) -> None:
+    global _offline
+    _offline = True
+    print(
+        f"W&B logs offline ({reason}); to upload later: "
+        f"wandb sync {directory.parent}/*/wandb/offline-run-*"
+    )

@@ -1,0 +1,74 @@
+"""A network together with what it expects of its input."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Output:
+    """What a network says about a batch.
+
+    Attributes:
+        logits: [B, C].
+        features: by module name, what the objective asked for.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Network(nn.Module):
+    """Pixels in, `Output` out: normalises the views and keeps the features that were asked for.
+
+    Args:
+        net: maps normalised images [B, channels, S, S] to logits [B, C].
+        mean: per channel, of pixels in [0, 1].
+        std: per channel.
+        side: of its views, pixels.
+        resize: shorter side of an image before the central crop of an evaluation view.
+        features: names of the submodules of `net` whose outputs are kept.
+
+    Raises:
+        ValueError: a feature is no submodule of `net`.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        side: int,
+        resize: int,
+        features: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.net, self.side, self.resize = net, side, resize
+        mean_, std_ = torch.tensor(list(mean)), torch.tensor(list(std))
+        self.register_buffer("scale", (1 / (255 * std_))[:, None, None], persistent=False)
+        self.register_buffer("shift", (mean_ / std_)[:, None, None], persistent=False)
+        self._features: dict[str, Tensor] = {}
+        modules = dict(net.named_modules())
+        for name in features:
+            if name not in modules:
+                raise ValueError(f"feature {name!r} is not a submodule of {type(net).__name__}")
+            modules[name].register_forward_hook(self._keep(name))
+
+    def forward(self, pixels: Tensor) -> Output:
+        """Args: pixels [B, channels, S, S] in [0, 255], uint8 or floating point."""
+        logits = self.net(pixels * self.scale - self.shift)
+        features, self._features = self._features, {}
+        return Output(logits, features)
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._features[name] = output
+
+        return hook

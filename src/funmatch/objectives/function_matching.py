@@ -1,0 +1,26 @@
+"""The paper's objective."""
+
+from funmatch.losses import kl_divergence
+from funmatch.models.network import Output
+from funmatch.objectives import Loss, Objective
+from funmatch.stream import Batch
+
+
+class FunctionMatching(Objective):
+    """The student must equal the teacher as a function of the view: KL, no labels.
+
+    Args:
+        temperature: T > 0, softens both distributions.
+
+    Source: Beyer et al. 2022, sec. 3.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
+
+    def forward(self, student: Output, teacher: Output, batch: Batch) -> Loss:
+        kl = kl_divergence(student.logits, teacher.logits, temperature=self.temperature)
+        return Loss(kl.mean())

@@ -1,0 +1,69 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from funmatch import mixing
+
+
+def test_equals_the_released_code(reference: Callable) -> None:
+    stored = reference("mixup.npz")
+    mixed = mixing.mix(torch.from_numpy(stored["images"]), float(stored["coefficient"]))
+    torch.testing.assert_close(mixed, torch.from_numpy(stored["mixed"]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_partner_is_the_image_before(batch: int) -> None:
+    """Image i is the i-th unit vector, so that row i of the result shows its weights.
+
+    A reversed batch would mix the middle one of five with itself.
+    """
+    weights = mixing.mix(torch.eye(batch, dtype=torch.float64), 0.7)
+    expected = torch.zeros(batch, batch, dtype=torch.float64)
+    for i in range(batch):
+        expected[i, i] += 0.7
+        expected[i, (i - 1) % batch] += 0.3
+    torch.testing.assert_close(weights, expected)
+
+
+def test_only_the_batch_is_rolled() -> None:
+    images = torch.arange(48.0).reshape(2, 3, 2, 4)
+    torch.testing.assert_close(mixing.mix(images, 0.0), images[[1, 0]], rtol=0, atol=0)
+    torch.testing.assert_close(mixing.mix(images, 1.0), images, rtol=0, atol=0)
+
+
+def test_integers_are_mixed_as_floats() -> None:
+    """In uint8 the weights would be cut to 0 and the sum would wrap around."""
+    mixed = mixing.mix(torch.tensor([[255], [254]], dtype=torch.uint8), 0.75)
+    assert mixed.dtype == torch.float32
+    assert mixed.tolist() == [[254.75], [254.25]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_keep_their_dtype(dtype: torch.dtype) -> None:
+    assert mixing.mix(torch.ones(2, 3, dtype=dtype), 0.5).dtype == dtype
+
+
+def test_gradient_reaches_both_partners() -> None:
+    images = torch.zeros(3, 1, requires_grad=True)
+    mixing.mix(images, 0.75)[0].sum().backward()
+    assert images.grad.flatten().tolist() == [0.75, 0.0, 0.25]
+
+
+def test_coefficient_is_one_uniform_draw_folded() -> None:
+    for seed in range(50):
+        a = np.random.default_rng(seed).random()
+        folded = mixing.folded_uniform(np.random.default_rng(seed))
+        assert type(folded) is float
+        assert folded == (a if a > 0.5 else 1 - a)
+
+
+def test_coefficient_has_the_moments_of_the_released_code(reference: Callable) -> None:
+    stored = reference("mixup.npz")
+    rng = np.random.default_rng(0)
+    draws = [mixing.folded_uniform(rng) for _ in range(20_000)]
+    assert np.mean(draws) == pytest.approx(stored["coefficient_mean"], abs=5e-3)
+    assert min(draws) == pytest.approx(stored["coefficient_min"], abs=1e-3)
+    assert max(draws) == pytest.approx(stored["coefficient_max"], abs=1e-3)
+    assert np.quantile(draws, [0.25, 0.75]) == pytest.approx([0.625, 0.875], abs=5e-3)
