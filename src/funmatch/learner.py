@@ -52,8 +52,7 @@ class Learner(LightningModule):
         loss, parts = self.loss(batch)
         if (batch.step + 1) % self._log_every == 0:
             named = {f"train/{name}": value for name, value in {"loss": loss, **parts}.items()}
-            # Lightning would number this row by the step before.
-            self.log_dict({**named, "step": float(batch.step + 1)})
+            self._log(named, batch.step + 1)
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:
@@ -73,6 +72,10 @@ class Learner(LightningModule):
         self.fidelity.update(student, self.reference(batch, split), batch.label)
 
     def _report(self, split: str) -> None:
-        values = self.fidelity.compute()
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
+        named = {f"{split}/{name}": value for name, value in self.fidelity.compute().items()}
+        self._log(named, self.trainer.global_step)
         self.fidelity.reset()
+
+    def _log(self, values: dict[str, Tensor], step: int) -> None:
+        """Logs under the number of steps done; Lightning's own count lags one behind."""
+        self.log_dict({**values, "step": float(step)})

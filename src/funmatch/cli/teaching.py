@@ -224,7 +224,7 @@ def _fit(
             close = getattr(logger, "close", None)
             if close is not None:
                 close(failed=failed)
-    figures = {columns(name): value for name, value in test.items()}
+    figures = {columns(name): value for name, value in test.items() if name != "step"}
     return {
         "student_val_top1": best.score,
         **figures,

@@ -1,0 +1,226 @@
+"""What each network saw, to the pixel, in a real training run of each recipe."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from funmatch import geometry, mixing, targets
+from funmatch.distillation import Distillation
+from funmatch.geometry import Purpose
+from funmatch.models.frozen import Frozen
+from funmatch.objectives.function_matching import FunctionMatching
+from funmatch.recipes import Fixed, Independent, Shared
+from funmatch.render import render
+from funmatch.stream import Order
+from toys import MixedSizes, array_source, fit, learning, network
+
+RECIPES = ("fixed_teacher", "independent_noise", "consistent", "function_matching")
+SEED, STEPS, BATCH, MIN_AREA = 5, 6, 8, 0.3
+
+
+def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side: int = 8):
+    """Runs a distillation; returns what student and teacher saw in training, step by step."""
+    student, teacher = network(student_side, seed=1), network(teacher_side, seed=2)
+    frozen = Frozen(teacher)
+    sides = {"student": student_side, "teacher": teacher_side}
+    if isinstance(recipe, Fixed):
+        sides.pop("teacher")
+        words = targets.on_fixed_views(
+            frozen,
+            source,
+            recipe,
+            seed=SEED,
+            store=folder,
+            batch_size=3,
+            device=torch.device("cpu"),
+        )
+    else:
+        words = targets.Live(frozen)
+    before = list(teacher.net.seen)
+    teacher.net.seen.clear()
+    learner = Distillation(student, words, {}, FunctionMatching(2.0), **learning(STEPS))
+    fit(learner, source, recipe, sides=sides, steps=STEPS, batch_size=BATCH, seed=SEED)
+    return student.net.seen, teacher.net.seen, before
+
+
+def crops(source, step: int, side: int, law: str, network: str = "student") -> Tensor:
+    """The views of a step, drawn again from (seed, step) with the pure functions alone."""
+    indices = Order(len(source), BATCH, SEED).indices(step)
+    heights, widths = source.sizes(indices)
+    boxes, flips = {
+        "student": (Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS),
+        "teacher": (Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS),
+    }[network]
+    rng = geometry.generator(SEED, step, boxes)
+    if law == "inception":
+        cut = geometry.inception(heights, widths, rng=rng, area=(MIN_AREA, 1.0))
+    else:
+        cut = geometry.mild(heights, widths, rng=rng)
+    mirrored = geometry.flips(BATCH, rng=geometry.generator(SEED, step, flips))
+    views = zip(source.images(indices), cut, mirrored, strict=True)
+    return torch.stack([render(i, box, side, flip=bool(f)) for i, box, f in views]).float()
+
+
+@pytest.fixture(params=[array_source, MixedSizes], ids=["one size", "mixed sizes"])
+def source(request: pytest.FixtureRequest):
+    return request.param()
+
+
+@pytest.mark.parametrize("law", ["inception", "mild"])
+def test_consistent_shows_both_the_same_crop(source, law: str, tmp_path: Path) -> None:
+    recipe = Shared(name="consistent", crop=law, min_area=MIN_AREA)
+    student, teacher, _ = taught(recipe, source, tmp_path)
+    for step in range(STEPS):
+        torch.testing.assert_close(student[step], crops(source, step, 8, law))
+        assert torch.equal(teacher[step], student[step])
+
+
+@pytest.mark.parametrize("law", ["inception", "mild"])
+def test_independent_noise_shows_each_its_own_crop(source, law: str, tmp_path: Path) -> None:
+    recipe = Independent(name="independent_noise", crop=law, min_area=MIN_AREA)
+    student, teacher, _ = taught(recipe, source, tmp_path)
+    for step in range(STEPS):
+        torch.testing.assert_close(student[step], crops(source, step, 8, law))
+        torch.testing.assert_close(teacher[step], crops(source, step, 8, law, "teacher"))
+        assert not torch.equal(teacher[step], student[step])
+
+
+def test_function_matching_shows_both_the_same_mixed_crop(source, tmp_path: Path) -> None:
+    recipe = Shared(name="function_matching", crop="inception", mixing=True, min_area=MIN_AREA)
+    student, teacher, _ = taught(recipe, source, tmp_path)
+    for step in range(STEPS):
+        a = mixing.folded_uniform(geometry.generator(SEED, step, Purpose.MIXING))
+        plain = crops(source, step, 8, "inception")
+        expected = torch.stack([a * plain[i] + (1 - a) * plain[i - 1] for i in range(BATCH)])
+        torch.testing.assert_close(student[step], expected, rtol=1e-5, atol=1e-3)
+        assert torch.equal(teacher[step], student[step])
+
+
+def test_one_geometry_is_rendered_at_the_size_of_each_network(source, tmp_path: Path) -> None:
+    recipe = Shared(name="consistent", crop="inception", min_area=MIN_AREA)
+    student, teacher, _ = taught(recipe, source, tmp_path, student_side=6, teacher_side=10)
+    for step in range(STEPS):
+        torch.testing.assert_close(student[step], crops(source, step, 6, "inception"))
+        torch.testing.assert_close(teacher[step], crops(source, step, 10, "inception"))
+
+
+def test_fixed_teacher_is_asked_once_per_image_and_never_in_training(
+    source, tmp_path: Path
+) -> None:
+    recipe = Fixed(name="fixed_teacher", crop="whole", teacher_crop="resize")
+    student, teacher, before = taught(recipe, source, tmp_path)
+    assert teacher == []
+    every = np.arange(len(source))
+    heights, widths = source.sizes(every)
+    boxes = geometry.whole(heights, widths)
+    whole = torch.stack([render(i, b, 8) for i, b in zip(source.images(every), boxes, strict=True)])
+    torch.testing.assert_close(torch.cat(before), whole.float())
+    for step in range(STEPS):  # the very same whole images
+        indices = Order(len(source), BATCH, SEED).indices(step)
+        torch.testing.assert_close(student[step], whole[indices].float())
+
+
+def test_fixed_centre_crop_beside_mild_crops(source, tmp_path: Path) -> None:
+    recipe = Fixed(name="fixed_teacher", crop="mild", teacher_crop="centre")
+    student, teacher, before = taught(recipe, source, tmp_path)
+    assert teacher == []
+    every = np.arange(len(source))
+    boxes = geometry.centre(*source.sizes(every), resize=160, crop=128)
+    centre = [render(i, b, 8) for i, b in zip(source.images(every), boxes, strict=True)]
+    torch.testing.assert_close(torch.cat(before), torch.stack(centre).float())
+    for step in range(STEPS):
+        torch.testing.assert_close(student[step], crops(source, step, 8, "mild"))
+
+
+def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path) -> None:
+    recipe = Fixed(
+        name="fixed_teacher",
+        crop="inception",
+        teacher_crop="inception_ensemble",
+        ensemble=5,
+        min_area=MIN_AREA,
+    )
+    frozen = Frozen(network(8, seed=2))
+    arguments = {"seed": SEED, "store": tmp_path, "batch_size": 3, "device": torch.device("cpu")}
+    kept = targets.on_fixed_views(frozen, source, recipe, **arguments)
+
+    every = np.arange(len(source))
+    heights, widths = source.sizes(every)
+    expected = torch.zeros(len(source), 7, dtype=torch.float64)
+    for number in range(5):
+        rng = geometry.generator(SEED, number, Purpose.TEACHER_BOXES)
+        boxes = geometry.inception(heights, widths, rng=rng, area=(MIN_AREA, 1.0))
+        flips = geometry.flips(
+            len(source), rng=geometry.generator(SEED, number, Purpose.TEACHER_FLIPS)
+        )
+        for place, image in enumerate(source.images(every)):
+            view = render(image, boxes[place], 8, flip=bool(flips[place]))
+            expected[place] += frozen(view[None].float()).logits[0].double().softmax(0) / 5
+    said = kept._logits.double().softmax(dim=-1)
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-7)
+
+    student, teacher, _ = taught(recipe, source, tmp_path)
+    assert teacher == []
+    torch.testing.assert_close(student[2], crops(source, 2, 8, "inception"))
+
+
+def test_whole_images_are_never_mirrored_and_flips_can_be_off() -> None:
+    heights = widths = np.full(64, 20)
+    for recipe in (
+        Shared(name="x", crop="whole", flip=True),
+        Shared(name="x", crop="inception", flip=False),
+    ):
+        assert not recipe.views(0, 0, heights, widths)["student"].flips.any()
+    mirrored = Shared(name="x", crop="inception").views(0, 0, heights, widths)["student"].flips
+    assert mirrored.any()
+    assert not mirrored.all()
+
+
+def test_recipes_are_paired_on_the_students_crops() -> None:
+    heights, widths = np.full(32, 40), np.full(32, 60)
+    drawn = [
+        recipe.views(3, 11, heights, widths)["student"]
+        for recipe in (
+            Shared(name="consistent", crop="inception"),
+            Shared(name="function_matching", crop="inception", mixing=True),
+            Independent(name="independent_noise", crop="inception"),
+            Fixed(name="fixed_teacher", crop="inception", teacher_crop="inception_ensemble"),
+        )
+    ]
+    for view in drawn[1:]:
+        assert np.array_equal(view.boxes, drawn[0].boxes)
+        assert np.array_equal(view.flips, drawn[0].flips)
+
+
+def test_unknown_laws_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"recipe\.crop must be one of .*got 'huge'"):
+        Shared(name="x", crop="huge")
+    with pytest.raises(ValueError, match=r"recipe\.teacher_crop must be one of .*got 'huge'"):
+        Fixed(name="x", crop="whole", teacher_crop="huge")
+    with pytest.raises(ValueError, match=r"recipe\.ensemble must be at least 1, got 0"):
+        Fixed(name="x", crop="whole", ensemble=0)
+
+
+def test_a_recipe_is_only_what_the_paper_varies(compose: Callable[..., DictConfig]) -> None:
+    composed = []
+    for recipe in RECIPES:
+        cfg = compose(f"recipe={recipe}")
+        assert cfg.recipe.name == recipe
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        plain.pop("recipe")
+        composed.append(plain)
+    assert all(other == composed[0] for other in composed[1:])
+
+
+@pytest.mark.parametrize(
+    ("teacher_crop", "crop"),
+    [("resize", "whole"), ("centre", "mild"), ("inception_ensemble", "inception")],
+)
+def test_the_students_crop_beside_a_fixed_teacher(compose, teacher_crop: str, crop: str) -> None:
+    cfg = compose("recipe=fixed_teacher", f"recipe.teacher_crop={teacher_crop}")
+    assert cfg.recipe.crop == crop

@@ -1,0 +1,133 @@
+"""Small real parts that tests put together: sources, networks that remember, a training run."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Trainer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from funmatch import optimizers, schedules
+from funmatch.callbacks.checkpoint import AtomicCheckpointIO
+from funmatch.data.module import DataModule
+from funmatch.data.source import ArraySource, Splits
+from funmatch.learner import Learner
+from funmatch.models.network import Network
+from funmatch.recipes import Recipe
+
+CLASSES = 7
+
+
+def array_source(n: int = 20, side: int = 12, seed: int = 0) -> ArraySource:
+    """Random images of one size, with labels."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (n, 3, side, side + 4), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, n)
+    return ArraySource(
+        torch.from_numpy(images), torch.from_numpy(labels), [str(c) for c in range(CLASSES)]
+    )
+
+
+class MixedSizes:
+    """Random images of different sizes, as photographs are."""
+
+    classes = tuple(str(c) for c in range(CLASSES))
+
+    def __init__(self, n: int = 20, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self._sizes = rng.integers(9, 30, (n, 2))
+        self._images = [
+            torch.from_numpy(rng.integers(0, 256, (3, h, w), dtype=np.uint8))
+            for h, w in self._sizes
+        ]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self._sizes[indices, 0], self._sizes[indices, 1]
+
+    def images(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        return [self._images[i] for i in indices]
+
+    def labels(self, indices: NDArray[np.int64]) -> None:
+        return None
+
+    def fingerprint(self) -> str:
+        return "mixed sizes"
+
+
+class Remembering(nn.Module):
+    """A linear classifier that remembers what it was shown."""
+
+    def __init__(self, side: int, seed: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * side * side, CLASSES)
+        with torch.no_grad():
+            weight = torch.empty_like(self.linear.weight)
+            self.linear.weight.copy_(weight.normal_(generator=torch.Generator().manual_seed(seed)))
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.detach().clone())
+        return self.linear(images.flatten(1))
+
+
+def network(side: int = 8, seed: int = 0) -> Network:
+    """Shows its net the plain pixels in [0, 255]."""
+    return Network(
+        Remembering(side, seed), mean=[0.0] * 3, std=[1 / 255] * 3, side=side, resize=side
+    )
+
+
+def learning(steps: int) -> dict[str, object]:
+    """Optimiser and schedule of a short run."""
+    return {
+        "optimizer": lambda module: optimizers.adam(module, lr=0.01, wd=1e-3),
+        "schedule": lambda step: schedules.warmup_cosine(step, total_steps=steps, warmup_steps=1),
+        "log_every": 1,
+    }
+
+
+def fit(
+    learner: Learner,
+    source: ArraySource | MixedSizes,
+    recipe: Recipe,
+    *,
+    sides: dict[str, int],
+    steps: int,
+    batch_size: int,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Trainer:
+    """Trains on the real data module with the real trainer; saves the last state if told where."""
+    splits = Splits(source, array_source(6, seed=1), array_source(6, seed=2))
+    data = DataModule(
+        splits,
+        recipe,
+        sides=sides,
+        resolution=(8, 8),
+        batch_size=batch_size,
+        steps=steps,
+        seed=seed,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        check_val_every_n_epoch=None,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
+    )
+    trainer.fit(learner, data)
+    if folder is not None:
+        trainer.save_checkpoint(folder / "state.ckpt")
+    return trainer
