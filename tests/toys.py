@@ -65,6 +65,7 @@ class Remembering(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3 * side * side, CLASSES)
         with torch.no_grad():
+            self.linear.bias.zero_()
             weight = torch.empty_like(self.linear.weight)
             self.linear.weight.copy_(weight.normal_(generator=torch.Generator().manual_seed(seed)))
         self.seen: list[Tensor] = []

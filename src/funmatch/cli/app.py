@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import hydra
+from dotenv import load_dotenv
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -41,6 +42,7 @@ def launch(
         task: gets the composed configuration.
         finish: called once after all jobs, also if some failed.
     """
+    load_dotenv(Path(".env"))  # keys; what the environment already holds wins
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
     schema.register()
     failed = False

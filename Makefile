@@ -1,0 +1,53 @@
+# Every target works on a machine that has python3 (with venv) and make.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+RECIPES := fixed_teacher,independent_noise,consistent,function_matching
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train test check format lock clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/requirements.lock  ## create .venv from requirements.lock, or reuse it (5.5 GB)
+
+demo: setup  ## teacher, four recipes, two budgets, three seeds on real digits: table and figure
+	$(RUN) src/train.py -m name=demo recipe=$(RECIPES) epochs=300,3000 seed=0,1,2
+
+train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,function_matching"
+	$(RUN) src/train.py $(ARGS)
+
+test: setup  ## run the tests; ARGS go to pytest
+	$(RUN) -m pytest $(ARGS)
+
+check: setup  ## format, lint, types, floors, notebooks: what CI runs
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	PYTHONPATH=src $(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
+
+format: setup  ## put the code in shape
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/nbstripout notebooks/*.ipynb
+
+lock:  ## pin the newest versions that pyproject.toml allows (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --upgrade --group dev pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment and caches; logs stay
+	rm -rf $(VENV) build dist .coverage .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The copy of the lock is the stamp: it is written when everything is installed.
+$(VENV)/requirements.lock: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "error: $(PYTHON) has no venv; install the package python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	cp requirements.lock $@

@@ -1,0 +1,163 @@
+"""The teacher is only ever asked; the student learns; labels count where they are taught from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from funmatch import targets
+from funmatch.distillation import Distillation
+from funmatch.fidelity import Fidelity
+from funmatch.models.frozen import Frozen
+from funmatch.models.network import Network, Output
+from funmatch.objectives.function_matching import FunctionMatching
+from funmatch.recipes import Shared
+from funmatch.stream import Batch, Stream
+from funmatch.supervision import Supervision
+from toys import CLASSES, array_source, fit, learning, network
+
+MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
+SIDES = {"student": 8, "teacher": 8}
+
+
+def distillation(steps: int = 5) -> tuple[Distillation, Network]:
+    teacher = network(8, seed=2)
+    words = targets.Live(Frozen(teacher))
+    return Distillation(
+        network(8, seed=1), words, {}, FunctionMatching(1.0), **learning(steps)
+    ), teacher
+
+
+def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
+    learner, teacher = distillation()
+    before = Frozen(teacher).fingerprint()
+    student = learner.student.net.linear.weight.detach().clone()
+    trainer = fit(
+        learner, array_source(), MIXED, sides=SIDES, steps=5, batch_size=8, folder=tmp_path
+    )
+    assert Frozen(teacher).fingerprint() == before
+    assert not teacher.training
+    assert not torch.equal(learner.student.net.linear.weight, student)
+
+    mine = {id(p) for p in teacher.parameters()}
+    assert mine.isdisjoint(id(p) for p in learner.parameters())
+    (optimizer,) = trainer.optimizers
+    assert mine.isdisjoint(id(p) for group in optimizer.param_groups for p in group["params"])
+    saved = torch.load(tmp_path / "state.ckpt", weights_only=True)  # plain types only
+    assert set(saved["state_dict"]) == {"student.net.linear.weight", "student.net.linear.bias"}
+
+
+def test_one_step_is_the_formula() -> None:
+    """The trainer's step equals one written by hand from the same views."""
+    learner, teacher = distillation(steps=2)
+    source = array_source()
+    by_hand = network(8, seed=1)
+    optimizer = learning(2)["optimizer"](by_hand)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning(2)["schedule"])
+    stream = Stream(source, MIXED, sides=SIDES, batch_size=8, seed=0)
+    for step in range(2):
+        batch = stream[step].mixed()
+        logits, said = by_hand(batch.view("student")).logits, teacher(batch.view("teacher")).logits
+        loss = F.kl_div(logits.log_softmax(1), said.softmax(1), reduction="batchmean")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    fit(learner, source, MIXED, sides=SIDES, steps=2, batch_size=8)
+    torch.testing.assert_close(learner.student.net.linear.weight, by_hand.net.linear.weight)
+
+
+def test_frozen_refuses_to_learn_and_keeps_no_graph() -> None:
+    frozen = Frozen(network(8))
+    out = frozen(torch.rand(2, 3, 8, 8, requires_grad=True))
+    assert not out.logits.requires_grad
+    assert not isinstance(frozen, torch.nn.Module)
+
+
+def test_fingerprints_differ_with_weights_and_normalisation() -> None:
+    plain = network(8, seed=1)
+    other = Network(plain.net, mean=[0.5] * 3, std=[0.5] * 3, side=8, resize=8)
+    prints = {Frozen(n).fingerprint() for n in (network(8, seed=1), network(8, seed=2), other)}
+    assert len(prints) == 3
+    assert Frozen(network(8, seed=1)).fingerprint() in prints
+
+
+def test_a_network_normalises_and_keeps_the_features_asked_for() -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.ReLU())
+    wrapped = Network(
+        net, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.2], side=2, resize=2, features=["1"]
+    )
+    pixels = torch.randint(0, 256, (5, 3, 2, 2), dtype=torch.uint8)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 0.2])
+    expected = net((pixels / 255 - mean[:, None, None]) / std[:, None, None])
+    out = wrapped(pixels)
+    torch.testing.assert_close(out.logits, expected)
+    torch.testing.assert_close(out.features["1"].relu(), out.logits)
+    with pytest.raises(ValueError, match="feature 'nope' is not a submodule of Sequential"):
+        Network(net, mean=[0], std=[1], side=2, resize=2, features=["nope"])
+
+
+def test_function_matching_refuses_a_temperature_of_zero() -> None:
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        FunctionMatching(0)
+
+
+def test_supervision_shares_the_loss_between_mixing_partners() -> None:
+    learner = Supervision(network(8, seed=1), **learning(2))
+    batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0].mixed()
+    loss, _ = learner.loss(batch)
+    logp = learner.student(batch.view("student")).logits.log_softmax(1)
+    a = batch.coefficient
+    by_hand = [
+        -(a * logp[i, batch.label[i]] + (1 - a) * logp[i, batch.partner_label[i]]) for i in range(8)
+    ]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+
+
+def test_supervision_needs_labels() -> None:
+    learner = Supervision(network(8), **learning(2))
+    batch = Batch(torch.arange(2), None, 0, {"student": torch.rand(2, 3, 8, 8)})
+    with pytest.raises(ValueError, match="labels are needed"):
+        learner.loss(batch)
+
+
+def test_kept_targets_look_up_by_index() -> None:
+    table = torch.randn(20, CLASSES)
+    batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
+    out = targets.Kept(table)(batch)
+    assert isinstance(out, Output)
+    assert torch.equal(out.logits, table[batch.index])
+
+
+def test_fidelity_is_the_mean_over_examples_of_uneven_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 11, CLASSES, generator=generator)
+    label = torch.randint(0, CLASSES, (11,), generator=generator)
+    fidelity = Fidelity()
+    for rows in (slice(0, 4), slice(4, 8), slice(8, 11)):
+        fidelity.update(student[rows], teacher[rows], label[rows])
+    found = {name: float(value) for name, value in fidelity.compute().items()}
+
+    kl = sum(
+        float(p * (p / q).log())
+        for t, s in zip(teacher.double().softmax(1), student.double().softmax(1), strict=True)
+        for p, q in zip(t, s, strict=True)
+    )
+    best, said = student.argsort(1, descending=True), teacher.argmax(1)
+    assert found["student_top1"] == pytest.approx(sum(best[:, 0] == label) / 11)
+    assert found["teacher_top1"] == pytest.approx(sum(said == label) / 11)
+    assert found["agreement_top1"] == pytest.approx(sum(best[:, 0] == said) / 11)
+    inside = sum(int(said[i]) in best[i, :5].tolist() for i in range(11))
+    assert found["agreement_top5"] == pytest.approx(inside / 11)
+    assert found["kl_to_teacher"] == pytest.approx(kl / 11, rel=1e-5)
+
+
+def test_fidelity_leaves_out_what_cannot_be_measured() -> None:
+    logits = torch.randn(3, CLASSES)
+    unlabelled, untaught = Fidelity(), Fidelity()
+    unlabelled.update(logits, logits, None)
+    untaught.update(logits, None, torch.zeros(3, dtype=torch.int64))
+    assert set(unlabelled.compute()) == {"agreement_top1", "agreement_top5", "kl_to_teacher"}
+    assert set(untaught.compute()) == {"student_top1"}

@@ -1,0 +1,113 @@
+"""The stream: endless, from any step, the same whatever the ranks."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from funmatch.recipes import Independent, Shared
+from funmatch.stream import Batch, EvaluationStream, Order, Steps, Stream
+from toys import MixedSizes, array_source
+
+MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
+OWN = Independent(name="independent_noise", crop="inception", min_area=0.3)
+SIDES = {"student": 8, "teacher": 6}
+
+
+def stream(source, recipe=MIXED, *, rank: int = 0, ranks: int = 1, seed: int = 3, batch: int = 8):
+    return Stream(source, recipe, sides=SIDES, batch_size=batch, seed=seed, rank=rank, ranks=ranks)
+
+
+def test_order_runs_on_across_the_borders_of_epochs() -> None:
+    order = Order(size=10, batch_size=4, seed=0)
+    seen = np.concatenate([order.indices(step) for step in range(25)])  # ten epochs
+    for epoch in seen.reshape(10, 10):
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in seen.reshape(10, 10)}) == 10  # each in another order
+
+
+def test_order_does_not_depend_on_which_steps_were_asked_before() -> None:
+    forward, backward = Order(10, 4, seed=1), Order(10, 4, seed=1)
+    expected = [forward.indices(step) for step in range(12)]
+    for step in reversed(range(12)):
+        assert np.array_equal(backward.indices(step), expected[step])
+    assert not np.array_equal(Order(10, 4, seed=2).indices(0), expected[0])
+
+
+def test_a_late_step_costs_no_more_than_an_early_one() -> None:
+    """O(1): nothing before the step is drawn, so 10^12 steps are no obstacle."""
+    assert len(Order(10, 4, seed=1).indices(10**12)) == 4
+    assert stream(array_source())[10**9].views["student"].shape == (9, 3, 8, 8)
+
+
+@pytest.mark.parametrize("source", [array_source(), MixedSizes()], ids=["one size", "mixed sizes"])
+@pytest.mark.parametrize("recipe", [MIXED, OWN], ids=["mixed", "independent"])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_ranks_share_one_global_batch(source, recipe, ranks: int) -> None:
+    alone = stream(source, recipe)
+    shares = [stream(source, recipe, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step in (0, 1, 7):  # 20 images, batches of 8: across borders too
+        whole = alone[step].mixed()
+        parts = [share[step].mixed() for share in shares]
+        assert torch.equal(torch.cat([p.index for p in parts]), whole.index)
+        assert {p.coefficient for p in parts} == {whole.coefficient}
+        for network in SIDES:
+            joined = torch.cat([p.view(network) for p in parts])
+            assert torch.equal(joined, whole.view(network))
+        if whole.label is not None:
+            assert torch.equal(torch.cat([p.label for p in parts]), whole.label)
+        if whole.partner_label is not None:
+            assert torch.equal(torch.cat([p.partner_label for p in parts]), whole.partner_label)
+
+
+def test_the_partner_is_the_image_before_and_its_label_too() -> None:
+    batch = stream(array_source())[0]
+    assert torch.equal(batch.partner_label, batch.label.roll(1))
+    mixed = batch.mixed()
+    assert mixed.view("student").is_floating_point()
+    assert len(mixed.view("student")) == len(mixed.index) == 8
+
+
+def test_a_network_without_a_view_of_its_own_sees_the_students() -> None:
+    recipe = Shared(name="consistent", crop="mild")
+    batch = Stream(
+        array_source(), recipe, sides={"student": 8, "teacher": 8}, batch_size=4, seed=0
+    )[0]
+    assert list(batch.views) == ["student"]  # rendered and copied once
+    assert batch.view("teacher") is batch.view("student")
+
+
+def test_ranks_must_divide_the_batch() -> None:
+    with pytest.raises(ValueError, match="batch_size=8 is not divisible by 3 ranks"):
+        stream(array_source(), ranks=3)
+
+
+def test_a_batch_must_not_be_larger_than_the_data() -> None:
+    with pytest.raises(ValueError, match="batch_size=21 is more than the 20 images"):
+        stream(array_source(), batch=21)
+
+
+def test_steps_are_those_left_but_their_length_is_the_whole_run() -> None:
+    steps = Steps(7, 10)
+    assert list(steps) == [7, 8, 9]
+    assert len(steps) == 10
+
+
+def test_a_batch_moves_as_one() -> None:
+    batch = stream(array_source())[0].to("meta")
+    tensors = [batch.index, batch.label, batch.partner_label, *batch.views.values()]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert isinstance(batch, Batch)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_evaluation_visits_every_image_once(ranks: int) -> None:
+    source = MixedSizes(11)
+    shares = [
+        EvaluationStream(source, {"student": (9, 8)}, batch_size=4, rank=r, ranks=ranks)
+        for r in range(ranks)
+    ]
+    batches = list(itertools.chain(*([s[k] for k in range(len(s))] for s in shares)))
+    assert sorted(torch.cat([b.index for b in batches]).tolist()) == list(range(11))
+    assert {b.views["student"].shape[1:] for b in batches} == {(3, 8, 8)}

@@ -1,0 +1,66 @@
+"""Targets that are computed once and kept."""
+
+from pathlib import Path
+
+import torch
+
+from funmatch import targets
+from funmatch.models.frozen import Frozen
+from funmatch.recipes import Fixed
+from toys import array_source, network
+
+CPU = torch.device("cpu")
+
+
+def kept(recipe: Fixed, folder: Path, *, seed: int = 0, teacher: int = 2, source: int = 0):
+    net = network(8, seed=teacher)
+    found = targets.on_fixed_views(
+        Frozen(net),
+        array_source(seed=source),
+        recipe,
+        seed=seed,
+        store=folder,
+        batch_size=6,
+        device=CPU,
+    )
+    return found, len(net.net.seen)
+
+
+def fixed(crop: str, **more: object) -> Fixed:
+    return Fixed(name="fixed_teacher", crop="whole", teacher_crop=crop, min_area=0.3, **more)
+
+
+def test_a_second_run_does_not_ask_the_teacher(tmp_path: Path) -> None:
+    first, asked = kept(fixed("resize"), tmp_path)
+    again, asked_again = kept(fixed("resize"), tmp_path)
+    assert asked == 4  # 20 images in batches of at most 6
+    assert asked_again == 0
+    assert torch.equal(first._logits, again._logits)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_views_of_other_images_by_another_teacher_are_kept_apart(tmp_path: Path) -> None:
+    ensemble = fixed("inception_ensemble", ensemble=2)
+    kept(fixed("resize"), tmp_path)
+    for arguments in (
+        {"recipe": fixed("centre")},
+        {"recipe": fixed("resize"), "teacher": 3},
+        {"recipe": fixed("resize"), "source": 1},
+        {"recipe": ensemble},
+        {"recipe": ensemble, "seed": 1},
+        {"recipe": fixed("inception_ensemble", ensemble=3)},
+    ):
+        assert kept(folder=tmp_path, **arguments)[1] > 0
+    # One view of the whole image is the same for every seed.
+    assert kept(fixed("resize"), tmp_path, seed=9)[1] == 0
+
+
+def test_evaluation_views_are_kept_too(tmp_path: Path) -> None:
+    net = network(8, seed=2)
+    for _ in range(2):
+        found = targets.on_evaluation_views(
+            Frozen(net), array_source(), store=tmp_path, batch_size=6, device=CPU
+        )
+    assert len(net.net.seen) == 4
+    views = torch.cat(net.net.seen)
+    torch.testing.assert_close(found._logits, net.net.linear(views.flatten(1)))
