@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,14 +5,9 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
+from commands import QUICK, command
 from funmatch import schema
 from funmatch.cli import app
-
-ROOT = Path(__file__).resolve().parents[1]
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-# A teacher of a few seconds, and one thread: many commands share the machine under test.
-QUICK = ("logger=none", "trainer.threads=1", "trainer.accelerator=cpu")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,21 +24,6 @@ def compose() -> Callable[..., DictConfig]:
             return hydra.compose(name, list(overrides))
 
     return call
-
-
-def command(
-    script: str, *overrides: str, cwd: Path, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs a real command, as a user would, from any directory."""
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "PYTHON"))}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "src" / f"{script}.py"), *overrides],
-        cwd=cwd,
-        env={**keep, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(cwd), **environment},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ class KillAt(Callback):
 
 
 class FailAt(Callback):
-    """An error in the middle of a run."""
+    """An error in the middle of the run with a certain seed."""
 
-    def __init__(self, step: int) -> None:
-        self._step = step
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self._step:
+        if trainer.global_step == 4 and trainer.datamodule._seed == self._seed:
             raise RuntimeError("a fault was injected")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, command
+from commands import QUICK, command
 from funmatch.runs import Run
 
 SETTINGS = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from funmatch import files, runs, schema
@@ -21,7 +22,6 @@ _MEASURED = {
     "teacher": ("teacher_test_top1", "{:.3f}"),
 }
 _HEAD = ("epochs", "recipe", "seeds", *_MEASURED)
-_STATUSES = ("completed", "failed", "running")
 
 _NOTE = (
     "On test, mean ± sample standard deviation over seeds. Accuracy of the student and of its "
@@ -123,8 +123,13 @@ def _variant(own: dict[str, Any], every: Iterable[dict[str, Any]]) -> str:
     return " ".join(f"{key.rsplit('.', 1)[-1]}={own[key]}" for key in varied)
 
 
-def console_table(groups: Sequence[Group]) -> Table:
-    """For the terminal, at the end of a sweep."""
+def show(groups: Sequence[Group]) -> None:
+    """Prints the table that ends a sweep."""
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(_table(groups))
+
+
+def _table(groups: Sequence[Group]) -> Table:
     table = Table(title="on test, mean ± standard deviation over seeds", box=SIMPLE_HEAD)
     for title in _HEAD:
         left = title in ("recipe", "seeds")
@@ -139,10 +144,10 @@ def console_table(groups: Sequence[Group]) -> Table:
 
 
 def _cells(g: Group) -> list[str]:
-    counts = [(status, sum(r["status"] == status for r in g.rows)) for status in _STATUSES]
-    seeds = ", ".join(f"{count} {status}" for status, count in counts if count)
+    others = [row["status"] for row in g.rows if row["status"] != "completed"]
+    seeds = [str(len(g.completed)), *(f"{others.count(s)} {s}" for s in sorted(set(others)))]
     measured = [g.text(column, style) for column, style in _MEASURED.values()]
-    return [f"{g.epochs:g}", g.label, seeds.removesuffix(" completed"), *measured]
+    return [f"{g.epochs:g}", g.label, ", ".join(seeds), *measured]
 
 
 def markdown(groups: Sequence[Group]) -> str:

@@ -30,15 +30,15 @@ def generator(seed: int, step: int, purpose: int = 0) -> np.random.Generator:
     """The random numbers of one step: a counter-based generator, reached in O(1).
 
     Args:
-        seed: of the run, not negative.
-        step: not negative.
+        seed: of the run, from 0.
+        step: of the run, from 0.
         purpose: keeps the draws of one step apart.
 
     Raises:
-        ValueError: the seed or the step is negative.
+        ValueError: the seed or the step is negative or has more than 64 bits.
     """
-    if seed < 0 or step < 0:
-        raise ValueError(f"seed and step must not be negative, got {seed} and {step}")
+    if not (0 <= seed < 2**64 and 0 <= step < 2**64):
+        raise ValueError(f"seed and step must lie in [0, 2^64), got {seed} and {step}")
     # The step fills the upper half of the counter: 2^128 numbers before the next step begins.
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, step, 0]))
 

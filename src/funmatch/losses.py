@@ -5,6 +5,8 @@ The gradient flows into the student; the teacher's logits are constants.
 Source: Beyer et al. 2022, sec. 3 and the released code (`big_vision`, `distance.py`).
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +32,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, *, temperature: float = 1.0)
 
     Source: Beyer et al. 2022, sec. 3; Hinton et al. 2014, sec. 2.
     """
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature}")
     log_p = F.log_softmax(teacher.detach() / temperature, dim=-1)
     log_q = F.log_softmax(student / temperature, dim=-1)
@@ -49,9 +51,26 @@ def squared_l2(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher.detach()).square().sum(dim=-1)
 
 
-def hard(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy to the teacher's most likely class, logits [B, C]: [B], nats."""
-    return F.cross_entropy(student, teacher.argmax(dim=-1), reduction="none")
+def hard(student: Tensor, teacher: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """KL to the teacher's most likely class, of which `smoothing` is shared by all other classes.
+
+    Args:
+        student: logits [B, C], receives the gradient.
+        teacher: logits [B, C].
+        smoothing: in [0, 1); 0 is the cross-entropy to the class.
+
+    Returns:
+        [B], nats.
+
+    Raises:
+        ValueError: smoothing is not in [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
+    # PyTorch's own label smoothing shares among all classes, the likeliest included.
+    target = torch.full_like(student, smoothing / max(student.shape[-1] - 1, 1))
+    target.scatter_(-1, teacher.argmax(dim=-1, keepdim=True), 1.0 - smoothing)
+    return F.kl_div(F.log_softmax(student, dim=-1), target, reduction="none").sum(dim=-1)
 
 
 def log_softmax_euclidean(student: Tensor, teacher: Tensor) -> Tensor:

@@ -4,33 +4,29 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 _DECAYED = (_ConvNd, nn.Linear)
 
 
 class Adam(torch.optim.AdamW):
-    """`torch.optim.AdamW` that keeps the first moment in `momentum_dtype` between steps."""
-
-    def __init__(
-        self, params: Any, *, momentum_dtype: torch.dtype | None = None, **settings: Any
-    ) -> None:
-        super().__init__(params, **settings)
-        self._momentum_dtype = momentum_dtype
+    """`torch.optim.AdamW` that keeps the first moment in a dtype of its own between steps."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update; the arithmetic is done in the dtype of the parameters."""
-        if self._momentum_dtype is None:
-            return super().step(closure)
-        self._cast_momentum(None)
+        self._cast_momentum(lambda group, parameter: parameter.dtype)
         loss = super().step(closure)
-        self._cast_momentum(self._momentum_dtype)
+        self._cast_momentum(lambda group, parameter: group["momentum_dtype"])
         return loss
 
-    def _cast_momentum(self, dtype: torch.dtype | None) -> None:
-        for parameter, state in self.state.items():
-            state["exp_avg"] = state["exp_avg"].to(dtype or parameter.dtype)
+    def _cast_momentum(self, dtype: Callable[[dict[str, Any], Tensor], torch.dtype]) -> None:
+        for group in self.param_groups:
+            if group["momentum_dtype"] is None:
+                continue
+            for parameter in group["params"]:
+                if state := self.state[parameter]:
+                    state["exp_avg"] = state["exp_avg"].to(dtype(group, parameter))
 
 
 def adam(
@@ -72,5 +68,5 @@ def adam(
         {"params": [p for p in parameters if p in decayed], "weight_decay": wd / lr},
         {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    return Adam(groups, lr=lr, betas=betas, eps=eps, momentum_dtype=momentum_dtype)
+    groups = [{**group, "momentum_dtype": momentum_dtype} for group in groups if group["params"]]
+    return Adam(groups, lr=lr, betas=betas, eps=eps)

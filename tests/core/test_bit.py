@@ -139,6 +139,8 @@ LEGACY_CONV = "resnet/block2/unit01/b/standardized_conv2d/kernel"
         ("legacy", reshaped("head/kernel", (256, 10)), "no place for head/kernel"),  # both styles
         ("native", reshaped("head/bias", (11,)), "head/bias has shape"),
         ("native", reshaped("head/kernel", (10, 256)), "head/kernel has shape"),  # not K x C
+        ("native", reshaped("head/kernel", (2560,)), "head/kernel has shape"),
+        ("native", reshaped("head/kernel", (2, 1, 1, 128, 10)), "head/kernel has shape"),
         (
             "native",
             reshaped("norm-pre-head/scale", (1, 1, 1, 128)),

@@ -40,9 +40,9 @@ def test_generator_keeps_its_numbers_between_versions() -> None:
     assert raw.tolist() == [7980378825167389424, 15822271294995877213]
 
 
-@pytest.mark.parametrize(("seed", "step"), [(-1, 0), (0, -1)])
-def test_generator_refuses_negative_counters(seed: int, step: int) -> None:
-    with pytest.raises(ValueError, match=f"must not be negative, got {seed} and {step}"):
+@pytest.mark.parametrize(("seed", "step"), [(-1, 0), (0, -1), (2**64, 0), (0, 2**64)])
+def test_generator_refuses_counters_that_do_not_fit(seed: int, step: int) -> None:
+    with pytest.raises(ValueError, match=f"must lie in .*, got {seed} and {step}"):
         geometry.generator(seed, step)
 
 
@@ -60,6 +60,12 @@ def test_mild_equals_a_resize_and_a_crop_of_the_resized(size: tuple[int, int]) -
         assert (height, width) == (128, 128)
         expected = resized[:, top : top + 128, left : left + 128].int()
         assert (render.render(image, box, 128).int() - expected).abs().max() <= 1
+
+
+def test_a_crop_of_the_whole_resized_image() -> None:
+    whole = geometry.whole([30], [30])
+    np.testing.assert_allclose(geometry.mild([30], [30], rng=rng(), resize=40, crop=40), whole)
+    np.testing.assert_allclose(geometry.centre([30], [30], resize=40, crop=40), whole)
 
 
 def test_mild_corner_is_uniform_over_every_place() -> None:
@@ -95,6 +101,7 @@ def test_centre_leaves_the_odd_pixel_below_and_right() -> None:
         ((4, 5), 2, (2, 2)),  # 2.5: halves go to the even neighbour
         ((4, 7), 2, (2, 4)),  # 3.5
         ((10, 14), 160, (160, 224)),
+        ((576, 585), 160, (160, 163)),  # 162.5, which float32 puts just above the half
     ],
 )
 def test_shorter_side(size: tuple[int, int], resize: int, expected: tuple[int, int]) -> None:

@@ -75,7 +75,7 @@ def crop_sizes(
         (3, 2, (0.05, 1.0), (0.75, 1.33)),
         (64, 64, (0.08, 1.0), (0.5, 2.0)),
         (8, 8, (0.3, 0.6), (0.75, 1.33)),
-        (12, 17, (0.9, 1.0), (1.2, 1.6)),  # most draws are drawn again
+        (12, 17, (0.9, 1.0), (0.6, 1.5)),  # four draws in five are drawn again
     ],
 )
 def test_has_the_law_of_tensorflow(
@@ -122,13 +122,14 @@ def test_takes_the_whole_image_where_no_crop_fits() -> None:
 
 @pytest.mark.parametrize("others", [(8, 8), (1000, 10), (1, 1), (2000, 3000)])
 def test_box_does_not_depend_on_the_other_images(others: tuple[int, int]) -> None:
-    """Long others are drawn again far more often: their draws must not move those of image 5."""
+    """Each image is drawn again as often as it needs: that must not move the draws of image 5."""
+    ranges = {"area": (0.7, 1.0), "aspect": (0.4, 1.0)}  # every other draw fits a square
     size = np.full((2, 16), 300)
     changed = np.repeat(np.array(others)[:, None], 16, axis=1)
     changed[:, 5] = 300
     for step in range(50):
-        plain = geometry.inception(*size, rng=rng(step), area=(0.7, 1.0))
-        among_others = geometry.inception(*changed, rng=rng(step), area=(0.7, 1.0))
+        plain = geometry.inception(*size, rng=rng(step), **ranges)
+        among_others = geometry.inception(*changed, rng=rng(step), **ranges)
         assert plain[5].tolist() == among_others[5].tolist()
 
 

@@ -175,7 +175,7 @@ def test_a_shift_of_the_logits_changes_nothing(name: str, logits: tuple[Tensor, 
     torch.testing.assert_close(shifted, DISTANCES[name](student, teacher))
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
+@pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf])
 def test_temperature_must_be_positive(temperature: float, logits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
         losses.kl_divergence(*logits, temperature=temperature)
@@ -185,3 +185,22 @@ def test_temperature_must_be_positive(temperature: float, logits: tuple[Tensor, 
 def test_k_must_lie_within_the_classes(k: int, logits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match=f"between 1 and the 7 classes, got {k}"):
         losses.agreement(*logits, k=k)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_hard_shares_the_smoothing_among_all_other_classes(
+    smoothing: float, logits: tuple[Tensor, Tensor]
+) -> None:
+    student, teacher = logits
+    classes = student.shape[1]
+    for row, (z, v) in enumerate(zip(student, teacher, strict=True)):
+        q, top = softmax(z.tolist()), int(v.argmax())
+        target = [1 - smoothing if c == top else smoothing / (classes - 1) for c in range(classes)]
+        nats = sum(p * math.log(p / q[c]) for c, p in enumerate(target))
+        loss = losses.hard(student, teacher, smoothing=smoothing)[row]
+        assert float(loss) == pytest.approx(nats, rel=1e-4)
+
+
+def test_smoothing_must_leave_something_to_the_class(logits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"smoothing must lie in \[0, 1\), got 1"):
+        losses.hard(*logits, smoothing=1)

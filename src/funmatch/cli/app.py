@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from funmatch import schema
 
@@ -136,11 +137,15 @@ def explain(error: Exception, config_name: str) -> str:
         near = get_close_matches(key, _keys(config_name), n=1)
         hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
         return f"{key}={value}: no such key; {hint}"
-    if isinstance(error, HydraException) and error.__cause__ is not None:
-        reason, *rest = str(error.__cause__).splitlines()
-        key = next((line.split(":")[1].strip() for line in rest if "full_key" in line), "")
-        return f"{key}: {reason}" if key else reason
-    return " ".join(text.split()) or type(error).__name__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=???: give it a value: {error.full_key}=..."
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
+    if isinstance(error, ValueError):
+        return " ".join(text.split())
+    return " ".join(
+        f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
+    )
 
 
 def _keys(config_name: str) -> list[str]:

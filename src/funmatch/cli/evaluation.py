@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 
 from funmatch import comparison, schema
 from funmatch.runs import Run
@@ -40,5 +39,5 @@ def report(cfg: DictConfig) -> None:
         raise UserError(f"runs={cfg.runs}: no runs there; make some with python src/train.py")
     out = Path(cfg.out) if cfg.out is not None else roots[0]
     groups = comparison.write(out, roots)
-    Console().print(comparison.console_table(groups))
+    comparison.show(groups)
     print(f"{out}/summary.csv, summary.md, comparison.png")

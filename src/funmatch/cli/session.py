@@ -7,7 +7,6 @@ from typing import Any
 from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from funmatch import comparison, files, schema
 from funmatch.cli import app
@@ -36,7 +35,7 @@ def launch(config_name: str, teach: Teach) -> None:
 
     def finish() -> None:
         for directory in directories:
-            Console().print(comparison.console_table(comparison.group([directory])))
+            comparison.show(comparison.group([directory]))
             print(f"{directory}/summary.csv, summary.md, comparison.png")
 
     app.launch(config_name, task, finish)

@@ -132,7 +132,11 @@ def quiet() -> None:
     """Silences what the frameworks say of themselves."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*`isinstance.treespec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*is smaller than the logging interval.*",
+    ):
         warnings.filterwarnings("ignore", message)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")  # what a user must know is said here
+# W&B's telemetry about itself would hold up our exit by 10 s where the server does not answer.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
-from wandb.errors import CommError
+from wandb.errors import AuthenticationError, CommError
 
 # Found out once in a process: each job of a sweep would wait for the server anew.
 _offline = False
@@ -57,16 +59,19 @@ def start(
     )
     if "WANDB_MODE" in os.environ:  # the user has decided
         return Wandb(experiment=init())
-    if not _offline and not wandb.login(prompt=False):
-        _go_offline(directory, "no API key")
     if not _offline:
         try:
-            run = init(mode="online")
-            print(f"W&B: {run.url}")
-            return Wandb(experiment=run)
+            # Verifying the key would wait for the server without a limit of ours.
+            if wandb.login(prompt=False, verify=False):
+                run = init(mode="online")
+                print(f"W&B: {run.url}")
+                return Wandb(experiment=run)
+            _go_offline(directory, "no API key")
         except CommError:
-            wandb.finish(exit_code=1)
+            wandb.teardown(exit_code=1)  # else W&B holds on to the id of the run
             _go_offline(directory, f"the server did not answer within {timeout:g} s")
+        except AuthenticationError as error:
+            _go_offline(directory, f"the API key was refused: {error}")
     return Wandb(experiment=init(mode="offline"))
 
 

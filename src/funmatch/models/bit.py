@@ -82,14 +82,13 @@ def load_npz(model: ResNetV2, path: str | Path) -> None:
 
 def _reshaped(array: NDArray[np.generic], target: Tensor, label: str) -> Tensor:
     """A stored array in PyTorch's layout: kernels are HWIO or [C, K], norms are flattened."""
-    if target.ndim == 4:  # timm's head is a 1x1 convolution too
-        array = array.reshape((1, 1, *array.shape)[-4:]).transpose(3, 2, 0, 1)
-    else:
+    shape = array.shape
+    if target.ndim == 1:
         array = array.reshape(-1)
+    elif array.ndim in (2, 4):  # timm's head is a 1x1 convolution too
+        array = array.reshape((1, 1, *shape)[-4:]).transpose(3, 2, 0, 1)
     if array.shape != target.shape:
-        raise ValueError(
-            f"{label} has shape {array.shape}, the network needs {tuple(target.shape)}"
-        )
+        raise ValueError(f"{label} has shape {shape}, the network needs {tuple(target.shape)}")
     return torch.from_numpy(np.array(array)).to(target.dtype)
 
 

@@ -1,0 +1,202 @@
+"""The commands as a user types them: from a bare clone, in any directory, without installing."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+from commands import QUICK, ROOT, command, environment
+from funmatch.runs import COLUMNS, Run
+
+BUDGET = ("steps=6", "schedule.warmup_steps=2", "validate_every=3")
+SWEEP = ("-m", "recipe=fixed_teacher,consistent,function_matching")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def swept(workplace: Path) -> subprocess.CompletedProcess[str]:
+    return command("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
+
+
+def test_the_sweep_of_the_readme(swept, workplace: Path) -> None:
+    assert swept.returncode == 0, swept.stderr
+    assert swept.stderr == ""  # no framework speaks of itself
+    for recipe in ("fixed_teacher", "consistent", "function_matching"):
+        assert f"logs/swept/{recipe}-s0-" in swept.stdout
+        assert recipe in swept.stdout.split("on test, mean")[1]  # the table
+    logs = workplace / "logs" / "swept"
+    found = rows(logs / "summary.csv")
+    assert list(found[0]) == list(COLUMNS)
+    assert [row["recipe"] for row in found] == ["fixed_teacher", "consistent", "function_matching"]
+    for row in found:
+        assert row["status"] == "completed"
+        assert row["steps"] == "6"
+        assert float(row["epochs"]) == 6
+        for fraction in (
+            "student_test_top1",
+            "student_val_top1",
+            "agreement_top1",
+            "agreement_top5",
+        ):
+            assert 0 <= float(row[fraction]) <= 1
+        assert float(row["teacher_test_top1"]) > 0.9
+        assert float(row["images_per_second"]) > 0
+        assert float(row["wall_seconds"]) > 0
+    fixed, consistent, _ = found
+    assert float(fixed["teacher_seconds"]) < 0.1 * float(consistent["teacher_seconds"]) + 0.01
+    assert image.imread(logs / "comparison.png").ndim == 3
+    assert "fixed_teacher" in (logs / "summary.md").read_text()
+
+
+def test_what_a_run_leaves(swept, workplace: Path) -> None:
+    (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
+    left = {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
+    assert left >= {
+        ".hydra/config.yaml",
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints/last.ckpt",
+        "student.safetensors",
+        "model.json",
+        "summary.json",
+    }
+    assert json.loads((directory / "model.json").read_text())["net"]["widths"] == [16, 24]
+    header = (directory / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert header[0] == "step"
+    assert "val/student_top1" in header
+
+
+def test_a_finished_run_is_reported_and_skipped(swept, workplace: Path) -> None:
+    again = command("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
+    assert again.returncode == 0
+    assert again.stdout.count("finished before") == 3
+    assert again.stdout.split("on test")[1] == swept.stdout.split("on test")[1]
+
+
+def test_single_run_and_sweep_share_a_directory_and_its_weights(swept, workplace: Path) -> None:
+    single = ("recipe=consistent", *BUDGET, *QUICK)
+    skipped = command("train", *single, "name=swept", cwd=workplace)
+    assert "finished before" in skipped.stdout
+    done = command("train", *single, "name=single", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    (one,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
+    other = workplace / "logs" / "single" / one.name
+    assert Run(one).student.read_bytes() == Run(other).student.read_bytes()
+
+
+def test_a_job_that_fails_does_not_stop_the_others(workplace: Path) -> None:
+    fault = ("+callbacks.fault._target_=faults.FailAt", "+callbacks.fault.seed=1")
+    arguments = ("-m", "recipe=consistent", "seed=0,1,2", *BUDGET, "name=failing", *QUICK)
+    done = command("train", *arguments, *fault, cwd=workplace)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: RuntimeError: a fault was injected")
+    assert done.stderr.count("\n") == 1
+    found = rows(workplace / "logs" / "failing" / "summary.csv")
+    assert [(row["seed"], row["status"]) for row in found] == [
+        ("0", "completed"),
+        ("1", "failed"),
+        ("2", "completed"),
+    ]
+    assert found[1]["student_test_top1"] == ""
+    assert "2, 1 failed" in done.stdout.split("on test")[1]
+
+    # The failed one alone is made good, and as it would have been without the failure.
+    again = command("train", *arguments, cwd=workplace)
+    assert again.returncode == 0
+    assert again.stdout.count("finished before") == 2
+    plain = command(
+        "train", "recipe=consistent", "seed=1", *BUDGET, "name=plain", *QUICK, cwd=workplace
+    )
+    assert plain.returncode == 0
+    weights = {
+        path.read_bytes() for path in (workplace / "logs").glob("*/consistent-s1-*/*.safetensors")
+    }
+    assert len(weights) == 1
+
+
+def test_evaluate_finds_what_the_run_found(swept, workplace: Path) -> None:
+    (directory,) = (workplace / "logs" / "swept").glob("function_matching-s0-*")
+    done = command("evaluate", f"run={directory}", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split() for line in done.stdout.splitlines()[1:])
+    summary = Run(directory).result
+    for name, value in found.items():
+        assert float(value) == pytest.approx(summary[name], abs=1e-4)
+    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(found)
+
+
+def test_report_over_several_directories(swept, workplace: Path) -> None:
+    logs = workplace / "logs"
+    done = command(
+        "report", f"runs=[{logs}/swept,{logs}/first]", f"out={workplace}/both", cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(rows(workplace / "both" / "summary.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "line"),
+    [
+        ("report", "runs=nowhere", "runs=nowhere: no such directory"),
+        ("report", "out=x", "runs=???: give it a value: runs=..."),
+        ("evaluate", "run=nowhere", "run=nowhere: holds no config.yaml"),
+    ],
+)
+def test_mistakes_of_the_smaller_commands(
+    script: str, wrong: str, line: str, tmp_path: Path
+) -> None:
+    done = command(script, wrong, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_label_baseline(workplace: Path) -> None:
+    done = command(
+        "finetune", "model=digits_student", *BUDGET, "name=labels", *QUICK, cwd=workplace
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(workplace / "logs" / "labels" / "summary.csv")
+    assert row["recipe"] == "labels"
+    assert row["teacher_test_top1"] == ""
+    assert float(row["student_test_top1"]) > 0
+
+
+def test_a_second_process_on_one_run_is_refused(workplace: Path) -> None:
+    arguments = ("steps=100000", "name=busy", *QUICK)
+    script = str(ROOT / "src" / "train.py")
+    first = subprocess.Popen(
+        [sys.executable, script, *arguments], cwd=workplace, env=environment(workplace), stdout=-3
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list((workplace / "logs").glob("busy/*/metrics.csv")):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        second = command("train", *arguments, cwd=workplace)
+        assert second.returncode == 1
+        assert "another process works on this run" in second.stderr
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+
+
+def test_a_directory_with_another_configuration_is_refused(workplace: Path, swept) -> None:
+    (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
+    config = directory / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("lr: 0.01", "lr: 0.5"))
+    done = command("train", "recipe=consistent", *BUDGET, "name=swept", *QUICK, cwd=workplace)
+    config.write_text(before)
+    assert done.returncode == 1
+    assert "optimizer.lr (there 0.5, here 0.01)" in done.stderr

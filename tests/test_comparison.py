@@ -1,0 +1,96 @@
+"""Tables and figures over runs."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+from omegaconf import OmegaConf
+
+from funmatch import comparison, runs, schema
+from funmatch.runs import Run
+
+
+@pytest.fixture
+def leave(compose: Callable, tmp_path: Path) -> Callable[..., Path]:
+    """Leaves the directory of a run as a finished command would."""
+
+    def call(*overrides: str, **figures: object) -> Path:
+        cfg = compose(*overrides)
+        directory = tmp_path / schema.run_id(cfg)
+        directory.mkdir()
+        (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        facts = {"recipe": cfg.recipe.name, "seed": cfg.seed, "epochs": float(cfg.epochs)}
+        Run(directory).write_summary(
+            {**facts, "steps": cfg.epochs, "status": "completed", **figures}
+        )
+        return directory
+
+    return call
+
+
+def test_seeds_are_grouped_with_their_sample_standard_deviation(leave, tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.90, 0.92, 0.97)):
+        leave(
+            f"seed={seed}", student_test_top1=accuracy, agreement_top1=0.5, teacher_test_top1=0.99
+        )
+    (group,) = comparison.group([tmp_path])
+    mean = (0.90 + 0.92 + 0.97) / 3
+    spread = math.sqrt(sum((x - mean) ** 2 for x in (0.90, 0.92, 0.97)) / 2)  # n - 1
+    assert group.mean("student_test_top1") == pytest.approx(mean)
+    assert group.deviation("student_test_top1") == pytest.approx(spread)
+    assert group.text("student_test_top1", "{:.3f}") == "0.930 ± 0.036"
+    assert group.text("kl_to_teacher", "{:.3f}") == "–"
+
+
+def test_what_differs_beside_the_seed_is_another_group_and_is_named(leave, tmp_path: Path) -> None:
+    leave("optimizer.lr=0.01", student_test_top1=0.9)
+    leave("optimizer.lr=0.02", student_test_top1=0.8)
+    leave("recipe=consistent", student_test_top1=0.7)
+    labels = [g.label for g in comparison.group([tmp_path])]
+    assert labels == ["consistent", "function_matching lr=0.01", "function_matching lr=0.02"]
+
+
+def test_the_recipes_stand_in_the_order_of_the_paper(leave, tmp_path: Path) -> None:
+    for recipe in ("function_matching", "consistent", "fixed_teacher", "independent_noise"):
+        for epochs in (300, 100):
+            leave(f"recipe={recipe}", f"epochs={epochs}", student_test_top1=0.9)
+    story = ["fixed_teacher", "independent_noise", "consistent", "function_matching"]
+    found = [(g.epochs, g.recipe) for g in comparison.group([tmp_path])]
+    assert found == [(epochs, recipe) for epochs in (100.0, 300.0) for recipe in story]
+
+
+def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Path) -> None:
+    leave("seed=0", student_test_top1=0.9, agreement_top1=0.8)
+    leave("seed=1", status="failed", error="RuntimeError: boom")
+    comparison.write(tmp_path, [tmp_path])
+    rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
+    assert list(rows[0]) == list(runs.COLUMNS)
+    assert [row["status"] for row in rows] == ["completed", "failed"]
+    assert rows[1]["student_test_top1"] == ""
+    text = (tmp_path / "summary.md").read_text()
+    assert "1, 1 failed" in text
+    assert "RuntimeError: boom" in text
+    (group,) = comparison.group([tmp_path])
+    assert group.mean("student_test_top1") == 0.9
+
+
+def test_the_figure_has_a_panel_for_patience_where_budgets_differ(leave, tmp_path: Path) -> None:
+    figures = {"student_test_top1": 0.9, "agreement_top1": 0.8, "teacher_test_top1": 0.95}
+    leave("epochs=100", **figures)
+    comparison.write(tmp_path, [tmp_path])
+    narrow = image.imread(tmp_path / "comparison.png").shape
+    leave("epochs=300", **figures)
+    comparison.write(tmp_path, [tmp_path])
+    wide = image.imread(tmp_path / "comparison.png").shape
+    assert wide[1] == pytest.approx(1.5 * narrow[1])
+
+
+def test_summary_json_has_the_columns_of_the_table(leave) -> None:
+    summary = json.loads((leave("seed=4", student_test_top1=0.5) / "summary.json").read_text())
+    assert list(summary)[: len(runs.COLUMNS)] == list(runs.COLUMNS)
+    assert summary["seed"] == 4
+    assert summary["kl_to_teacher"] is None

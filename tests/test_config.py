@@ -1,0 +1,193 @@
+"""Configurations compose; mistakes are found at the door, in one line, for all jobs of a sweep."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from commands import QUICK, ROOT, command, environment
+from funmatch import schema
+from funmatch.cli import app
+from funmatch.schema import UserError
+
+GROUPS = sorted(
+    (path.parent.name, path.stem)
+    for path in (ROOT / "conf").glob("*/*.yaml")
+    if path.parent.name not in ("model", "experiment")
+)
+WRONG = [
+    (
+        "objective.temprature=2",
+        "objective.temprature=2: no such key; did you mean",
+    ),
+    (
+        "recipe=best",
+        "recipe=best: no such recipe; choose consistent, fixed_teacher, function_matching",
+    ),
+    ("data=mnist", "data=mnist: no such data; choose "),
+    ("objective.temperature=0", "objective.temperature=0: give a positive number"),
+    ("objective.temperature=-1", "objective.temperature=-1: give a positive number"),
+    ("objective.temperature=hot", "objective.temperature=hot: give a positive number"),
+    ("epochs=null", "epochs=null steps=null: give exactly one of them"),
+    ("epochs=3 steps=4", "epochs=3 steps=4: give exactly one of them"),
+    ("steps=0", "steps=0: give a whole number from 1"),
+    ("steps=50", "schedule.warmup_steps=50: must be less than the 50 steps of the run (steps=50)"),
+    ("seed=one", "seed: Value 'one' of type 'str' could not be converted to Integer"),
+    ("batch_size=101", "batch_size=101: give at most the 100 training images"),
+    ("optimizer.lr=0", "optimizer.lr=0: give a positive number"),
+    ("optimizer.wd=-1", "optimizer.wd=-1: give 0 or a positive number"),
+    ("teacher.classes=5", "teacher.classes=5: data=digits has 10 classes; choose a teacher"),
+    (
+        "teacher.weights=no.npz",
+        "teacher.weights=no.npz: no such file; make it with: python src/finetune.py",
+    ),
+    (
+        "teacher.finetune=null",
+        "teacher.weights=null: this teacher needs a file; give the path of a",
+    ),
+    ("recipe.crop=tiny", "recipe.crop=tiny: choose inception, mild or whole"),
+    (
+        "recipe=fixed_teacher recipe.teacher_crop=x",
+        "recipe.teacher_crop=x: choose resize, centre or",
+    ),
+    ("data.min_area=2", "data.min_area=2: give a share in (0, 1]"),
+    (
+        "data.images_per_class=none",
+        "data.images_per_class=none: give a whole number from 1, or null",
+    ),
+    ("name=a/b", "name=a/b: use letters, digits, '.', '_' and '-' only"),
+    ("name=..", "name=..: use letters, digits, '.', '_' and '-' only"),
+    ("resume=maybe", "resume=maybe: choose auto or never"),
+    ("validate_every=0", "validate_every=0: give a whole number from 1"),
+]
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_every_option_composes_and_passes_the_door(compose, group: str, option: str) -> None:
+    cfg = compose(f"{group}={option}")
+    schema.check(cfg)
+    assert schema.total_steps(cfg) > 0
+
+
+@pytest.mark.parametrize("name", ["train", "finetune"])
+def test_the_configuration_without_overrides_is_right(compose, name: str) -> None:
+    schema.check(compose(name=name))
+
+
+def test_epochs_become_steps_as_in_the_paper(compose: Callable[..., DictConfig]) -> None:
+    """epochs * N / batch, rounded: the figures of paper.md, sec. 8."""
+    for epochs, images, batch, steps in (
+        (1_000, 1020, 512, 1_992),
+        (10_000, 1020, 512, 19_922),
+        (1_000_000, 1020, 512, 1_992_188),
+        (300, 3312, 512, 1_941),
+        (30_000, 3312, 512, 194_062),
+        (100, 68_175, 512, 13_315),
+        (300, 1_255_544, 4096, 91_959),
+        (9_600, 1_255_544, 4096, 2_942_681),
+    ):
+        cfg = compose(f"epochs={epochs}", f"batch_size={batch}", f"data.train_size={images}")
+        assert schema.total_steps(cfg) == steps
+
+
+def test_steps_replace_the_epochs_that_the_data_proposes(compose) -> None:
+    assert compose().epochs == 3000
+    cfg = compose("steps=70")
+    assert cfg.epochs is None
+    assert schema.total_steps(cfg) == 70
+
+
+def test_a_run_is_named_by_what_decides_its_result(compose) -> None:
+    def name(*overrides: str) -> str:
+        return schema.run_id(compose(*overrides))
+
+    assert name() == name()
+    assert name().startswith("function_matching-s0-")
+    for same in ("trainer.devices=2", "paths.logs=x", "logger=none", "name=other", "resume=never",
+                 "checkpoint_every=7", "trainer.workers=3"):  # fmt: skip
+        assert name(same) == name()
+    for other in ("seed=1", "optimizer.lr=0.5", "epochs=70", "recipe=consistent", "batch_size=50",
+                  "trainer.precision=bf16-mixed", "validate_every=7"):  # fmt: skip
+        assert name(other) != name()
+
+
+def test_the_key_in_which_two_configurations_differ_is_named(compose) -> None:
+    one, other = (schema.identity(compose(f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
+    assert schema.differing_key(one, other) == "optimizer.lr (there 0.1, here 0.2)"
+    assert schema.differing_key(one, one) is None
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """What the real command answers to each mistake; one process makes them all."""
+    path = tmp_path_factory.mktemp("wrong")
+    code = (
+        "import contextlib, io, json, sys\n"
+        "from funmatch.cli.command import train\n"
+        "found = {}\n"
+        f"for wrong in {[w for w, _ in WRONG]!r}:\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    sys.argv = ['train.py', *wrong.split()]\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try: train(); code = 0\n"
+        "        except SystemExit as stop: code = stop.code\n"
+        "    found[wrong] = (code, out.getvalue(), err.getvalue())\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+        "assert 'sklearn' not in sys.modules, 'data was read'\n"
+        "print(json.dumps(found))\n"
+    )
+    env = environment(path, PYTHONPATH=str(ROOT / "src"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(path.iterdir())  # not even a directory was made
+    import json
+
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("wrong", "line"), WRONG)
+def test_a_mistake_is_one_line_before_torch_is_imported(answers, wrong: str, line: str) -> None:
+    code, out, err = answers[wrong]
+    assert code == 1
+    assert out == ""
+    assert err.startswith(f"error: {line}")
+    assert err.count("\n") == 1
+
+
+def test_one_wrong_job_stops_a_sweep_before_the_first_starts(tmp_path: Path) -> None:
+    done = command(
+        "train", "-m", "recipe=consistent", "objective.temperature=1,0", *QUICK, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: objective.temperature=0: give a positive number\n"
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
+    done = command("train", "objective.temperature=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "error: objective.temperature=0" in done.stderr
+
+
+def test_sweeps_of_a_configuration_are_checked_too(compose) -> None:
+    cfg = OmegaConf.create(
+        {"hydra": {"sweeper": {"params": {"seed": "1,2"}}, "overrides": {"task": ["recipe=a,b"]}}}
+    )
+    jobs = [
+        ["seed=1", "recipe=a"],
+        ["seed=1", "recipe=b"],
+        ["seed=2", "recipe=a"],
+        ["seed=2", "recipe=b"],
+    ]
+    assert app.sweep(cfg) == jobs
+
+
+def test_user_errors_are_value_errors() -> None:
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,96 @@
+"""Files are whole or not there; locks die with their process."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import Timeout
+
+from commands import ROOT
+from funmatch import files
+
+
+def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file"
+    files.write(target, "old")
+    files.write(target, lambda file: file.write(b"new"))
+    assert target.read_bytes() == b"new"
+    assert [p.name for p in target.parent.iterdir()] == ["file"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~mask  # as any other file of the user
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    files.write(target, "old")
+
+    def fails(file) -> None:
+        file.write(b"half of the")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write(target, fails)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    files.write(target, "old")
+    code = (
+        "import os, signal; from pathlib import Path; from funmatch import files\n"
+        "def dies(file):\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"files.write(Path({str(target)!r}), dies)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src")
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+
+
+def _hold(path: Path, held: multiprocessing.Event) -> None:
+    with files.lock(path, wait=True):
+        held.set()
+        time.sleep(60)
+
+
+def test_a_lock_is_refused_while_it_is_held_and_dies_with_its_holder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / "lock", held))
+    holder.start()
+    assert held.wait(60)
+    with pytest.raises(Timeout), files.lock(tmp_path / "lock", wait=False):
+        pass
+    holder.kill()
+    holder.join()
+    with files.lock(tmp_path / "lock", wait=False):
+        pass
+
+
+def _make(path: Path, counter: Path) -> None:
+    def make() -> bytes:
+        with counter.open("a") as file:
+            file.write("made\n")
+        time.sleep(0.5)
+        return b"content"
+
+    assert files.once(path, make) == b"content"
+
+
+def test_of_many_processes_one_makes_the_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    arguments = (tmp_path / "file", tmp_path / "counter")
+    processes = [context.Process(target=_make, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "counter").read_text() == "made\n"

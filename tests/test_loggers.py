@@ -1,0 +1,151 @@
+"""Metrics are kept, each step once; W&B is never in the way."""
+
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto import wandb_internal_pb2 as pb
+
+from commands import command
+from funmatch.loggers.csv import CsvLogger
+
+SHORT = (
+    "steps=4",
+    "schedule.warmup_steps=1",
+    "trainer.threads=1",
+    "trainer.accelerator=cpu",
+    "trainer.log_every=2",
+)
+
+
+def test_csv_rows_up_to_the_checkpoint_are_kept_and_later_ones_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    for step in (10, 20, 30):
+        logger.log_metrics({"train/loss": step / 10, "epoch": 0}, step)
+    logger.log_metrics({"val/student_top1": 0.5}, 30)  # a new column, known rows stay
+    assert path.read_text().splitlines() == [
+        "step,train/loss,val/student_top1",
+        "10,1.0,",
+        "20,2.0,",
+        "30,3.0,",
+        "30,,0.5",
+    ]
+    resumed = CsvLogger(path, step=20)
+    resumed.log_metrics({"train/loss": 9.0}, 30)
+    assert path.read_text().splitlines()[1:] == ["10,1.0,", "20,2.0,", "30,9.0,"]
+    assert CsvLogger(path).name == "csv"  # a run that starts anew starts with an empty file
+    assert path.read_text().splitlines() == ["step"]
+
+
+def records(path: Path) -> list[pb.Record]:
+    """What an offline W&B run holds: protobuf records in LevelDB's log format."""
+    data, place, found, part = path.read_bytes(), 7, [], b""
+    assert data.startswith(b":W&B")
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # a record never begins in the last bytes of a block
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        part += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            found.append(pb.Record.FromString(part))
+            part = b""
+    return found
+
+
+def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> None:
+    arguments = ("-m", "recipe=consistent,function_matching", *SHORT, "name=keyless")
+    done = command("train", *arguments, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("W&B logs offline (no API key)") == 1
+    assert "wandb sync logs/keyless/*/wandb/offline-run-*" in done.stdout
+
+    files = sorted((workplace / "logs" / "keyless").glob("*/wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2
+    ids = set()
+    for file in files:  # each job in a run of its own
+        kept = records(file)
+        (run,) = [r.run for r in kept if r.HasField("run")]
+        ids.add(run.run_id)
+        assert run.run_group == "keyless"
+        assert run.job_type in ("consistent", "function_matching")
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert config["recipe"]["name"] == run.job_type
+        history = [r.history for r in kept if r.HasField("history")]
+        keys = {item.key or item.nested_key[0] for h in history for item in h.item}
+        assert {"train/loss", "val/student_top1", "test/student_top1"} <= keys
+        assert any(r.HasField("exit") and r.exit.exit_code == 0 for r in kept)
+    assert len(ids) == 2
+
+
+@pytest.fixture
+def deaf_server() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        held: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    held.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        for connection in held:
+            connection.close()
+
+
+def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
+    workplace: Path, deaf_server: str
+) -> None:
+    done = command(
+        "train",
+        *("-m", "recipe=consistent,function_matching", *SHORT, "name=deaf"),
+        "logger.wandb.timeout=2",
+        cwd=workplace,
+        WANDB_API_KEY="0" * 40,
+        WANDB_BASE_URL=deaf_server,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("W&B logs offline (the server did not answer within 2 s)") == 1
+    assert len(list((workplace / "logs" / "deaf").glob("*/wandb/offline-run-*/*.wandb"))) == 2
+
+
+def test_a_failed_job_ends_its_wandb_run(workplace: Path) -> None:
+    fault = ("+callbacks.fault._target_=faults.FailAt", "+callbacks.fault.seed=0")
+    arguments = ("-m", "seed=0,1", *SHORT, "name=half", *fault)
+    done = command("train", *arguments, cwd=workplace)
+    assert done.returncode == 1
+    codes = {}
+    for file in (workplace / "logs" / "half").glob("*/wandb/offline-run-*/*.wandb"):
+        kept = records(file)
+        (run,) = [r.run for r in kept if r.HasField("run")]
+        codes[run.run_id.split("-")[2]] = [r.exit.exit_code for r in kept if r.HasField("exit")]
+    assert codes == {"s0": [1], "s1": [0]}
+
+
+def test_keys_come_from_env_files_too(workplace: Path, deaf_server: str) -> None:
+    (workplace / ".env").write_text(f"WANDB_API_KEY={'1' * 40}\nWANDB_BASE_URL={deaf_server}\n")
+    try:
+        arguments = (*SHORT, "name=dotenv", "logger.wandb.timeout=2")
+        done = command("train", *arguments, cwd=workplace)
+    finally:
+        (workplace / ".env").unlink()
+    assert done.returncode == 0, done.stderr
+    assert "the server did not answer" in done.stdout  # so there was a key
+    for path in (workplace / "logs" / "dotenv").rglob("*"):
+        if path.is_file():
+            assert b"1" * 40 not in path.read_bytes(), path
