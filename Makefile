@@ -14,7 +14,7 @@ help:  ## show this list
 setup: $(VENV)/requirements.lock  ## create .venv from requirements.lock, or reuse it (5.5 GB)
 
 demo: setup  ## teacher, four recipes, two budgets, three seeds on real digits: table and figure
-	$(RUN) src/train.py -m name=demo recipe=$(RECIPES) epochs=300,3000 seed=0,1,2
+	$(RUN) src/train.py -m name=demo recipe=$(RECIPES) epochs=100,4000 seed=0,1,2
 
 train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,function_matching"
 	$(RUN) src/train.py $(ARGS)
@@ -50,4 +50,5 @@ $(VENV)/requirements.lock: requirements.lock
 		{ echo "error: $(PYTHON) has no venv; install the package python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	cp requirements.lock $@

@@ -198,7 +198,7 @@ def test_hard_shares_the_smoothing_among_all_other_classes(
         target = [1 - smoothing if c == top else smoothing / (classes - 1) for c in range(classes)]
         nats = sum(p * math.log(p / q[c]) for c, p in enumerate(target))
         loss = losses.hard(student, teacher, smoothing=smoothing)[row]
-        assert float(loss) == pytest.approx(nats, rel=1e-4)
+        assert loss.item() == pytest.approx(nats, rel=1e-4)
 
 
 def test_smoothing_must_leave_something_to_the_class(logits: tuple[Tensor, Tensor]) -> None:
