@@ -53,6 +53,7 @@ WRONG = [
         "recipe=fixed_teacher recipe.teacher_crop=x",
         "recipe.teacher_crop=x: choose resize, centre or",
     ),
+    ("recipe=fixed_teacher recipe.mixing=true", "recipe.mixing=True: a fixed teacher has no word"),
     ("data.min_area=2", "data.min_area=2: give a share in (0, 1]"),
     (
         "data.images_per_class=none",

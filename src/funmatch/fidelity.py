@@ -24,8 +24,8 @@ class Fidelity(Metric):
     def __init__(self) -> None:
         super().__init__()
         size = len(ACCURACIES + FIDELITIES)
-        for name in ("sums", "counts"):
-            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("sums", "counts"):  # float32: not every device has float64
+            self.add_state(name, torch.zeros(size), dist_reduce_fx="sum")
 
     def update(self, student: Tensor, teacher: Tensor | None, label: Tensor | None) -> None:
         """Args: logits [B, C] of student and teacher, labels [B]."""
@@ -41,11 +41,12 @@ class Fidelity(Metric):
             values["kl_to_teacher"] = losses.kl_divergence(student.float(), teacher.float())
         for place, name in enumerate(ACCURACIES + FIDELITIES):
             if name in values:
-                self.sums[place] += values[name].double().sum()
+                self.sums[place] += values[name].float().sum()
                 self.counts[place] += len(values[name])
 
     def compute(self) -> dict[str, Tensor]:
         """The means of what was measured, by name."""
-        means = self.sums / self.counts
-        names = zip(ACCURACIES + FIDELITIES, means, self.counts, strict=True)
+        counts = self.counts.cpu().double()
+        means = self.sums.cpu().double() / counts
+        names = zip(ACCURACIES + FIDELITIES, means, counts, strict=True)
         return {name: mean for name, mean, count in names if count}

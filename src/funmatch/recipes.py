@@ -136,6 +136,8 @@ class Fixed(Shared):
                 f"recipe.teacher_crop must be one of {', '.join(TEACHER_CROPS)}, "
                 f"got {self.teacher_crop!r}"
             )
+        if self.mixing:
+            raise ValueError("recipe.mixing=true: a fixed teacher has no word on mixed views")
         if self.ensemble < 1:
             raise ValueError(f"recipe.ensemble must be at least 1, got {self.ensemble}")
 

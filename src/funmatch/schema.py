@@ -180,6 +180,9 @@ def check(cfg: DictConfig) -> None:
     _require(cfg, "recipe.ensemble", lambda value: value >= 1, "give a whole number from 1")
     for key, laws in (("recipe.teacher_crop", TEACHER_CROPS), ("recipe.crop", CROPS)):
         _require(cfg, key, laws.__contains__, f"choose {either(laws)}")
+    if "teacher_crop" in cfg.recipe:
+        remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
+        _require(cfg, "recipe.mixing", lambda value: not value, remedy)
     _check_budget(cfg)
     if "teacher" in cfg:
         _check_teacher(cfg)

@@ -30,12 +30,13 @@ def launch(config_name: str, teach: Teach) -> None:
         try:
             row = complete(cfg, teach)
         finally:
-            comparison.write(run.directory.parent, [run.directory.parent])
+            if not known:
+                comparison.write(run.directory.parent, [run.directory.parent])
         print(f"  {_outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
 
     def finish() -> None:
         for directory in directories:
-            comparison.show(comparison.group([directory]))
+            comparison.show(comparison.write(directory, [directory]))
             print(f"{directory}/summary.csv, summary.md, comparison.png")
 
     app.launch(config_name, task, finish)

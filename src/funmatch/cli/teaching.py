@@ -34,6 +34,7 @@ from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.recipes import Fixed, Recipe
 from funmatch.runs import Run
+from funmatch.schema import UserError
 from funmatch.stream import EvaluationStream, Source
 from funmatch.supervision import Supervision
 
@@ -41,7 +42,7 @@ from funmatch.supervision import Supervision
 def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Teaches a student from a teacher; returns the figures of the run."""
     quiet()
-    splits: Splits = instantiate(cfg.data.splits)
+    splits = _splits(cfg)
     recipe = build_recipe(cfg)
     objective = instantiate(cfg.objective)
     teacher = build_teacher(cfg, objective.teacher_features)
@@ -66,7 +67,7 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Teaches a network from labels; returns the figures of the run."""
     quiet()
-    splits: Splits = instantiate(cfg.data.splits)
+    splits = _splits(cfg)
     seed_everything(cfg.seed, verbose=False)
     student = build_network(cfg.model)
     learner = Supervision(student, **_learning(cfg))
@@ -138,6 +139,15 @@ def quiet() -> None:
         ".*is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _splits(cfg: DictConfig) -> Splits:
+    splits: Splits = instantiate(cfg.data.splits)
+    if len(splits.train) != cfg.data.train_size:  # by which epochs became steps
+        raise UserError(
+            f"data.train_size={cfg.data.train_size}: there are {len(splits.train)} training images"
+        )
+    return splits
 
 
 def _fixed_targets(

@@ -1,0 +1,92 @@
+"""A teacher is made by the first command that needs it, once, and wholly or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import QUICK, ROOT, command, environment
+from funmatch.runs import Run
+
+# A teacher of a few hundred steps.
+MADE_BY = ("data=digits", "data.images_per_class=null", "model=digits_teacher", "steps=300")
+MADE_BY += ("schedule.warmup_steps=20", "validate_every=50", "checkpoint_every=50")
+TEACHER = f"teacher.finetune={json.dumps(MADE_BY)}"
+STUDENT = ("steps=4", "schedule.warmup_steps=1", TEACHER, *QUICK)
+
+
+def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    script = str(ROOT / "src" / "train.py")
+    return subprocess.Popen(
+        [sys.executable, script, *STUDENT, *overrides],
+        cwd=cwd,
+        env=environment(cwd),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def teacher(cwd: Path) -> Run:
+    (directory,) = (cwd / "logs" / "teachers").glob("labels-s0-*")
+    return Run(directory)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A teacher that one command made without trouble."""
+    path = tmp_path_factory.mktemp("plain")
+    assert command("train", *STUDENT, cwd=path).returncode == 0
+    return teacher(path)
+
+
+def test_two_commands_started_at_once_make_it_once(tmp_path: Path, plain: Run) -> None:
+    both = [start(tmp_path, f"seed={seed}") for seed in (0, 1)]
+    for process in both:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    assert teacher(tmp_path).student.read_bytes() == plain.student.read_bytes()
+    rows = teacher(tmp_path).metrics.read_text().splitlines()
+    assert len([row for row in rows if row.startswith("50,") and row.split(",")[1]]) == 1
+
+
+def test_a_killed_training_leaves_no_teacher_and_is_gone_on_with(
+    tmp_path: Path, plain: Run
+) -> None:
+    process = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "logs").glob("teachers/*/checkpoints/last.ckpt")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not teacher(tmp_path).completed
+
+    done = command("train", *STUDENT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert teacher(tmp_path).completed
+    assert teacher(tmp_path).student.read_bytes() == plain.student.read_bytes()
+
+
+def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, plain: Run) -> None:
+    wrong = f"teacher.weights={plain.student}", "teacher.net.widths=[16,64]"
+    done = command("train", "steps=4", "schedule.warmup_steps=1", *QUICK, *wrong, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {plain.student}: the weights do not fit")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_serves_as_teacher(tmp_path: Path, plain: Run) -> None:
+    given = (*STUDENT[:2], *QUICK, f"teacher.weights={plain.student}")
+    done = command("train", *given, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "logs" / "teachers").exists()
+    (summary,) = (tmp_path / "logs").glob("digits/*/summary.json")
+    found = Run(summary.parent).result["teacher_test_top1"]
+    assert found == pytest.approx(plain.result["student_test_top1"])
