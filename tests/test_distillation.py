@@ -25,7 +25,7 @@ def distillation(steps: int = 5) -> tuple[Distillation, Network]:
     teacher = network(8, seed=2)
     words = targets.Live(Frozen(teacher))
     return Distillation(
-        network(8, seed=1), words, {}, FunctionMatching(1.0), **learning(steps)
+        network(8, seed=1), words, {}, FunctionMatching(1.0), learning(steps)
     ), teacher
 
 
@@ -53,8 +53,8 @@ def test_one_step_is_the_formula() -> None:
     learner, teacher = distillation(steps=2)
     source = array_source()
     by_hand = network(8, seed=1)
-    optimizer = learning(2)["optimizer"](by_hand)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning(2)["schedule"])
+    optimizer = learning(2).optimizer(by_hand)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning(2).schedule)
     stream = Stream(source, MIXED, sides=SIDES, batch_size=8, seed=0)
     for step in range(2):
         batch = stream[step].mixed()
@@ -105,7 +105,7 @@ def test_function_matching_refuses_a_temperature_of_zero() -> None:
 
 
 def test_supervision_shares_the_loss_between_mixing_partners() -> None:
-    learner = Supervision(network(8, seed=1), **learning(2))
+    learner = Supervision(network(8, seed=1), learning(2))
     batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0].mixed()
     loss, _ = learner.loss(batch)
     logp = learner.student(batch.view("student")).logits.log_softmax(1)
@@ -117,7 +117,7 @@ def test_supervision_shares_the_loss_between_mixing_partners() -> None:
 
 
 def test_supervision_needs_labels() -> None:
-    learner = Supervision(network(8), **learning(2))
+    learner = Supervision(network(8), learning(2))
     batch = Batch(torch.arange(2), None, 0, {"student": torch.rand(2, 3, 8, 8)})
     with pytest.raises(ValueError, match="labels are needed"):
         learner.loss(batch)

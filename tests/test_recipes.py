@@ -43,7 +43,7 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
         words = targets.Live(frozen)
     before = list(teacher.net.seen)
     teacher.net.seen.clear()
-    learner = Distillation(student, words, {}, FunctionMatching(2.0), **learning(STEPS))
+    learner = Distillation(student, words, {}, FunctionMatching(2.0), learning(STEPS))
     fit(learner, source, recipe, sides=sides, steps=STEPS, batch_size=BATCH, seed=SEED)
     return student.net.seen, teacher.net.seen, before
 
@@ -223,6 +223,6 @@ def test_a_recipe_is_only_what_the_paper_varies(compose: Callable[..., DictConfi
     ("teacher_crop", "crop"),
     [("resize", "whole"), ("centre", "mild"), ("inception_ensemble", "inception")],
 )
-def test_the_students_crop_beside_a_fixed_teacher(compose, teacher_crop: str, crop: str) -> None:
-    cfg = compose("recipe=fixed_teacher", f"recipe.teacher_crop={teacher_crop}")
-    assert cfg.recipe.crop == crop
+def test_the_students_crop_beside_a_fixed_teacher(teacher_crop: str, crop: str) -> None:
+    assert Fixed(name="fixed_teacher", teacher_crop=teacher_crop).crop == crop
+    assert Fixed(name="fixed_teacher", teacher_crop=teacher_crop, crop="mild").crop == "mild"

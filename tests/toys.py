@@ -12,7 +12,7 @@ from funmatch import optimizers, schedules
 from funmatch.callbacks.checkpoint import AtomicCheckpointIO
 from funmatch.data.module import DataModule
 from funmatch.data.source import ArraySource, Splits
-from funmatch.learner import Learner
+from funmatch.learner import Learner, Learning
 from funmatch.models.network import Network
 from funmatch.recipes import Recipe
 
@@ -82,13 +82,13 @@ def network(side: int = 8, seed: int = 0) -> Network:
     )
 
 
-def learning(steps: int) -> dict[str, object]:
+def learning(steps: int) -> Learning:
     """Optimiser and schedule of a short run."""
-    return {
-        "optimizer": lambda module: optimizers.adam(module, lr=0.01, wd=1e-3),
-        "schedule": lambda step: schedules.warmup_cosine(step, total_steps=steps, warmup_steps=1),
-        "log_every": 1,
-    }
+    return Learning(
+        optimizer=lambda module: optimizers.adam(module, lr=0.01, wd=1e-3),
+        schedule=lambda step: schedules.warmup_cosine(step, total_steps=steps, warmup_steps=1),
+        log_every=1,
+    )
 
 
 def fit(

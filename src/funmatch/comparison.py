@@ -5,13 +5,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from funmatch import files, runs, schema
+from funmatch import files, runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # The order in which the paper tells the story.
 _STORY = ("labels", "fixed_teacher", "independent_noise", "consistent", "function_matching")
@@ -21,6 +24,7 @@ _MEASURED = {
     "KL": ("kl_to_teacher", "{:.3f}"),
     "teacher": ("teacher_test_top1", "{:.3f}"),
 }
+_MARKERS = "osD^vP*X"
 _HEAD = ("epochs", "recipe", "seeds", *_MEASURED)
 
 _NOTE = (
@@ -75,24 +79,18 @@ class Group:
 
 
 def group(directories: Iterable[Path]) -> list[Group]:
-    """All runs below some directories, grouped over seeds."""
+    """All runs in or below some directories, grouped over seeds."""
     found: dict[str, list[dict[str, Any]]] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    for path, row in runs.collect(directories):
-        config = path / "config.yaml"
-        if not config.exists():
-            continue
-        identity = schema.identity(schema.read(config))
-        identity.pop("seed")
-        key = json.dumps(identity, sort_keys=True)
-        settings[key] = dict(_flat(identity))
-        found.setdefault(key, []).append(row)
+    for row in runs.collect(directories):
+        settings = {key: value for key, value in row["settings"].items() if key != "seed"}
+        found.setdefault(json.dumps(settings, sort_keys=True), []).append(row)
+    settings = {key: dict(_flat(json.loads(key))) for key in found}
     groups = [
         Group(
             rows[0]["recipe"],
             rows[0]["epochs"],
             _variant(settings[key], settings.values()),
-            tuple(rows),
+            tuple(sorted(rows, key=lambda row: row["seed"])),
         )
         for key, rows in found.items()
     ]
@@ -173,88 +171,80 @@ def figure(groups: Sequence[Group], path: Path) -> None:
     labels = list(dict.fromkeys(g.label for g in groups))
     budgets = sorted({g.epochs for g in groups})
     panels = 3 if len(budgets) > 1 else 2
-    drawing, axes = plt.subplots(1, panels, figsize=(5 * panels, 0.5 * len(labels) + 3), dpi=120)
-    shades = plt.get_cmap("viridis")(
-        [0.75 - 0.6 * i / max(len(budgets) - 1, 1) for i in range(len(budgets))]
-    )
-    columns = (
-        ("student_test_top1", "test accuracy"),
-        ("agreement_top1", "agreement with the teacher"),
-    )
-    for axis, (column, title) in zip(axes, columns, strict=False):
-        _bars(axis, groups, labels, budgets, shades, column)
-        axis.set_title(title)
-    teacher = [g.mean("teacher_test_top1") for g in groups]
-    lines = [value for value in teacher if value is not None]
-    if lines:
-        axes[0].axvline(lines[0], color="black", linestyle="--", linewidth=1, label="teacher")
-    handles, names = axes[0].get_legend_handles_labels()
-    drawing.legend(handles, names, loc="lower left", ncols=len(names), frameon=False)
-    axes[1].set_yticklabels([])
+    size = (4.6 * panels + 1, 0.45 * len(labels) + 2.6)
+    drawing, axes = plt.subplots(1, panels, figsize=size, dpi=120, layout="constrained")
+    _dots(axes[0], groups, labels, budgets, "student_test_top1")
+    axes[0].set_title("test accuracy")
+    axes[0].set_yticks(range(len(labels)), labels)
+    _dots(axes[1], groups, labels, budgets, "agreement_top1")
+    axes[1].set_title("agreement with the teacher")
+    axes[1].set_yticks(range(len(labels)), [""] * len(labels))
     if panels == 3:
-        _curves(axes[2], groups, labels, lines)
-    drawing.tight_layout(rect=(0, 0.07, 1, 1))
+        _curves(axes[2], groups, labels, budgets)
+    teachers = {g.mean("teacher_test_top1") for g in groups} - {None}
+    for teacher in teachers:
+        axes[0].axvline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
+        if panels == 3:
+            axes[2].axhline(teacher, color="black", linestyle="--", linewidth=1)
+    if panels == 3:
+        axes[2].legend(fontsize="small")
+    handles, names = axes[0].get_legend_handles_labels()
+    known = dict(zip(names, handles, strict=True))  # several teachers share one entry
+    drawing.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=len(known), frameon=False
+    )
     files.write(path, lambda file: drawing.savefig(file, format="png"))
     plt.close(drawing)
 
 
-def _bars(
-    axis: Any,
+def _dots(
+    axis: "Axes",
     groups: Sequence[Group],
     labels: Sequence[str],
     budgets: Sequence[float],
-    shades: Any,
     column: str,
 ) -> None:
-    height = 0.8 / len(budgets)
-    values = []
+    """Means with standard deviations, a row per recipe, a mark per budget."""
     for place, epochs in enumerate(budgets):
         shown = [g for g in groups if g.epochs == epochs and g.mean(column) is not None]
-        means = [g.mean(column) or 0.0 for g in shown]
-        rows = [labels.index(g.label) + (place - (len(budgets) - 1) / 2) * height for g in shown]
-        errors = [g.deviation(column) or 0.0 for g in shown]
-        axis.barh(
-            rows,
-            means,
-            height,
-            xerr=errors,
-            color=shades[place],
-            label=f"{epochs:g} epochs",
+        shift = 0.22 * (place - (len(budgets) - 1) / 2)
+        axis.errorbar(
+            [g.mean(column) or 0.0 for g in shown],
+            [labels.index(g.label) + shift for g in shown],
+            xerr=[g.deviation(column) or 0.0 for g in shown],
+            fmt=_MARKERS[place % len(_MARKERS)],
+            color=f"C{place}",
             capsize=3,
+            label=f"{epochs:g} epochs",
         )
-        values += [m - e for m, e in zip(means, errors, strict=True)]
-    axis.set_yticks(range(len(labels)), labels)
-    axis.invert_yaxis()
-    low = min(values, default=0.0)
-    axis.set_xlim(max(0.0, low - 0.25 * (1 - low)), 1.0)
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_axisbelow(True)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    axis.locator_params(axis="x", nbins=6)
+    axis.grid(alpha=0.3)
 
 
 def _curves(
-    axis: Any, groups: Sequence[Group], labels: Sequence[str], teacher: Sequence[float]
+    axis: "Axes", groups: Sequence[Group], labels: Sequence[str], budgets: Sequence[float]
 ) -> None:
-    column, markers = "student_test_top1", "osD^vPX*"
+    """Accuracy against the length of training; points side by side so that none hides another."""
+    column = "student_test_top1"
     for place, label in enumerate(labels):
         own = [g for g in groups if g.label == label]
+        nudge = 1.04 ** (place - (len(labels) - 1) / 2)
         axis.errorbar(
-            [g.epochs for g in own],
-            [g.mean(column) for g in own],
-            [g.deviation(column) or 0.0 for g in own],
-            marker=markers[place % len(markers)],
+            [g.epochs * nudge for g in own],
+            [g.mean(column) or 0.0 for g in own],
+            yerr=[g.deviation(column) or 0.0 for g in own],
+            marker=_MARKERS[place % len(_MARKERS)],
+            color=f"C{place + len(budgets)}",
             capsize=3,
             label=label,
         )
-    if teacher:
-        axis.axhline(teacher[0], color="black", linestyle="--", linewidth=1)
     axis.set_xscale("log")
-    budgets = sorted({g.epochs for g in groups})
     axis.set_xticks(budgets, [f"{epochs:g}" for epochs in budgets])
     axis.minorticks_off()
     axis.set_xlabel("epochs")
     axis.set_title("test accuracy against patience")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 def write(directory: Path, roots: Sequence[Path]) -> list[Group]:

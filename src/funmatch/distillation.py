@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from funmatch.clock import Clock
-from funmatch.learner import Learner, Optimizer, Schedule
+from funmatch.learner import Learner, Learning
 from funmatch.models.network import Network
 from funmatch.objectives import Objective
 from funmatch.stream import Batch
@@ -20,9 +20,7 @@ class Distillation(Learner):
         targets: the teacher's word on a training batch.
         references: the teacher's word on the batches of "val" and "test".
         objective: distance of student and teacher; heads of its own are trained along.
-        optimizer: makes the optimiser of a module.
-        schedule: multiplier of the learning rate at a step.
-        log_every: steps between two rows of training metrics.
+        learning: optimiser, schedule and log.
     """
 
     def __init__(
@@ -31,12 +29,9 @@ class Distillation(Learner):
         targets: Targets,
         references: Mapping[str, Targets],
         objective: Objective,
-        *,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        log_every: int,
+        learning: Learning,
     ) -> None:
-        super().__init__(student, optimizer=optimizer, schedule=schedule, log_every=log_every)
+        super().__init__(student, learning)
         self.objective, self.teacher_clock = objective, Clock()
         # In no `Module`: the teacher behind them is neither trained nor saved nor synchronised.
         self._targets, self._references = targets, references

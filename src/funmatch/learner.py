@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from lightning import LightningModule
@@ -11,8 +12,20 @@ from funmatch.fidelity import Fidelity
 from funmatch.models.network import Network
 from funmatch.stream import Batch
 
-Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
-Schedule = Callable[[int], float]
+
+@dataclass(frozen=True)
+class Learning:
+    """How a learner learns.
+
+    Attributes:
+        optimizer: makes the optimiser of a module.
+        schedule: multiplier of the learning rate at a step.
+        log_every: steps between two rows of training metrics.
+    """
+
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Callable[[int], float]
+    log_every: int
 
 
 class Learner(LightningModule):
@@ -20,17 +33,12 @@ class Learner(LightningModule):
 
     Args:
         student: the only network that learns.
-        optimizer: makes the optimiser of a module.
-        schedule: multiplier of the learning rate at a step.
-        log_every: steps between two rows of training metrics.
+        learning: its optimiser, schedule and log.
     """
 
-    def __init__(
-        self, student: Network, *, optimizer: Optimizer, schedule: Schedule, log_every: int
-    ) -> None:
+    def __init__(self, student: Network, learning: Learning) -> None:
         super().__init__()
-        self.student, self.fidelity = student, Fidelity()
-        self._optimizer, self._schedule, self._log_every = optimizer, schedule, log_every
+        self.student, self.fidelity, self._learning = student, Fidelity(), learning
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -41,8 +49,8 @@ class Learner(LightningModule):
         return None
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
-        optimizer = self._optimizer(self)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
+        optimizer = self._learning.optimizer(self)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning.schedule)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -50,7 +58,7 @@ class Learner(LightningModule):
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         loss, parts = self.loss(batch)
-        if (batch.step + 1) % self._log_every == 0:
+        if (batch.step + 1) % self._learning.log_every == 0:
             named = {f"train/{name}": value for name, value in {"loss": loss, **parts}.items()}
             self._log(named, batch.step + 1)
         return loss

@@ -121,15 +121,19 @@ class Fixed(Shared):
     """The teacher is asked once per image, before training: `fixed_teacher`.
 
     Args:
+        crop: law of the student's crops; None for what the paper sets beside `teacher_crop`.
         teacher_crop: what the teacher sees: resize (the whole image), centre (160 -> 128), or
             inception_ensemble (the mean prediction over many inception crops).
         ensemble: how many crops the inception ensemble has.
     """
 
+    crop: str | None = None  # type: ignore[assignment]
     teacher_crop: str = "resize"
     ensemble: int = 1000
 
     def __post_init__(self) -> None:
+        if self.crop is None:
+            object.__setattr__(self, "crop", _BESIDE.get(self.teacher_crop, "whole"))
         super().__post_init__()
         if self.teacher_crop not in TEACHER_CROPS:
             raise ValueError(
@@ -144,6 +148,10 @@ class Fixed(Shared):
     def teacher_views(self, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
         """The views [N] over which the teacher's prediction of each of N images is averaged."""
         return TEACHER_CROPS[self.teacher_crop](self, seed, heights, widths)
+
+
+# fix/rs, fix/cc and fix/ic_ens of the paper.
+_BESIDE = {"resize": "whole", "centre": "mild", "inception_ensemble": "inception"}
 
 
 def _still(boxes: Boxes) -> View:

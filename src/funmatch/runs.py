@@ -64,7 +64,7 @@ class Run:
         return self.result.get("status") == "completed"
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
-        """Writes summary.json; columns that are not given stay empty."""
+        """Writes summary.json: the columns of the table, empty where not given, and the rest."""
         row = {column: values.get(column) for column in COLUMNS}
         extra = {key: value for key, value in values.items() if key not in row}
         content = {**row, "run": self.directory.name, **extra}
@@ -76,10 +76,10 @@ class Run:
             path.unlink(missing_ok=True)
 
 
-def collect(directories: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """All runs in or below some directories: their directories and summaries."""
+def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
+    """The summaries of all runs in or below some directories."""
     paths = sorted({path for root in directories for path in root.rglob("summary.json")})
-    return [(path.parent, json.loads(path.read_text())) for path in paths]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

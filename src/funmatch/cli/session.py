@@ -84,6 +84,7 @@ def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
         "seed": cfg.seed,
         "epochs": round(steps * cfg.batch_size / cfg.data.train_size, 3),
         "steps": steps,
+        "settings": schema.identity(cfg),
     }
     run.write_summary({**facts, "status": "running"})
     try:
