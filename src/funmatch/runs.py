@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ class Run:
         """Forgets what an earlier session did, so that the run starts anew."""
         for path in (self.checkpoint, self.student, self.model, self.metrics, self.summary):
             path.unlink(missing_ok=True)
+
+
+def rank() -> int:
+    """Of this process among those that train one run together; known before torch is imported."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((value for value in ranks if value), 0))
 
 
 def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ class Trainer:
     """Where and how a run is computed."""
 
     accelerator: str = "auto"
-    devices: Any = "auto"
+    devices: Any = 1
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "32-true"

@@ -2,20 +2,18 @@
 
 from typing import Any
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 
-class StepsLeft(ProgressBar):
+class StepsLeft(Callback):
     """One line per run: steps done, speed, time left, loss and validation accuracy.
 
     Args:
@@ -26,17 +24,14 @@ class StepsLeft(ProgressBar):
     """
 
     def __init__(self, label: str, total: int, console: Console, every: int = 20) -> None:
-        super().__init__()
         self._label, self._total, self._every = label, total, every
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TextColumn("<"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left {task.fields[figures]}"),
+            expand=True,
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -44,9 +39,7 @@ class StepsLeft(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         done = trainer.global_step
-        self._task = self._bar.add_task(
-            self._label, total=self._total, completed=done, speed="", figures=""
-        )
+        self._task = self._bar.add_task(self._label, total=self._total, completed=done, figures="")
         if trainer.is_global_zero:
             self._bar.start()
 
@@ -56,12 +49,9 @@ class StepsLeft(ProgressBar):
             names = {"loss": "train/loss", "val": "val/student_top1"}
             figures = [f"{n} {float(metrics[k]):.3f}" for n, k in names.items() if k in metrics]
             speed = self._bar.tasks[0].speed
-            self._bar.update(
-                self._task,
-                completed=trainer.global_step,
-                speed=f"{speed:.0f} steps/s" if speed else "",
-                figures="  ".join(figures),
-            )
+            if speed:
+                figures.insert(0, f"{speed:.0f}/s")
+            self._bar.update(self._task, completed=trainer.global_step, figures=" ".join(figures))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._bar.stop()

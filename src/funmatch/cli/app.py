@@ -50,11 +50,15 @@ def launch(
 
     def guarded(cfg: DictConfig) -> None:
         nonlocal failed
+        if not _WANTS_TRACEBACK:
+            del os.environ["HYDRA_FULL_ERROR"]  # the ranks that a task starts inherit it
         try:
             task(cfg)
         except Exception as error:  # Hydra would print lines of its own, and stop the sweep
             failed = True
             say(error, config_name)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
 
     main = hydra.main(version_base="1.3", config_path=str(conf()), config_name=config_name)
     try:
@@ -92,7 +96,14 @@ class Door(Callback):
             jobs = sweep(config)
             Door.jobs = len(jobs)
             for overrides in jobs:
-                schema.check(hydra.compose(config.hydra.job.config_name, overrides))
+                cfg = hydra.compose(config.hydra.job.config_name, overrides)
+                schema.check(cfg)
+                if (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
+                    # The ranks of one job would be started with the arguments of the whole sweep.
+                    raise schema.UserError(
+                        f"trainer.devices={cfg.trainer.devices}: the jobs of a sweep run on one "
+                        "device each; start them one by one, without -m"
+                    )
 
         self._guard(check, config)
 

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from funmatch import files, schema
+from funmatch import files, runs, schema
 from funmatch.callbacks.best import BestStudent
 from funmatch.callbacks.checkpoint import AtomicCheckpointIO, Latest
 from funmatch.callbacks.progress import StepsLeft
@@ -30,10 +30,11 @@ def fit(
 ) -> dict[str, Any]:
     """Trains to the last step, then measures val, and test once with the best student."""
     steps = schema.total_steps(cfg)
-    files.write(run.model, _description(cfg))
+    if runs.rank() == 0:
+        files.write(run.model, _description(cfg))
     best = BestStudent(run.student)
     latest = Latest(run.checkpoint, every=cfg.checkpoint_every, validate_every=cfg.validate_every)
-    bar = StepsLeft(run.directory.name, steps, Console())
+    bar = StepsLeft(f"{cfg.recipe.name} s{cfg.seed}", steps, Console())
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     resumed = run.checkpoint.exists()
     loggers = _loggers(cfg, run)
@@ -43,6 +44,7 @@ def fit(
         trainer.fit(learner, data, ckpt_path=str(run.checkpoint) if resumed else None)
         if steps % cfg.validate_every:  # the trainer validates at multiples only
             trainer.validate(learner, data, verbose=False)
+        trainer.strategy.barrier()  # rank 0 has written the best student
         weights.load(learner.student.net, run.student)
         (test,) = trainer.test(learner, data, verbose=False)
         failed = False
@@ -74,6 +76,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*is smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # our metrics are means over all ranks already
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -98,6 +101,7 @@ def _trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        enable_progress_bar=False,  # ours is a callback
         callbacks=callbacks,
         logger=loggers,
         plugins=[AtomicCheckpointIO()],
@@ -105,7 +109,9 @@ def _trainer(
 
 
 def _loggers(cfg: DictConfig, run: Run) -> list[Logger]:
-    """metrics.csv, and what the logger group names."""
+    """metrics.csv, and what the logger group names; for rank 0."""
+    if runs.rank() != 0:
+        return []
     done = 0
     if run.checkpoint.exists():
         done = AtomicCheckpointIO().load_checkpoint(run.checkpoint)["global_step"]

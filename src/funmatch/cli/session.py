@@ -8,7 +8,7 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import comparison, files, schema
+from funmatch import comparison, files, runs, schema
 from funmatch.cli import app
 from funmatch.runs import Run
 from funmatch.schema import UserError
@@ -22,6 +22,9 @@ def launch(config_name: str, teach: Teach) -> None:
 
     def task(cfg: DictConfig) -> None:
         run = Run(schema.run_directory(cfg))
+        if runs.rank() > 0:  # rank 0 holds the run, reports and sums up
+            teach(cfg, run)
+            return
         directories[run.directory.parent] = None
         jobs = app.Door.jobs
         place = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""

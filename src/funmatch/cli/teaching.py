@@ -84,7 +84,8 @@ def _teacher_weights(cfg: DictConfig) -> Path:
     if cfg.teacher.weights is not None:
         return Path(cfg.teacher.weights)
     overrides = [*cfg.teacher.finetune, "name=teachers", "logger=none"]
-    here = {"paths": cfg.paths, "trainer": cfg.trainer}
+    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    here = {"paths": cfg.paths, "trainer": {**cfg.trainer, **alone}}
     making = OmegaConf.merge(compose("finetune", overrides), here)
     assert isinstance(making, DictConfig)
     schema.check(making)
