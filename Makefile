@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test check format lock clean
+.PHONY: help setup demo train test coverage check format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -21,6 +21,10 @@ train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,funct
 
 test: setup  ## run the tests; ARGS go to pytest
 	$(RUN) -m pytest $(ARGS)
+
+coverage: setup  ## branch coverage of the pure core, which must reach 95 %
+	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
+		$(foreach module,losses mixing schedules optimizers geometry render models.bit,--cov=funmatch.$(module))
 
 check: setup  ## format, lint, types, floors, notebooks: what CI runs
 	$(VENV)/bin/ruff format --check
