@@ -197,6 +197,35 @@ def test_a_directory_with_another_configuration_is_refused(workplace: Path, swep
     before = config.read_text()
     config.write_text(before.replace("lr: 0.01", "lr: 0.5"))
     done = command("train", "recipe=consistent", *BUDGET, "name=swept", *QUICK, cwd=workplace)
+    afresh = command(
+        *("train", "recipe=consistent", *BUDGET, "name=swept", "resume=never", *QUICK),
+        cwd=workplace,
+    )
     config.write_text(before)
+    assert afresh.returncode == 1
+    assert Run(directory).completed  # nothing was cleared
     assert done.returncode == 1
     assert "optimizer.lr (there 0.5, here 0.01)" in done.stderr
+
+
+def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
+    arguments = ("-m", "steps=100000,100001", "name=interrupted", *QUICK)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
+        cwd=workplace,
+        env=environment(workplace),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    metrics = (workplace / "logs").glob("interrupted/*/metrics.csv")
+    while not any("train" in path.read_text() for path in metrics):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        metrics = (workplace / "logs").glob("interrupted/*/metrics.csv")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "error: interrupted; the same command goes on from the last checkpoint\n"
+    assert len(list((workplace / "logs").glob("interrupted/*/summary.json"))) == 1

@@ -48,6 +48,10 @@ def fit(
         weights.load(learner.student.net, run.student)
         (test,) = trainer.test(learner, data, verbose=False)
         failed = False
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning makes an exit of
+            raise KeyboardInterrupt from stop
+        raise
     finally:
         for logger in loggers:
             close = getattr(logger, "close", None)

@@ -76,9 +76,9 @@ def complete(cfg: DictConfig, teach: Teach, *, wait: bool = False) -> dict[str, 
 
 
 def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
+    _claim(run.directory / "config.yaml", cfg)
     if cfg.resume == "never":
         run.clear()
-    _claim(run.directory / "config.yaml", cfg)
     if run.completed:
         return run.result
     steps = schema.total_steps(cfg)
@@ -92,15 +92,9 @@ def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
     run.write_summary({**facts, "status": "running"})
     try:
         figures = teach(cfg, run)
-    except BaseException as error:
-        interrupted = not isinstance(error, Exception)
-        run.write_summary(
-            {
-                **facts,
-                "status": "running" if interrupted else "failed",
-                "error": " ".join(f"{type(error).__name__}: {error}".split()),
-            }
-        )
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        run.write_summary({**facts, "status": "failed", "error": reason})
         raise
     run.write_summary({**facts, **figures, "status": "completed"})
     return run.result
