@@ -6,12 +6,13 @@ RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test coverage check format lock clean
+.PHONY: help setup install demo train test coverage check format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-setup: $(VENV)/requirements.lock  ## create .venv from requirements.lock, or reuse it (5.5 GB)
+setup:  ## create .venv from requirements.lock, or reuse it (5.5 GB)
+	@cmp -s requirements.lock $(VENV)/requirements.lock || $(MAKE) --no-print-directory install
 
 demo: setup  ## teacher, four recipes, two budgets, three seeds on real digits: table and figure
 	$(RUN) src/train.py -m name=demo recipe=$(RECIPES) epochs=100,4000 seed=0,1,2
@@ -47,7 +48,7 @@ clean:  ## remove the environment and caches; logs stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The copy of the lock is the stamp: it is written when everything is installed.
-$(VENV)/requirements.lock: requirements.lock
+install:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
@@ -55,4 +56,4 @@ $(VENV)/requirements.lock: requirements.lock
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	cp requirements.lock $@
+	cp requirements.lock $(VENV)/requirements.lock

@@ -134,6 +134,14 @@ def test_evaluate_finds_what_the_run_found(swept, workplace: Path) -> None:
     assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(found)
 
 
+def test_evaluate_finds_the_teacher_from_anywhere(swept, workplace: Path, tmp_path: Path) -> None:
+    (directory,) = (workplace / "logs" / "swept").glob("function_matching-s0-*")
+    done = command("evaluate", f"run={directory}", "split=val", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "fine-tuning" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_report_over_several_directories(swept, workplace: Path) -> None:
     logs = workplace / "logs"
     done = command(
@@ -229,3 +237,36 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
     assert process.returncode == 130
     assert errors == "error: interrupted; the same command goes on from the last checkpoint\n"
     assert len(list((workplace / "logs").glob("interrupted/*/summary.json"))) == 1
+
+
+def test_damaged_files_are_named_with_a_remedy(swept, workplace: Path) -> None:
+    (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
+    run, again = Run(directory), ("recipe=consistent", *BUDGET, "name=swept", *QUICK)
+    summary, checkpoint = run.summary.read_text(), run.checkpoint.read_bytes()
+    config = (directory / "config.yaml").read_text()
+    try:
+        run.summary.unlink()
+        run.checkpoint.write_bytes(checkpoint[:1000])
+        done = command("train", *again, cwd=workplace)
+        assert done.returncode == 1
+        assert f"{run.checkpoint}" in done.stderr or "last.ckpt: damaged" in done.stderr
+        assert "resume=never" in done.stderr
+        (directory / "config.yaml").write_text("[")
+        done = command("train", *again, cwd=workplace)
+        assert done.stderr.startswith(
+            f"error: {directory.relative_to(workplace)}/config.yaml: damaged"
+        )
+        assert done.stderr.count("\n") == 1
+    finally:
+        run.summary.write_text(summary)
+        run.checkpoint.write_bytes(checkpoint)
+        (directory / "config.yaml").write_text(config)
+
+
+def test_a_student_that_diverges_fails_and_says_so(workplace: Path) -> None:
+    arguments = (*BUDGET, *QUICK, "optimizer.lr=1e38", "clip_norm=1e30", "trainer.log_every=1")
+    done = command("train", *arguments, "name=diverged", cwd=workplace)
+    assert done.returncode == 1
+    assert "the student diverged; lower optimizer.lr" in done.stderr
+    (row,) = rows(workplace / "logs" / "diverged" / "summary.csv")
+    assert row["status"] == "failed"

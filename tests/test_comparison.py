@@ -91,3 +91,23 @@ def test_summary_json_has_the_columns_of_the_table(leave) -> None:
     assert list(summary)[: len(runs.COLUMNS)] == list(runs.COLUMNS)
     assert summary["seed"] == 4
     assert summary["kl_to_teacher"] is None
+
+
+def test_copies_of_one_run_are_one_measurement(leave, tmp_path: Path) -> None:
+    figures = {"student_test_top1": 0.9}
+    one = leave("seed=0", **figures)
+    other = tmp_path / "again" / one.name
+    other.mkdir(parents=True)
+    (other / "summary.json").write_text((one / "summary.json").read_text())
+    leave("seed=1", student_test_top1=0.8)
+    (group,) = comparison.group([tmp_path])
+    assert [row["seed"] for row in group.rows] == [0, 1]
+
+
+def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) -> None:
+    leave("seed=0", student_test_top1=0.9)
+    broken = leave("seed=1", student_test_top1=0.8) / "summary.json"
+    broken.write_text('{"run": ')
+    (group,) = comparison.group([tmp_path])
+    assert len(group.rows) == 1
+    assert capsys.readouterr().err == f"skipped {broken}: damaged (JSONDecodeError)\n"

@@ -54,6 +54,19 @@ WRONG = [
         "recipe.teacher_crop=x: choose resize, centre or",
     ),
     ("recipe=fixed_teacher recipe.mixing=true", "recipe.mixing=True: a fixed teacher has no word"),
+    ("schedule.warmup_steps=x", "schedule.warmup_steps=x: give a whole number from 0"),
+    ("objective.temperature=inf", "objective.temperature=inf: give a positive number"),
+    ("objective.temperature=null", "objective.temperature=null: give a positive number"),
+    ("optimizer.lr=inf", "optimizer.lr=inf: give a positive number"),
+    ("recipe.mixing=maybe", "recipe.mixing=maybe: choose true or false"),
+    ("recipe.crop=null", "recipe.crop=null: choose inception, mild or whole"),
+    ("recipe.name=a/b", "recipe.name=a/b: use letters, digits, '.', '_' and '-' only"),
+    ("trainer.accelerator=foo", "trainer.accelerator=foo: choose auto, cpu, gpu, cuda, mps or tpu"),
+    ("trainer.precision=bf16-true", "trainer.precision=bf16-true: choose 32-true, bf16-mixed or"),
+    ("trainer.threads=0", "trainer.threads=0: give a whole number from 1, or null"),
+    ("student.classes=5", "student.classes=5: data=digits has 10 classes"),
+    ("seed=99999999999", "seed=99999999999: give a whole number from 0 to 4294967295"),
+    ("logger=none logger.wandb.project=x", "logger.wandb.project=x: no such key; "),
     ("data.min_area=2", "data.min_area=2: give a share in (0, 1]"),
     (
         "data.images_per_class=none",
@@ -98,6 +111,7 @@ def test_steps_replace_the_epochs_that_the_data_proposes(compose) -> None:
     assert compose().epochs == 3000
     cfg = compose("steps=70")
     assert cfg.epochs is None
+    assert schema.run_id(cfg) == schema.run_id(compose("epochs=70"))
     assert schema.total_steps(cfg) == 70
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from funmatch import targets
 from funmatch.distillation import Distillation
 from funmatch.fidelity import Fidelity
+from funmatch.models import bit
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network, Output
 from funmatch.objectives.function_matching import FunctionMatching
@@ -80,7 +81,13 @@ def test_fingerprints_differ_with_weights_and_normalisation() -> None:
     plain = network(8, seed=1)
     other = Network(plain.net, mean=[0.5] * 3, std=[0.5] * 3, side=8, resize=8)
     prints = {Frozen(n).fingerprint() for n in (network(8, seed=1), network(8, seed=2), other)}
-    assert len(prints) == 3
+    paddings = [
+        bit.build((1,), width=0.5, num_classes=2, root_padding=p) for p in ("zero", "infinite")
+    ]
+    paddings[1].load_state_dict(paddings[0].state_dict())  # the same weights, another function
+    input_ = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": 8, "resize": 8}
+    prints |= {Frozen(Network(net, **input_)).fingerprint() for net in paddings}
+    assert len(prints) == 5
     assert Frozen(network(8, seed=1)).fingerprint() in prints
 
 

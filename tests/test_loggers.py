@@ -32,12 +32,14 @@ def test_csv_rows_up_to_the_checkpoint_are_kept_and_later_ones_cut(tmp_path: Pat
         "step,train/loss,val/student_top1",
         "10,1.0,",
         "20,2.0,",
-        "30,3.0,",
-        "30,,0.5",
+        "30,3.0,0.5",
     ]
     resumed = CsvLogger(path, step=20)
     resumed.log_metrics({"train/loss": 9.0}, 30)
     assert path.read_text().splitlines()[1:] == ["10,1.0,", "20,2.0,", "30,9.0,"]
+    resumed.log_metrics({"val/student_top1": 0.25}, 30)
+    resumed.log_metrics({"val/student_top1": 0.5}, 30)  # validated again after a kill
+    assert path.read_text().splitlines()[1:] == ["10,1.0,", "20,2.0,", "30,9.0,0.5"]
     assert CsvLogger(path).name == "csv"  # a run that starts anew starts with an empty file
     assert path.read_text().splitlines() == ["step"]
 
@@ -133,7 +135,9 @@ def test_a_failed_job_ends_its_wandb_run(workplace: Path) -> None:
     for file in (workplace / "logs" / "half").glob("*/wandb/offline-run-*/*.wandb"):
         kept = records(file)
         (run,) = [r.run for r in kept if r.HasField("run")]
-        codes[run.run_id.split("-")[2]] = [r.exit.exit_code for r in kept if r.HasField("exit")]
+        codes[run.display_name.split("-")[1]] = [
+            r.exit.exit_code for r in kept if r.HasField("exit")
+        ]
     assert codes == {"s0": [1], "s1": [0]}
 
 

@@ -224,5 +224,7 @@ def test_a_recipe_is_only_what_the_paper_varies(compose: Callable[..., DictConfi
     [("resize", "whole"), ("centre", "mild"), ("inception_ensemble", "inception")],
 )
 def test_the_students_crop_beside_a_fixed_teacher(teacher_crop: str, crop: str) -> None:
-    assert Fixed(name="fixed_teacher", teacher_crop=teacher_crop).crop == crop
-    assert Fixed(name="fixed_teacher", teacher_crop=teacher_crop, crop="mild").crop == "mild"
+    assert Fixed(name="fixed_teacher", teacher_crop=teacher_crop).student_crop == crop
+    assert (
+        Fixed(name="fixed_teacher", teacher_crop=teacher_crop, crop="mild").student_crop == "mild"
+    )

@@ -31,7 +31,7 @@ def uninterrupted(workplace: Path) -> Run:
 
 
 def test_killed_at_a_third_and_at_two_thirds(workplace: Path, uninterrupted: Run) -> None:
-    for step in (37, 64):
+    for step in (37, 51, 64):  # 50 is a step of both a checkpoint and a validation
         fault = ("+callbacks.fault._target_=faults.KillAt", f"+callbacks.fault.step={step}")
         killed = command("train", *SETTINGS, "name=killed", *fault, cwd=workplace)
         assert killed.returncode == -9
@@ -39,6 +39,7 @@ def test_killed_at_a_third_and_at_two_thirds(workplace: Path, uninterrupted: Run
 
     done = command("train", *SETTINGS, "name=killed", cwd=workplace)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     resumed = run_of(workplace, "killed")
     assert resumed.student.read_bytes() == uninterrupted.student.read_bytes()
     assert resumed.metrics.read_text() == uninterrupted.metrics.read_text()

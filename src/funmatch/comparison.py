@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,19 +81,22 @@ class Group:
 
 def group(directories: Iterable[Path]) -> list[Group]:
     """All runs in or below some directories, grouped over seeds."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in runs.collect(directories):
-        settings = {key: value for key, value in row["settings"].items() if key != "seed"}
-        found.setdefault(json.dumps(settings, sort_keys=True), []).append(row)
+        key = json.dumps({k: v for k, v in row["settings"].items() if k != "seed"}, sort_keys=True)
+        seeds = found.setdefault(key, {})
+        # A run that was made under two names is one measurement, not two.
+        if row["seed"] not in seeds or row["status"] == "completed":
+            seeds[row["seed"]] = row
     settings = {key: dict(_flat(json.loads(key))) for key in found}
     groups = [
         Group(
-            rows[0]["recipe"],
-            rows[0]["epochs"],
+            settings[key]["recipe.name"],
+            next(iter(seeds.values()))["epochs"],
             _variant(settings[key], settings.values()),
-            tuple(sorted(rows, key=lambda row: row["seed"])),
+            tuple(seeds[seed] for seed in sorted(seeds)),
         )
-        for key, rows in found.items()
+        for key, seeds in found.items()
     ]
     return sorted(groups, key=lambda g: (g.epochs, _rank(g.recipe), g.variant))
 
@@ -112,13 +116,14 @@ def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _variant(own: dict[str, Any], every: Iterable[dict[str, Any]]) -> str:
     """The settings in which runs of this recipe differ, budgets apart."""
     alike = [other for other in every if other["recipe.name"] == own["recipe.name"]]
-    skipped = ("epochs", "steps", "_target_")
     varied = [
         key
         for key in own
-        if not key.endswith(skipped) and any(other.get(key) != own[key] for other in alike)
+        if not key.endswith(("steps", "_target_")) and any(o.get(key) != own[key] for o in alike)
     ]
-    return " ".join(f"{key.rsplit('.', 1)[-1]}={own[key]}" for key in varied)
+    last = [key.rsplit(".", 1)[-1] for key in varied]
+    names = [n if last.count(n) == 1 else key for n, key in zip(last, varied, strict=True)]
+    return " ".join(f"{name}={own[key]}" for name, key in zip(names, varied, strict=True))
 
 
 def show(groups: Sequence[Group]) -> None:
@@ -131,7 +136,10 @@ def _table(groups: Sequence[Group]) -> Table:
     table = Table(title="on test, mean ± standard deviation over seeds", box=SIMPLE_HEAD)
     for title in _HEAD:
         left = title in ("recipe", "seeds")
-        table.add_column(title, justify="left" if left else "right", no_wrap=True)
+        fold = title == "recipe"  # numbers are never cut
+        table.add_column(
+            title, justify="left" if left else "right", no_wrap=not fold, overflow="fold"
+        )
     before = None
     for g in groups:
         if before not in (None, g.epochs):
@@ -167,15 +175,18 @@ def figure(groups: Sequence[Group], path: Path) -> None:
 
     groups = [g for g in groups if g.completed]
     if not groups:
+        path.unlink(missing_ok=True)
         return
     labels = list(dict.fromkeys(g.label for g in groups))
     budgets = sorted({g.epochs for g in groups})
     panels = 3 if len(budgets) > 1 else 2
-    size = (4.6 * panels + 1, 0.45 * len(labels) + 2.6)
+    names = [textwrap.fill(label, 40) for label in labels]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    size = (4.4 * panels + 0.09 * longest, 0.45 * len(labels) + 2.6)
     drawing, axes = plt.subplots(1, panels, figsize=size, dpi=120, layout="constrained")
     _dots(axes[0], groups, labels, budgets, "student_test_top1")
     axes[0].set_title("test accuracy")
-    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_yticks(range(len(labels)), names)
     _dots(axes[1], groups, labels, budgets, "agreement_top1")
     axes[1].set_title("agreement with the teacher")
     axes[1].set_yticks(range(len(labels)), [""] * len(labels))
@@ -188,8 +199,8 @@ def figure(groups: Sequence[Group], path: Path) -> None:
             axes[2].axhline(teacher, color="black", linestyle="--", linewidth=1)
     if panels == 3:
         axes[2].legend(fontsize="small")
-    handles, names = axes[0].get_legend_handles_labels()
-    known = dict(zip(names, handles, strict=True))  # several teachers share one entry
+    handles, texts = axes[0].get_legend_handles_labels()
+    known = dict(zip(texts, handles, strict=True))  # several teachers share one entry
     drawing.legend(
         known.values(), known.keys(), loc="outside lower center", ncols=len(known), frameon=False
     )

@@ -21,6 +21,7 @@ class Distillation(Learner):
         references: the teacher's word on the batches of "val" and "test".
         objective: distance of student and teacher; heads of its own are trained along.
         learning: optimiser, schedule and log.
+        teacher_clock: adds up the seconds that the targets take.
     """
 
     def __init__(
@@ -30,14 +31,15 @@ class Distillation(Learner):
         references: Mapping[str, Targets],
         objective: Objective,
         learning: Learning,
+        teacher_clock: Clock | None = None,
     ) -> None:
         super().__init__(student, learning)
-        self.objective, self.teacher_clock = objective, Clock()
+        self.objective, self._teacher_clock = objective, teacher_clock or Clock()
         # In no `Module`: the teacher behind them is neither trained nor saved nor synchronised.
         self._targets, self._references = targets, references
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.teacher_clock(self.device):
+        with self._teacher_clock(self.device):
             target = self._targets(batch)
         loss = self.objective(self.student(batch.view("student")), target, batch)
         return loss.total, loss.parts

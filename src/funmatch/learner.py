@@ -1,6 +1,5 @@
 """What every way of teaching shares: a student, its optimiser, and how it is measured."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,9 +39,9 @@ class Learner(LightningModule):
         super().__init__()
         self.student, self.fidelity, self._learning = student, Fidelity(), learning
 
-    @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised on a training batch, and its named parts for the log."""
+        raise NotImplementedError
 
     def reference(self, batch: Batch, split: str) -> Tensor | None:
         """The teacher's logits [B, C] on a batch of "val" or "test", if there is a teacher."""
@@ -86,4 +85,8 @@ class Learner(LightningModule):
 
     def _log(self, values: dict[str, Tensor], step: int) -> None:
         """Logs under the number of steps done; Lightning's own count lags one behind."""
+        for name, value in values.items():
+            if not torch.isfinite(value):
+                diverged = "the student diverged; lower optimizer.lr"
+                raise ValueError(f"{name} is {float(value)} at step {step}: {diverged}")
         self.log_dict({**values, "step": float(step)})

@@ -6,7 +6,7 @@ student's views from the same generators, so runs with one seed teach on the sam
 Source: Beyer et al. 2022, sec. 3.1 and fig. 3.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,11 +50,34 @@ CROPS: dict[str, Callable[[Sizes, Sizes, np.random.Generator, float], Boxes]] = 
 }
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Where the random numbers of one network's views come from."""
+
+    seed: int
+    step: int
+    boxes: Purpose
+    flips: Purpose
+
+    def view(self, crop: str, heights: Sizes, widths: Sizes, min_area: float, flip: bool) -> View:
+        """A batch cut by a law; whole images are never mirrored."""
+        cut = CROPS[crop](heights, widths, self._generator(self.boxes), min_area)
+        if not flip or crop == "whole":
+            return View(cut, np.zeros(len(cut), dtype=bool))
+        return View(cut, geometry.flips(len(cut), rng=self._generator(self.flips)))
+
+    def _generator(self, purpose: Purpose) -> np.random.Generator:
+        return geometry.generator(self.seed, self.step, purpose)
+
+
 class Recipe(Protocol):
     """What the stream asks of a recipe."""
 
-    name: str
-    mixing: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def mixing(self) -> bool: ...
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         """The views of one step, by network; a teacher without one shares the student's."""
@@ -80,29 +103,11 @@ class Shared:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise ValueError(f"recipe.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+        _known("recipe.crop", self.crop, CROPS)
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
-        student = self._draw(
-            seed, step, heights, widths, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS
-        )
-        return {"student": student}
-
-    def _draw(
-        self,
-        seed: int,
-        step: int,
-        heights: Sizes,
-        widths: Sizes,
-        boxes: Purpose,
-        flips: Purpose,
-    ) -> View:
-        rng = geometry.generator(seed, step, boxes)
-        mirrored = np.zeros(len(heights), dtype=bool)
-        if self.flip and self.crop != "whole":
-            mirrored = geometry.flips(len(heights), rng=geometry.generator(seed, step, flips))
-        return View(CROPS[self.crop](heights, widths, rng, self.min_area), mirrored)
+        draws = Draws(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
+        return {"student": draws.view(self.crop, heights, widths, self.min_area, self.flip)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,40 +115,50 @@ class Independent(Shared):
     """Each network sees a crop of its own: `independent_noise`."""
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
-        teacher = self._draw(
-            seed, step, heights, widths, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS
-        )
+        draws = Draws(seed, step, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS)
+        teacher = draws.view(self.crop, heights, widths, self.min_area, self.flip)
         return {**super().views(seed, step, heights, widths), "teacher": teacher}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed(Shared):
+class Fixed:
     """The teacher is asked once per image, before training: `fixed_teacher`.
 
     Args:
-        crop: law of the student's crops; None for what the paper sets beside `teacher_crop`.
+        name: of the recipe.
         teacher_crop: what the teacher sees: resize (the whole image), centre (160 -> 128), or
             inception_ensemble (the mean prediction over many inception crops).
+        crop: law of the student's crops; None for what the paper sets beside `teacher_crop`.
         ensemble: how many crops the inception ensemble has.
+        mixing: must stay false, the teacher has no word on mixed views.
+        min_area: smallest share of an image that an inception crop keeps.
+        flip: mirror half of the crops; whole images are never mirrored.
     """
 
-    crop: str | None = None  # type: ignore[assignment]
+    name: str
     teacher_crop: str = "resize"
+    crop: str | None = None
     ensemble: int = 1000
+    mixing: bool = False
+    min_area: float = 0.05
+    flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.crop is None:
-            object.__setattr__(self, "crop", _BESIDE.get(self.teacher_crop, "whole"))
-        super().__post_init__()
-        if self.teacher_crop not in TEACHER_CROPS:
-            raise ValueError(
-                f"recipe.teacher_crop must be one of {', '.join(TEACHER_CROPS)}, "
-                f"got {self.teacher_crop!r}"
-            )
+        _known("recipe.teacher_crop", self.teacher_crop, TEACHER_CROPS)
+        _known("recipe.crop", self.student_crop, CROPS)
         if self.mixing:
             raise ValueError("recipe.mixing=true: a fixed teacher has no word on mixed views")
         if self.ensemble < 1:
             raise ValueError(f"recipe.ensemble must be at least 1, got {self.ensemble}")
+
+    @property
+    def student_crop(self) -> str:
+        """The law of the student's crops."""
+        return self.crop or _BESIDE[self.teacher_crop]
+
+    def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
+        draws = Draws(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
+        return {"student": draws.view(self.student_crop, heights, widths, self.min_area, self.flip)}
 
     def teacher_views(self, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
         """The views [N] over which the teacher's prediction of each of N images is averaged."""
@@ -152,6 +167,11 @@ class Fixed(Shared):
 
 # fix/rs, fix/cc and fix/ic_ens of the paper.
 _BESIDE = {"resize": "whole", "centre": "mild", "inception_ensemble": "inception"}
+
+
+def _known(key: str, law: str, laws: Iterable[str]) -> None:
+    if law not in laws:
+        raise ValueError(f"{key} must be one of {', '.join(laws)}, got {law!r}")
 
 
 def _still(boxes: Boxes) -> View:
@@ -167,11 +187,9 @@ def _centre(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator
 
 
 def _inception_ensemble(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
-    member = Shared(name="", crop="inception", min_area=recipe.min_area, flip=recipe.flip)
     for number in range(recipe.ensemble):
-        yield member._draw(
-            seed, number, heights, widths, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS
-        )
+        draws = Draws(seed, number, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS)
+        yield draws.view("inception", heights, widths, recipe.min_area, recipe.flip)
 
 
 TEACHER_CROPS: dict[str, Callable[[Fixed, int, Sizes, Sizes], Iterator[View]]] = {

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Run:
         self.model = directory / "model.json"
         self.metrics = directory / "metrics.csv"
         self.summary = directory / "summary.json"
+        self.tracker_id = directory / "tracker-id.txt"
 
     def lock(self, *, wait: bool) -> FileLock:
         """Held while a process works on the run.
@@ -57,8 +59,11 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The summary, with the columns of a sweep's table; empty before the first one."""
-        return json.loads(self.summary.read_text()) if self.summary.exists() else {}
+        """The summary, with the columns of a sweep's table; empty if there is none."""
+        try:
+            return dict(json.loads(self.summary.read_text()))
+        except (OSError, ValueError):
+            return {}
 
     @property
     def completed(self) -> bool:
@@ -69,12 +74,18 @@ class Run:
         row = {column: values.get(column) for column in COLUMNS}
         extra = {key: value for key, value in values.items() if key not in row}
         content = {**row, "run": self.directory.name, **extra}
-        files.write(self.summary, json.dumps(content, indent=2) + "\n")
+        files.write(self.summary, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def clear(self) -> None:
         """Forgets what an earlier session did, so that the run starts anew."""
-        for path in (self.checkpoint, self.student, self.model, self.metrics, self.summary):
+        left = (self.checkpoint, self.student, self.model, self.metrics, self.summary)
+        for path in (*left, self.tracker_id):
             path.unlink(missing_ok=True)
+
+    def sweep_up(self) -> None:
+        """Removes what a killed session was just writing; for the holder of the lock."""
+        for path in self.directory.glob("**/.*.tmp"):
+            path.unlink()
 
 
 def rank() -> int:
@@ -84,9 +95,19 @@ def rank() -> int:
 
 
 def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
-    """The summaries of all runs in or below some directories."""
-    paths = sorted({path for root in directories for path in root.rglob("summary.json")})
-    return [json.loads(path.read_text()) for path in paths]
+    """The summaries of all runs in some directories, or in the directories of those."""
+    patterns = ("summary.json", "*/summary.json", "*/*/summary.json")
+    paths = {path for root in directories for pattern in patterns for path in root.glob(pattern)}
+    rows = []
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        try:
+            row = json.loads(path.read_text())
+            row["settings"], row["seed"], row["status"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            print(f"skipped {path}: damaged ({type(error).__name__})", file=sys.stderr)
+        else:
+            rows.append(row)
+    return rows
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +83,9 @@ class Finetune(Base):
 
 
 # What cannot change the result is no part of a run's identity.
-_NOT_IDENTITY = (
-    "hydra",
-    "trainer",
-    "paths",
-    "logger",
-    "callbacks",
-    "name",
-    "resume",
-    "checkpoint_every",
-)
+_NOT_IDENTITY = {"hydra", "trainer", "paths", "logger", "callbacks", "name", "resume", "epochs"} | {
+    "checkpoint_every"
+}
 
 
 def register() -> None:
@@ -122,7 +116,21 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in plain.items()
     }
-    return {**plain, "precision": cfg.trainer.precision}
+    # Epochs are another way to say steps; what a data set suggests stands where it is used.
+    plain |= {"steps": total_steps(cfg), "precision": cfg.trainer.precision}
+    plain["data"].pop("suggested", None)
+    weights = plain.get("teacher", {}).get("weights")
+    if weights is not None and Path(weights).is_file():  # the file counts, not its place
+        stat = Path(weights).stat()
+        plain["teacher"]["weights"] = _digest(weights, stat.st_size, stat.st_mtime_ns)
+    return plain
+
+
+@lru_cache
+def _digest(path: str, size: int, changed: int) -> str:
+    """Of a file's content; size and time of change only tell a new content from the old."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_id(cfg: DictConfig) -> str:
@@ -137,8 +145,18 @@ def run_directory(cfg: DictConfig) -> Path:
 
 
 def read(path: Path) -> DictConfig:
-    """The configuration that a run has left."""
-    cfg = OmegaConf.create(path.read_text())
+    """The configuration that a run has left.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        cfg = OmegaConf.create(path.read_text())
+        identity(cfg)  # type: ignore[arg-type]
+    except Exception as error:  # whatever a parser makes of a damaged file
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}); remove the directory"
+        ) from error
     assert isinstance(cfg, DictConfig)
     return cfg
 
@@ -155,50 +173,92 @@ def differing_key(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
     return None
 
 
+def either(choices: Iterable[str]) -> str:
+    """Choices in words: a, b or c."""
+    *most, last = choices
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+_COUNT = (lambda value: value >= 1 and value == int(value), "give a whole number from 1")
+_FROM_ZERO = (lambda value: value >= 0 and value == int(value), "give a whole number from 0")
+_POSITIVE = (lambda value: 0 < value < float("inf"), "give a positive number")
+_YES_OR_NO = (lambda value: isinstance(value, bool), "choose true or false")
+_NAME = (
+    re.compile(r"(?!\.+$)[A-Za-z0-9._-]+").fullmatch,
+    "use letters, digits, '.', '_' and '-' only",
+)
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
+    return choices.__contains__, f"choose {either(choices)}"
+
+
+# Key, what its value must hold, and the remedy. A key that a configuration lacks is not asked.
+_RULES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "name": _NAME,
+    "recipe.name": _NAME,
+    "seed": (lambda value: 0 <= value < 2**32, "give a whole number from 0 to 4294967295"),
+    "resume": _one_of("auto", "never"),
+    "batch_size": _COUNT,
+    "validate_every": _COUNT,
+    "checkpoint_every": _COUNT,
+    "clip_norm": _POSITIVE,
+    "optimizer.lr": _POSITIVE,
+    "optimizer.wd": (lambda value: 0 <= value < float("inf"), "give 0 or a positive number"),
+    "schedule.warmup_steps": _FROM_ZERO,
+    "objective.temperature": _POSITIVE,
+    "recipe.crop": _one_of(*CROPS),
+    "recipe.teacher_crop": _one_of(*TEACHER_CROPS),
+    "recipe.ensemble": _COUNT,
+    "recipe.mixing": _YES_OR_NO,
+    "data.flip": _YES_OR_NO,
+    "data.min_area": (lambda value: 0 < value <= 1, "give a share in (0, 1]"),
+    "data.images_per_class": (_COUNT[0], "give a whole number from 1, or null"),
+    "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.precision": _one_of("32-true", "bf16-mixed", "16-mixed"),
+    "trainer.num_nodes": _COUNT,
+    "trainer.workers": _FROM_ZERO,
+    "trainer.threads": (_COUNT[0], "give a whole number from 1, or null"),
+    "trainer.log_every": _COUNT,
+}
+_MAY_BE_NULL = ("data.images_per_class", "trainer.threads")
+
+
 def check(cfg: DictConfig) -> None:
     """Refuses values that cannot work, before any data is read.
 
     Raises:
         UserError: names the key, the value and the remedy.
     """
-    name_is_plain = re.compile(r"(?!\.+$)[A-Za-z0-9._-]+").fullmatch
-    _require(cfg, "name", name_is_plain, "use letters, digits, '.', '_' and '-' only")
-    for key in ("batch_size", "validate_every", "checkpoint_every", "trainer.log_every"):
-        _require(cfg, key, lambda value: value >= 1, "give a whole number from 1")
-    _require(cfg, "seed", lambda value: value >= 0, "give a whole number from 0")
-    _require(cfg, "resume", lambda value: value in ("auto", "never"), "choose auto or never")
-    _require(
-        cfg,
-        "data.images_per_class",
-        lambda value: value >= 1,
-        "give a whole number from 1, or null",
-    )
-    _require(cfg, "data.min_area", lambda value: 0 < value <= 1, "give a share in (0, 1]")
-    _require(cfg, "optimizer.lr", lambda value: value > 0, "give a positive number")
-    _require(cfg, "optimizer.wd", lambda value: value >= 0, "give 0 or a positive number")
-    _require(cfg, "objective.temperature", lambda value: value > 0, "give a positive number")
-    _require(cfg, "recipe.ensemble", lambda value: value >= 1, "give a whole number from 1")
-    for key, laws in (("recipe.teacher_crop", TEACHER_CROPS), ("recipe.crop", CROPS)):
-        _require(cfg, key, laws.__contains__, f"choose {either(laws)}")
+    for key, (holds, remedy) in _RULES.items():
+        _require(cfg, key, holds, remedy)
     if "teacher_crop" in cfg.recipe:
         remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
         _require(cfg, "recipe.mixing", lambda value: not value, remedy)
     _check_budget(cfg)
+    for network in ("student", "model"):
+        if network in cfg:
+            remedy = f"data={cfg.data.name} has {cfg.data.classes} classes"
+            _require(cfg, f"{network}.classes", lambda value: value == cfg.data.classes, remedy)
     if "teacher" in cfg:
         _check_teacher(cfg)
 
 
 def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: str) -> None:
-    """Refuses a value; a group that does not have the key is not asked."""
-    value = OmegaConf.select(cfg, key)
-    if value is None:
+    """Refuses a value; a key that the configuration lacks is not asked."""
+    value = OmegaConf.select(cfg, key, default=_ABSENT)
+    crop_of_a_fixed_teacher = key == "recipe.crop" and "teacher_crop" in cfg.recipe
+    if value is _ABSENT or (value is None and (key in _MAY_BE_NULL or crop_of_a_fixed_teacher)):
         return
     try:
         accepted = holds(value)
-    except TypeError:  # text where a number belongs
+    except (TypeError, ValueError):  # text, or nothing, where a number belongs
         accepted = False
     if not accepted:
-        raise UserError(f"{key}={value}: {remedy}")
+        raise UserError(f"{key}={_shown(value)}: {remedy}")
+
+
+_ABSENT = object()
 
 
 def _check_budget(cfg: DictConfig) -> None:
@@ -241,9 +301,3 @@ def _makes(teacher: DictConfig) -> str:
     if not teacher.finetune:
         return "give the path of a .safetensors or .npz file"
     return f"make it with: python src/finetune.py {' '.join(teacher.finetune)}"
-
-
-def either(choices: Iterable[str]) -> str:
-    """Choices in words: a, b or c."""
-    *most, last = choices
-    return f"{', '.join(most)} or {last}" if most else last

@@ -223,7 +223,7 @@ class EvaluationStream(Dataset[Batch]):
     Args:
         source: the images.
         resolutions: by network, (resize, side): shorter side before the central crop, side of it.
-        batch_size: the last batch may be smaller.
+        batch_size: at most; the last batch may be smaller.
         rank: of this process; it takes every `ranks`-th batch.
         ranks: number of processes.
     """
@@ -238,6 +238,7 @@ class EvaluationStream(Dataset[Batch]):
         ranks: int = 1,
     ) -> None:
         self._source, self._resolutions = source, resolutions
+        batch_size = min(batch_size, -(-len(source) // ranks))  # no rank without a batch
         batches = [
             np.arange(start, min(start + batch_size, len(source)))
             for start in range(0, len(source), batch_size)

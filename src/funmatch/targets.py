@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from funmatch import files
@@ -112,4 +113,7 @@ def _stored(
     key = json.dumps([teacher.fingerprint(), source.fingerprint(), teacher.side, *law])
     path = store / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     content = files.once(path, lambda: safetensors.torch.save({"logits": compute()}))
-    return safetensors.torch.load(content)["logits"]
+    try:
+        return safetensors.torch.load(content)["logits"]
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged; remove it, the same command makes it again") from error

@@ -23,7 +23,8 @@ class BestStudent(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Learner)
-        score = float(trainer.callback_metrics["val/student_top1"])
+        metrics = trainer.callback_metrics  # without labels, the most faithful student is the best
+        score = float(metrics.get("val/student_top1", metrics.get("val/agreement_top1", 0.0)))
         # Of equals the later one: patience still brings the student closer to its teacher.
         if score >= self.score:
             self.score, self.step = score, trainer.global_step

@@ -1,5 +1,7 @@
 """Checkpoints from which a run goes on exactly, and the atomic way they are written."""
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,12 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         # A checkpoint holds tensors, numbers and text; anything else would be foreign code.
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path}: damaged ({type(error).__name__}); start the run anew with resume=never"
+            ) from error
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)

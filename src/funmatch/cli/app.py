@@ -12,7 +12,7 @@ import hydra
 from dotenv import load_dotenv
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -138,6 +138,8 @@ def _task(config: DictConfig) -> DictConfig:
 
 def explain(error: Exception, config_name: str) -> str:
     """An error in one line: the key, the value and the remedy, as far as they are known."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        return explain(error.__cause__, config_name)
     text = str(error)
     if match := re.match(r"In '.*': Could not find '(.*)/(.*?)'", text):
         group, name = match.groups()
@@ -145,14 +147,14 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{group}={name}: no such {group}; choose {schema.either(options or ['null'])}"
     if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
         key, value = match.groups()
-        near = get_close_matches(key, _keys(config_name), n=1)
+        near = [name for name in get_close_matches(key, _keys(config_name)) if name != key]
         hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
         return f"{key}={value}: no such key; {hint}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: give it a value: {error.full_key}=..."
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and type(error) in (ValueError, schema.UserError):
         return " ".join(text.split())
     return " ".join(
         f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
@@ -164,10 +166,11 @@ def _keys(config_name: str) -> list[str]:
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
         for key in map(str, node):
-            yield f"{prefix}{key}"
             child = node._get_node(key)
             if isinstance(child, DictConfig):
                 yield from walk(child, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}"
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf()), version_base="1.3"):

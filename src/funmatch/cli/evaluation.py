@@ -23,6 +23,7 @@ def evaluate(cfg: DictConfig) -> None:
 
     there = schema.read(config)
     there.trainer.accelerator = cfg.accelerator
+    there.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
     figures = teaching.measure(there, run, cfg.split)
     print(f"{run.directory}, {cfg.split}:")
     for name, value in figures.items():

@@ -37,9 +37,10 @@ def fit(
     bar = StepsLeft(f"{cfg.recipe.name} s{cfg.seed}", steps, Console())
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     resumed = run.checkpoint.exists()
-    loggers = _loggers(cfg, run)
+    loggers: list[Logger] = []
     failed = True
     try:
+        loggers += _loggers(cfg, run)
         trainer = _trainer(cfg, steps, callbacks, loggers)
         trainer.fit(learner, data, ckpt_path=str(run.checkpoint) if resumed else None)
         if steps % cfg.validate_every:  # the trainer validates at multiples only
@@ -80,6 +81,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*is smaller than the logging interval.*",
+        ".*resuming from a checkpoint that ended.*",  # the stream begins at the restored step
         ".*sync_dist=True.*",  # our metrics are means over all ranks already
     ):
         warnings.filterwarnings("ignore", message)

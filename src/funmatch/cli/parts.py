@@ -92,4 +92,5 @@ def device(cfg: DictConfig) -> torch.device:
 
 def _asking(cfg: DictConfig) -> dict[str, Any]:
     store = Path(cfg.paths.logs) / "targets"
-    return {"store": store, "batch_size": cfg.batch_size, "device": device(cfg)}
+    # Always as many at a time: the last bits of logits depend on it.
+    return {"store": store, "batch_size": 256, "device": device(cfg)}

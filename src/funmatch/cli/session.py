@@ -76,6 +76,7 @@ def complete(cfg: DictConfig, teach: Teach, *, wait: bool = False) -> dict[str, 
 
 
 def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
+    run.sweep_up()
     _claim(run.directory / "config.yaml", cfg)
     if cfg.resume == "never":
         run.clear()

@@ -11,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from funmatch import schema
 from funmatch.callbacks.stopwatch import Stopwatch
 from funmatch.cli import fitting, parts, session
+from funmatch.clock import Clock
 from funmatch.distillation import Distillation
 from funmatch.fidelity import Fidelity
 from funmatch.models import weights
 from funmatch.models.frozen import Frozen
 from funmatch.recipes import Fixed
 from funmatch.runs import Run
+from funmatch.schema import UserError
 from funmatch.stream import EvaluationStream, Source
 from funmatch.supervision import Supervision
 
@@ -24,23 +26,29 @@ from funmatch.supervision import Supervision
 def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Teaches a student from a teacher; returns the figures of the run."""
     fitting.quiet()
+    teacher_clock = Clock()
+    stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
     data, law = parts.splits(cfg), parts.recipe(cfg)
     objective = instantiate(cfg.objective)
     teacher = _teacher(cfg, objective.teacher_features)
     seed_everything(cfg.seed, verbose=False)
     student = parts.network(cfg.student, objective.student_features)
 
-    words = parts.training_targets(cfg, teacher, law, data.train)
+    with teacher_clock(parts.device(cfg)):
+        words = parts.training_targets(cfg, teacher, law, data.train)
     references = {
         "val": parts.reference(cfg, teacher, data.val),
         "test": parts.reference(cfg, teacher, data.test),
     }
-    learner = Distillation(student, words, references, objective, parts.learning(cfg))
+    learner = Distillation(
+        student, words, references, objective, parts.learning(cfg), teacher_clock
+    )
     sides = {"student": student.side, "teacher": teacher.side}
     if isinstance(law, Fixed):  # the teacher has spoken already
         del sides["teacher"]
     stream = parts.stream(cfg, data, law, sides, student)
-    return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size, learner.teacher_clock))
+    figures = fitting.fit(cfg, run, learner, stream, stopwatch)
+    return {**figures, "teacher": teacher.fingerprint()}
 
 
 def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -60,15 +68,20 @@ def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
     source: Source = getattr(parts.splits(cfg), split)
     student = parts.network(cfg.student if "student" in cfg else cfg.model)
     weights.load(student.net, run.student)
-    words = parts.reference(cfg, _teacher(cfg), source) if "teacher" in cfg else None
+    words = None
+    if "teacher" in cfg:
+        teacher = _teacher(cfg)
+        if run.result.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
+            raise UserError(f"{run.directory}: was taught by another teacher than the one at hand")
+        words = parts.reference(cfg, teacher, source)
     place = parts.device(cfg)
     fidelity, frozen = Fidelity().to(place), Frozen(student)
     resolution = {"student": (student.resize, student.side)}
     stream = EvaluationStream(source, resolution, batch_size=cfg.batch_size)
     for number in range(len(stream)):
         batch = stream[number].to(place)
-        teacher = None if words is None else words(batch).logits
-        fidelity.update(frozen(batch.view("student")).logits, teacher, batch.label)
+        said = None if words is None else words(batch).logits
+        fidelity.update(frozen(batch.view("student")).logits, said, batch.label)
     found = fidelity.compute()
     return {fitting.column(f"{split}/{name}"): float(mean) for name, mean in found.items()}
 
@@ -84,8 +97,9 @@ def _teacher_weights(cfg: DictConfig) -> Path:
     if cfg.teacher.weights is not None:
         return Path(cfg.teacher.weights)
     overrides = [*cfg.teacher.finetune, "name=teachers", "logger=none"]
-    alone = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    here = {"paths": cfg.paths, "trainer": {**cfg.trainer, **alone}}
+    # One teacher serves all precisions and all numbers of devices.
+    place = {key: cfg.trainer[key] for key in ("accelerator", "workers", "threads", "log_every")}
+    here = {"paths": cfg.paths, "trainer": place}
     making = OmegaConf.merge(compose("finetune", overrides), here)
     assert isinstance(making, DictConfig)
     schema.check(making)

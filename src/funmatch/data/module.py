@@ -1,5 +1,6 @@
 """The Lightning data module over a stream."""
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -84,4 +85,5 @@ class DataModule(LightningDataModule):
             sampler=steps,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )

@@ -12,7 +12,7 @@ from funmatch import files
 
 
 class CsvLogger(Logger):
-    """One row per step that was logged; the columns grow as metrics appear.
+    """One row per step; the columns grow as metrics appear.
 
     Lightning's own CSV logger deletes the rows of an earlier session. This one keeps those up to
     the step from which the run goes on, so that every step stands there once.
@@ -29,33 +29,41 @@ class CsvLogger(Logger):
         super().__init__()
         self._path = path
         self._columns: list[str] = ["step"]
-        rows: list[dict[str, str]] = []
+        self._last: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = []
         if step and path.exists():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if int(row["step"]) <= step]
-                self._columns = list(reader.fieldnames or self._columns)
+            rows = [row for row in self._read() if int(row["step"]) <= step]
+            self._columns = list(rows[0]) if rows else self._columns
         self._rewrite(rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {name: value for name, value in metrics.items() if name != "epoch"}
         if not row:
             return
+        same = int(self._last.get("step", -1)) == step  # trained and validated at one step
         new = [name for name in row if name not in self._columns]
-        if new:
-            with self._path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+        if new or same:
             self._columns += new
-            self._rewrite(rows)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow({"step": step, **row})
+            rows = self._read()
+            self._rewrite(
+                [*rows[:-1], {**self._last, **row}] if same else [*rows, {"step": step, **row}]
+            )
+        else:
+            self._last = {"step": step, **row}
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(self._last)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The configuration has a file of its own."""
 
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+    def _read(self) -> list[dict[str, Any]]:
+        with self._path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(rows)
         files.write(self._path, text.getvalue())
+        self._last = rows[-1] if rows else {}

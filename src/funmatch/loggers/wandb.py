@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")  # what a user must know is said here
@@ -13,6 +14,8 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from wandb.errors import AuthenticationError, CommError
+
+from funmatch import files
 
 # Found out once in a process: each job of a sweep would wait for the server anew.
 _offline = False
@@ -53,7 +56,7 @@ def start(
         group=group,
         job_type=job_type,
         name=directory.name,
-        id=f"{group}-{directory.name}"[-128:],
+        id=files.once(directory / "tracker-id.txt", lambda: token_hex(8).encode()).decode(),
         resume="allow",
         settings=wandb.Settings(init_timeout=timeout, console="off", silent=True),
     )

@@ -3,6 +3,7 @@
 The network is timm's: pre-activation, GroupNorm of 32 groups, weight-standardised convolutions.
 """
 
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -62,12 +63,15 @@ def load_npz(model: ResNetV2, path: str | Path) -> None:
             (`resnet/block1/unit01/a/standardized_conv2d/kernel`) key names.
 
     Raises:
-        ValueError: a weight is missing, left over or of another shape; the key is named. The model
-            is then as it was.
+        ValueError: a weight is missing, left over or of another shape (the key is named), or the
+            file is damaged. The model is then as it was.
         FileNotFoundError: no such file.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged, or no plain arrays ({type(error).__name__})") from error
     style = _LEGACY if any(key.startswith("resnet/") for key in arrays) else _NATIVE
     weights: dict[str, Tensor] = {}
     for name, target in model.state_dict().items():

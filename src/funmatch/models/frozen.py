@@ -29,8 +29,8 @@ class Frozen:
         return self._network(pixels)
 
     def fingerprint(self) -> str:
-        """A digest of the weights and of the normalisation."""
-        digest = hashlib.sha256()
+        """A digest of the architecture, the weights and the normalisation."""
+        digest = hashlib.sha256(repr(self._network.net).encode())  # equal weights may pad otherwise
         tensors = {**self._network.state_dict(), **dict(self._network.named_buffers())}
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

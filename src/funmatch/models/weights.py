@@ -1,10 +1,13 @@
 """Weights of a network in files: written by a run, released by the authors, saved by PyTorch."""
 
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from funmatch.models import bit
@@ -30,13 +33,17 @@ def load(net: nn.Module, path: Path) -> None:
     """Loads weights into a network, in place.
 
     Raises:
-        ValueError: the kind of file is unknown, or the weights do not fit the network.
+        ValueError: the kind of file is unknown, it is damaged, or it does not fit the network.
     """
     if path.suffix not in _LOADERS:
         raise ValueError(f"{path}: unknown kind of weights; give one of {', '.join(_LOADERS)}")
     try:
         _LOADERS[path.suffix](net, path)
-    except RuntimeError as error:  # PyTorch's list of keys and shapes
+    except RuntimeError as error:  # PyTorch's list of keys and shapes, or a broken archive
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: the weights do not fit: {reason}") from error
+    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+        # What the libraries advise here is to load it unsafely.
         raise ValueError(
-            f"{path}: the weights do not fit: {' '.join(str(error).split())}"
+            f"{path}: damaged, or no plain weights ({type(error).__name__})"
         ) from error
