@@ -83,9 +83,10 @@ class Finetune(Base):
 
 
 # What cannot change the result is no part of a run's identity.
-_NOT_IDENTITY = {"hydra", "trainer", "paths", "logger", "callbacks", "name", "resume", "epochs"} | {
-    "checkpoint_every"
-}
+_NOT_IDENTITY = (
+    *("hydra", "trainer", "paths", "logger", "callbacks"),
+    *("name", "resume", "checkpoint_every", "epochs"),
+)
 
 
 def register() -> None:
@@ -155,7 +156,7 @@ def read(path: Path) -> DictConfig:
         identity(cfg)  # type: ignore[arg-type]
     except Exception as error:  # whatever a parser makes of a damaged file
         raise UserError(
-            f"{path}: damaged ({type(error).__name__}); remove the directory"
+            f"{path}: damaged ({type(error).__name__}); remove it, the same command writes it again"
         ) from error
     assert isinstance(cfg, DictConfig)
     return cfg
@@ -222,6 +223,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "trainer.log_every": _COUNT,
 }
 _MAY_BE_NULL = ("data.images_per_class", "trainer.threads")
+_ABSENT = object()
 
 
 def check(cfg: DictConfig) -> None:
@@ -256,9 +258,6 @@ def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: 
         accepted = False
     if not accepted:
         raise UserError(f"{key}={_shown(value)}: {remedy}")
-
-
-_ABSENT = object()
 
 
 def _check_budget(cfg: DictConfig) -> None:

@@ -65,9 +65,8 @@ def launch(
         main(guarded)()
         finish()
     except KeyboardInterrupt:
-        print(
-            "error: interrupted; the same command goes on from the last checkpoint", file=sys.stderr
-        )
+        again = "the same command goes on from the last checkpoint"
+        print(f"error: interrupted; {again}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         failed = True

@@ -48,7 +48,7 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
         del sides["teacher"]
     stream = parts.stream(cfg, data, law, sides, student)
     figures = fitting.fit(cfg, run, learner, stream, stopwatch)
-    return {**figures, "teacher": teacher.fingerprint()}
+    return {**figures, "teacher_fingerprint": teacher.fingerprint()}
 
 
 def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
     words = None
     if "teacher" in cfg:
         teacher = _teacher(cfg)
-        if run.result.get("teacher", teacher.fingerprint()) != teacher.fingerprint():
+        if run.result.get("teacher_fingerprint", teacher.fingerprint()) != teacher.fingerprint():
             raise UserError(f"{run.directory}: was taught by another teacher than the one at hand")
         words = parts.reference(cfg, teacher, source)
     place = parts.device(cfg)
