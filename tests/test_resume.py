@@ -61,3 +61,12 @@ def test_the_same_command_again_gives_the_same_weights(workplace: Path, uninterr
     done = command("train", *SETTINGS, "name=uninterrupted", "resume=never", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert uninterrupted.student.read_bytes() == before
+
+
+def test_workers_change_nothing(workplace: Path, uninterrupted: Run) -> None:
+    done = command("train", *SETTINGS, "name=workers", "trainer.workers=2", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    other = run_of(workplace, "workers")
+    assert other.student.read_bytes() == uninterrupted.student.read_bytes()
+    assert other.metrics.read_text() == uninterrupted.metrics.read_text()
