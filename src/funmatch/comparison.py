@@ -198,7 +198,7 @@ def figure(groups: Sequence[Group], path: Path) -> None:
         if panels == 3:
             axes[2].axhline(teacher, color="black", linestyle="--", linewidth=1)
     if panels == 3:
-        axes[2].legend(fontsize="small")
+        axes[2].legend(fontsize="small", loc="lower right")  # curves of patience rise
     handles, texts = axes[0].get_legend_handles_labels()
     known = dict(zip(texts, handles, strict=True))  # several teachers share one entry
     drawing.legend(
