@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands import QUICK, ROOT, command, environment
-from funmatch import schema
+from funmatch import rules, schema
 from funmatch.cli import app
 from funmatch.schema import UserError
 
@@ -82,13 +82,13 @@ WRONG = [
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_every_option_composes_and_passes_the_door(compose, group: str, option: str) -> None:
     cfg = compose(f"{group}={option}")
-    schema.check(cfg)
+    rules.check(cfg)
     assert schema.total_steps(cfg) > 0
 
 
 @pytest.mark.parametrize("name", ["train", "finetune"])
 def test_the_configuration_without_overrides_is_right(compose, name: str) -> None:
-    schema.check(compose(name=name))
+    rules.check(compose(name=name))
 
 
 def test_epochs_become_steps_as_in_the_paper(compose: Callable[..., DictConfig]) -> None:

@@ -1,12 +1,11 @@
-"""The configuration: its types, its values, and the identity of a run.
+"""The configuration: its types, and the identity of a run.
 
 Nothing here imports torch: a wrong value is found in a fraction of a second.
 """
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-
-from funmatch.recipes import CROPS, TEACHER_CROPS
 
 
 class UserError(ValueError):
@@ -172,131 +169,3 @@ def differing_key(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
         elif before != after:
             return f"{prefix}{key} (there {before}, here {after})"
     return None
-
-
-def either(choices: Iterable[str]) -> str:
-    """Choices in words: a, b or c."""
-    *most, last = choices
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-_COUNT = (lambda value: value >= 1 and value == int(value), "give a whole number from 1")
-_FROM_ZERO = (lambda value: value >= 0 and value == int(value), "give a whole number from 0")
-_POSITIVE = (lambda value: 0 < value < float("inf"), "give a positive number")
-_YES_OR_NO = (lambda value: isinstance(value, bool), "choose true or false")
-_NAME = (
-    re.compile(r"(?!\.+$)[A-Za-z0-9._-]+").fullmatch,
-    "use letters, digits, '.', '_' and '-' only",
-)
-
-
-def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
-    return choices.__contains__, f"choose {either(choices)}"
-
-
-# Key, what its value must hold, and the remedy. A key that a configuration lacks is not asked.
-_RULES: dict[str, tuple[Callable[[Any], object], str]] = {
-    "name": _NAME,
-    "recipe.name": _NAME,
-    "seed": (lambda value: 0 <= value < 2**32, "give a whole number from 0 to 4294967295"),
-    "resume": _one_of("auto", "never"),
-    "batch_size": _COUNT,
-    "validate_every": _COUNT,
-    "checkpoint_every": _COUNT,
-    "clip_norm": _POSITIVE,
-    "optimizer.lr": _POSITIVE,
-    "optimizer.wd": (lambda value: 0 <= value < float("inf"), "give 0 or a positive number"),
-    "schedule.warmup_steps": _FROM_ZERO,
-    "objective.temperature": _POSITIVE,
-    "recipe.crop": _one_of(*CROPS),
-    "recipe.teacher_crop": _one_of(*TEACHER_CROPS),
-    "recipe.ensemble": _COUNT,
-    "recipe.mixing": _YES_OR_NO,
-    "data.flip": _YES_OR_NO,
-    "data.min_area": (lambda value: 0 < value <= 1, "give a share in (0, 1]"),
-    "data.images_per_class": (_COUNT[0], "give a whole number from 1, or null"),
-    "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "trainer.precision": _one_of("32-true", "bf16-mixed", "16-mixed"),
-    "trainer.num_nodes": _COUNT,
-    "trainer.workers": _FROM_ZERO,
-    "trainer.threads": (_COUNT[0], "give a whole number from 1, or null"),
-    "trainer.log_every": _COUNT,
-}
-_MAY_BE_NULL = ("data.images_per_class", "trainer.threads")
-_ABSENT = object()
-
-
-def check(cfg: DictConfig) -> None:
-    """Refuses values that cannot work, before any data is read.
-
-    Raises:
-        UserError: names the key, the value and the remedy.
-    """
-    for key, (holds, remedy) in _RULES.items():
-        _require(cfg, key, holds, remedy)
-    if "teacher_crop" in cfg.recipe:
-        remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
-        _require(cfg, "recipe.mixing", lambda value: not value, remedy)
-    _check_budget(cfg)
-    for network in ("student", "model"):
-        if network in cfg:
-            remedy = f"data={cfg.data.name} has {cfg.data.classes} classes"
-            _require(cfg, f"{network}.classes", lambda value: value == cfg.data.classes, remedy)
-    if "teacher" in cfg:
-        _check_teacher(cfg)
-
-
-def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: str) -> None:
-    """Refuses a value; a key that the configuration lacks is not asked."""
-    value = OmegaConf.select(cfg, key, default=_ABSENT)
-    crop_of_a_fixed_teacher = key == "recipe.crop" and "teacher_crop" in cfg.recipe
-    if value is _ABSENT or (value is None and (key in _MAY_BE_NULL or crop_of_a_fixed_teacher)):
-        return
-    try:
-        accepted = holds(value)
-    except (TypeError, ValueError):  # text, or nothing, where a number belongs
-        accepted = False
-    if not accepted:
-        raise UserError(f"{key}={_shown(value)}: {remedy}")
-
-
-def _check_budget(cfg: DictConfig) -> None:
-    if (cfg.epochs is None) == (cfg.steps is None):
-        raise UserError(
-            f"epochs={_shown(cfg.epochs)} steps={_shown(cfg.steps)}: give exactly one of them"
-        )
-    key = "epochs" if cfg.steps is None else "steps"
-    _require(cfg, key, lambda value: value >= 1, "give a whole number from 1")
-    if cfg.data.train_size is not None and cfg.batch_size > cfg.data.train_size:
-        raise UserError(
-            f"batch_size={cfg.batch_size}: give at most the {cfg.data.train_size} training images"
-        )
-    steps, warmup = total_steps(cfg), OmegaConf.select(cfg, "schedule.warmup_steps")
-    if warmup is not None and not 0 <= warmup < steps:
-        raise UserError(
-            f"schedule.warmup_steps={warmup}: must be less than the {steps} steps of the run "
-            f"({key}={cfg[key]}); lower it or train longer"
-        )
-
-
-def _check_teacher(cfg: DictConfig) -> None:
-    teacher = cfg.teacher
-    if teacher.classes != cfg.data.classes:
-        raise UserError(
-            f"teacher.classes={teacher.classes}: data={cfg.data.name} has {cfg.data.classes} "
-            "classes; choose a teacher that was fine-tuned on this data"
-        )
-    if teacher.weights is not None and not Path(teacher.weights).is_file():
-        raise UserError(f"teacher.weights={teacher.weights}: no such file; {_makes(teacher)}")
-    if teacher.weights is None and not teacher.finetune:
-        raise UserError(f"teacher.weights=null: this teacher needs a file; {_makes(teacher)}")
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)
-
-
-def _makes(teacher: DictConfig) -> str:
-    if not teacher.finetune:
-        return "give the path of a .safetensors or .npz file"
-    return f"make it with: python src/finetune.py {' '.join(teacher.finetune)}"

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from funmatch import schema
+from funmatch import rules, schema
 
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -88,7 +88,7 @@ class Door(Callback):
     jobs = 1
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        self._guard(lambda: schema.check(_task(config)), config)
+        self._guard(lambda: rules.check(_task(config)), config)
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         def check() -> None:
@@ -96,7 +96,7 @@ class Door(Callback):
             Door.jobs = len(jobs)
             for overrides in jobs:
                 cfg = hydra.compose(config.hydra.job.config_name, overrides)
-                schema.check(cfg)
+                rules.check(cfg)
                 if (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
                     # The ranks of one job would be started with the arguments of the whole sweep.
                     raise schema.UserError(
@@ -143,7 +143,7 @@ def explain(error: Exception, config_name: str) -> str:
     if match := re.match(r"In '.*': Could not find '(.*)/(.*?)'", text):
         group, name = match.groups()
         options = re.findall(r"\n\t([\w.-]+)(?=\n|$)", text)
-        return f"{group}={name}: no such {group}; choose {schema.either(options or ['null'])}"
+        return f"{group}={name}: no such {group}; choose {rules.either(options or ['null'])}"
     if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
         key, value = match.groups()
         near = [name for name in get_close_matches(key, _keys(config_name)) if name != key]

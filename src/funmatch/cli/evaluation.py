@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from funmatch import comparison, schema
+from funmatch import comparison, rules, schema
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
@@ -18,7 +18,7 @@ def evaluate(cfg: DictConfig) -> None:
     if not run.student.is_file():
         raise UserError(f"run={cfg.run}: has no student.safetensors yet; train it further")
     if cfg.split not in ("val", "test"):
-        raise UserError(f"split={cfg.split}: choose {schema.either(['val', 'test'])}")
+        raise UserError(f"split={cfg.split}: choose {rules.either(['val', 'test'])}")
     from funmatch.cli import teaching
 
     there = schema.read(config)

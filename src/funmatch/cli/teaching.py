@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import schema
+from funmatch import rules, schema
 from funmatch.callbacks.stopwatch import Stopwatch
 from funmatch.cli import fitting, parts, session
 from funmatch.clock import Clock
@@ -102,7 +102,7 @@ def _teacher_weights(cfg: DictConfig) -> Path:
     here = {"paths": cfg.paths, "trainer": place}
     making = OmegaConf.merge(compose("finetune", overrides), here)
     assert isinstance(making, DictConfig)
-    schema.check(making)
+    rules.check(making)
     run = Run(schema.run_directory(making))
     if not run.completed:
         print(f"teacher: fine-tuning it once, into {run.directory}")
