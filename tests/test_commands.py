@@ -105,7 +105,7 @@ def test_a_job_that_fails_does_not_stop_the_others(workplace: Path) -> None:
         ("2", "completed"),
     ]
     assert found[1]["student_test_top1"] == ""
-    assert "2, 1 failed" in done.stdout.split("on test")[1]
+    assert "2 done, 1 failed" in done.stdout.split("on test")[1]
 
     # The failed one alone is made good, and as it would have been without the failure.
     again = command("train", *arguments, cwd=workplace)

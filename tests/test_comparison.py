@@ -69,7 +69,7 @@ def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Pat
     assert [row["status"] for row in rows] == ["completed", "failed"]
     assert rows[1]["student_test_top1"] == ""
     text = (tmp_path / "summary.md").read_text()
-    assert "1, 1 failed" in text
+    assert "1 done, 1 failed" in text
     assert "RuntimeError: boom" in text
     (group,) = comparison.group([tmp_path])
     assert group.mean("student_test_top1") == 0.9
@@ -111,3 +111,12 @@ def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) 
     (group,) = comparison.group([tmp_path])
     assert len(group.rows) == 1
     assert capsys.readouterr().err == f"skipped {broken}: damaged (JSONDecodeError)\n"
+
+
+def test_numbers_are_sorted_as_numbers(leave, tmp_path: Path) -> None:
+    for temperature in (10, 2, 1):
+        leave(f"objective.temperature={temperature}", student_test_top1=0.9)
+    variants = [g.variant for g in comparison.group([tmp_path])]
+    assert variants == ["temperature=1", "temperature=2", "temperature=10"]
+    comparison.write(tmp_path, [tmp_path])  # without a teacher there is no panel of agreement
+    assert (tmp_path / "comparison.png").exists()

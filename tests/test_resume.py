@@ -40,6 +40,7 @@ def test_killed_at_a_third_and_at_two_thirds(workplace: Path, uninterrupted: Run
     done = command("train", *SETTINGS, "name=killed", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    assert "going on from step 60 of 90" in done.stdout
     resumed = run_of(workplace, "killed")
     assert resumed.student.read_bytes() == uninterrupted.student.read_bytes()
     assert resumed.metrics.read_text() == uninterrupted.metrics.read_text()

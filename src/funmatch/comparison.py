@@ -1,6 +1,7 @@
 """Runs side by side: tables and figures over recipes, budgets and seeds."""
 
 import json
+import re
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -98,7 +99,13 @@ def group(directories: Iterable[Path]) -> list[Group]:
         )
         for key, seeds in found.items()
     ]
-    return sorted(groups, key=lambda g: (g.epochs, _rank(g.recipe), g.variant))
+    return sorted(groups, key=lambda g: (g.epochs, _rank(g.recipe), _natural(g.variant)))
+
+
+def _natural(text: str) -> list[tuple[float, str]]:
+    """Sorts 2 before 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
+    return [(float(p), "") if place % 2 else (0.0, p) for place, p in enumerate(parts)]
 
 
 def _rank(recipe: str) -> tuple[int, str]:
@@ -151,7 +158,8 @@ def _table(groups: Sequence[Group]) -> Table:
 
 def _cells(g: Group) -> list[str]:
     others = [row["status"] for row in g.rows if row["status"] != "completed"]
-    seeds = [str(len(g.completed)), *(f"{others.count(s)} {s}" for s in sorted(set(others)))]
+    seeds = [f"{len(g.completed)} done" if others else str(len(g.completed))]
+    seeds += [f"{others.count(status)} {status}" for status in sorted(set(others))]
     measured = [g.text(column, style) for column, style in _MEASURED.values()]
     return [f"{g.epochs:g}", g.label, ", ".join(seeds), *measured]
 
@@ -179,26 +187,31 @@ def figure(groups: Sequence[Group], path: Path) -> None:
         return
     labels = list(dict.fromkeys(g.label for g in groups))
     budgets = sorted({g.epochs for g in groups})
-    panels = 3 if len(budgets) > 1 else 2
+    columns = {"student_test_top1": "test accuracy", "agreement_top1": "agreement with the teacher"}
+    columns = {
+        c: title for c, title in columns.items() if any(g.mean(c) is not None for g in groups)
+    }
+    panels = len(columns) + (len(budgets) > 1)
     names = [textwrap.fill(label, 40) for label in labels]
     longest = max(len(line) for name in names for line in name.splitlines())
     size = (4.4 * panels + 0.09 * longest, 0.45 * len(labels) + 2.6)
-    drawing, axes = plt.subplots(1, panels, figsize=size, dpi=120, layout="constrained")
-    _dots(axes[0], groups, labels, budgets, "student_test_top1")
-    axes[0].set_title("test accuracy")
-    axes[0].set_yticks(range(len(labels)), names)
-    _dots(axes[1], groups, labels, budgets, "agreement_top1")
-    axes[1].set_title("agreement with the teacher")
-    axes[1].set_yticks(range(len(labels)), [""] * len(labels))
-    if panels == 3:
-        _curves(axes[2], groups, labels, budgets)
-    teachers = {g.mean("teacher_test_top1") for g in groups} - {None}
-    for teacher in teachers:
+    drawing, grid = plt.subplots(
+        1, panels, figsize=size, dpi=120, layout="constrained", squeeze=False
+    )
+    axes = list(grid[0])
+    for place, (axis, (column, title)) in enumerate(zip(axes, columns.items(), strict=False)):
+        _dots(axis, groups, labels, budgets, column)
+        axis.set_title(title)
+        axis.set_yticks(range(len(labels)), [""] * len(labels) if place else names)
+    curves = axes[-1] if len(budgets) > 1 else None
+    if curves is not None:
+        _curves(curves, groups, labels, budgets)
+    for teacher in {g.mean("teacher_test_top1") for g in groups} - {None}:
         axes[0].axvline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
-        if panels == 3:
-            axes[2].axhline(teacher, color="black", linestyle="--", linewidth=1)
-    if panels == 3:
-        axes[2].legend(fontsize="small", loc="lower right")  # curves of patience rise
+        if curves is not None:
+            curves.axhline(teacher, color="black", linestyle="--", linewidth=1)
+    if curves is not None:
+        curves.legend(fontsize="small", loc="lower right")  # curves of patience rise
     handles, texts = axes[0].get_legend_handles_labels()
     known = dict(zip(texts, handles, strict=True))  # several teachers share one entry
     drawing.legend(

@@ -37,10 +37,13 @@ def fit(
     bar = StepsLeft(f"{cfg.recipe.name} s{cfg.seed}", steps, Console())
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     resumed = run.checkpoint.exists()
+    done = _steps_done(run) if resumed else 0
+    if resumed and runs.rank() == 0:
+        print(f"  going on from step {done} of {steps}", flush=True)
     loggers: list[Logger] = []
     failed = True
     try:
-        loggers += _loggers(cfg, run)
+        loggers += _loggers(cfg, run, done)
         trainer = _trainer(cfg, steps, callbacks, loggers)
         trainer.fit(learner, data, ckpt_path=str(run.checkpoint) if resumed else None)
         if steps % cfg.validate_every:  # the trainer validates at multiples only
@@ -114,13 +117,14 @@ def _trainer(
     )
 
 
-def _loggers(cfg: DictConfig, run: Run) -> list[Logger]:
+def _steps_done(run: Run) -> int:
+    return int(AtomicCheckpointIO().load_checkpoint(run.checkpoint)["global_step"])
+
+
+def _loggers(cfg: DictConfig, run: Run, done: int) -> list[Logger]:
     """metrics.csv, and what the logger group names; for rank 0."""
     if runs.rank() != 0:
         return []
-    done = 0
-    if run.checkpoint.exists():
-        done = AtomicCheckpointIO().load_checkpoint(run.checkpoint)["global_step"]
     loggers: list[Logger] = [CsvLogger(run.metrics, step=done)]
     for logger in instantiate(cfg.logger).values():
         if isinstance(logger, partial):

@@ -26,11 +26,11 @@ from funmatch.supervision import Supervision
 def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Teaches a student from a teacher; returns the figures of the run."""
     fitting.quiet()
+    objective = instantiate(cfg.objective)
+    teacher = _teacher(cfg, objective.teacher_features)  # to make one is no part of the run
     teacher_clock = Clock()
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
     data, law = parts.splits(cfg), parts.recipe(cfg)
-    objective = instantiate(cfg.objective)
-    teacher = _teacher(cfg, objective.teacher_features)
     seed_everything(cfg.seed, verbose=False)
     student = parts.network(cfg.student, objective.student_features)
 
