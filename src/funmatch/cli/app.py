@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from funmatch import rules, schema
@@ -88,7 +88,7 @@ class Door(Callback):
     jobs = 1
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        self._guard(lambda: rules.check(_task(config)), config)
+        self._guard(lambda: rules.check(config), config)
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         def check() -> None:
@@ -124,15 +124,6 @@ def sweep(config: DictConfig) -> list[list[str]]:
     parsed = OverridesParser.create().parse_overrides(arguments)
     (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for job in jobs]
-
-
-def _task(config: DictConfig) -> DictConfig:
-    """The configuration without Hydra's own part."""
-    task = config.copy()
-    OmegaConf.set_readonly(task, False)
-    OmegaConf.set_struct(task, False)
-    task.pop("hydra", None)
-    return task
 
 
 def explain(error: Exception, config_name: str) -> str:
