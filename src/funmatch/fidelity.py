@@ -28,12 +28,12 @@ class Fidelity(Metric):
             self.add_state(name, torch.zeros(size), dist_reduce_fx="sum")
 
     def update(self, student: Tensor, teacher: Tensor | None, label: Tensor | None) -> None:
-        """Args: logits [B, C] of student and teacher, labels [B]."""
+        """Args: logits [B, C] of student and teacher, labels [B] or bool [B, C] of right ones."""
         values: dict[str, Tensor] = {}
         if label is not None:
-            values["student_top1"] = student.argmax(dim=-1) == label
+            values["student_top1"] = _right(student, label)
             if teacher is not None:
-                values["teacher_top1"] = teacher.argmax(dim=-1) == label
+                values["teacher_top1"] = _right(teacher, label)
         if teacher is not None:
             top = min(5, student.shape[-1])
             values["agreement_top1"] = losses.agreement(student, teacher)
@@ -50,3 +50,12 @@ class Fidelity(Metric):
         means = self.sums.cpu().double() / counts
         names = zip(ACCURACIES + FIDELITIES, means, counts, strict=True)
         return {name: mean for name, mean, count in names if count}
+
+
+def _right(logits: Tensor, label: Tensor) -> Tensor:
+    """Whether the predicted class is right, of every example that has a label."""
+    predicted = logits.argmax(dim=-1)
+    if label.dtype != torch.bool:
+        return predicted == label
+    right = label.gather(-1, predicted[:, None])[:, 0]
+    return right[label.any(dim=-1)]

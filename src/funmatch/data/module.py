@@ -65,7 +65,7 @@ class DataModule(LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
         stream = EvaluationStream(
-            getattr(self._splits, split),
+            self._splits.part(split),
             {"student": self._resolution},
             batch_size=self._batch_size,
             **self._ranks(),

@@ -1,8 +1,8 @@
 """Sources: where image i and label i come from."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -45,16 +45,83 @@ class ArraySource:
         return digest.hexdigest()
 
 
+class Joined:
+    """Several sources, one after the other, as one set of images to teach on.
+
+    Their labels are dropped, for those of different sets mean different things.
+
+    Args:
+        sources: with images of the same number of channels.
+
+    Raises:
+        ValueError: the numbers of channels differ.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = [source for source in sources if len(source)]
+        self._ends = np.cumsum([len(source) for source in self._sources], dtype=np.int64)
+        first = np.zeros(1, dtype=np.int64)
+        channels = [source.images(first)[0].shape[0] for source in self._sources]
+        if len(set(channels)) > 1:
+            raise ValueError(f"sets of images with {channels} channels cannot be joined")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        heights, widths = np.zeros_like(indices), np.zeros_like(indices)
+        for source, rows, inside in self._parts(indices):
+            heights[rows], widths[rows] = source.sizes(inside)
+        return heights, widths
+
+    def images(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        for source, rows, inside in self._parts(indices):
+            found.update(zip(rows.tolist(), source.images(inside), strict=True))
+        return [found[row] for row in range(len(indices))]
+
+    def labels(self, indices: NDArray[np.int64]) -> None:
+        return None
+
+    def fingerprint(self) -> str:
+        parts = "\n".join(source.fingerprint() for source in self._sources)
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def _parts(
+        self, indices: NDArray[np.int64]
+    ) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each source that is asked for, the rows of the batch that it fills, its own indices."""
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for owner in np.unique(owners):
+            source, rows = self._sources[owner], np.flatnonzero(owners == owner)
+            yield source, rows, indices[rows] - (self._ends[owner] - len(source))
+
+
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set.
+    """The parts of a data set.
 
     Attributes:
         train: what is taught on.
         val: what every choice is made on.
         test: what is looked at once, at the end.
+        others: further test sets, by name.
     """
 
     train: Source
     val: Source
     test: Source
+    others: Mapping[str, Source] = field(default_factory=dict)
+
+    def part(self, name: str) -> Source:
+        """A part by its name: train, val, test, or one of the others.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        parts = {"train": self.train, "val": self.val, "test": self.test, **self.others}
+        if name not in parts:
+            raise ValueError(f"split={name}: this data set has {', '.join(parts)}")
+        return parts[name]

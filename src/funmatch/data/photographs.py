@@ -1,0 +1,93 @@
+"""Images of any size, decoded from their files."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from funmatch.data.listing import Listing, MissingData, digest
+
+
+class Photographs:
+    """Image files with their labels, decoded when they are asked for.
+
+    Each worker holds them all. So the names are one run of bytes and not a million strings: that
+    is 43 bytes an image instead of 113, and no reference counts for a worker to write to, which
+    would copy the memory page under them.
+
+    Args:
+        listing: of files and labels.
+        classes: their names.
+    """
+
+    def __init__(self, listing: Listing, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+        self._root, self._labels = listing.root, listing.labels
+        encoded = [name.encode(errors="surrogateescape") for name in listing.names]
+        self._names = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._sizes = np.zeros((len(encoded), 2), dtype=np.int32)  # 0: not yet looked at
+        self._fingerprint = ""
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def name(self, index: int) -> str:
+        """The file's name below the root."""
+        start = int(self._ends[index - 1]) if index else 0
+        return self._names[start : int(self._ends[index])].decode(errors="surrogateescape")
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """From the headers of the files, each read once."""
+        for index in indices[self._sizes[indices, 0] == 0]:
+            with _opened(self._root / self.name(index)) as image:
+                self._sizes[index] = image.height, image.width
+        heights, widths = self._sizes[indices].astype(np.int64).T
+        return heights, widths
+
+    def images(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        """RGB, [3, H, W] each, of whatever mode and format the files are.
+
+        Raises:
+            MissingData: a file is damaged, or gone.
+        """
+        return [decoded(self._root / self.name(index)) for index in indices]
+
+    def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """int64 [B]; or bool [B, C] where several classes are right."""
+        return None if self._labels is None else torch.from_numpy(self._labels[indices])
+
+    def fingerprint(self) -> str:
+        """Of names, file sizes and labels, not of contents: those of ImageNet are 150 GB."""
+        if not self._fingerprint:
+            names = (self.name(index) for index in range(len(self)))
+            self._fingerprint = digest(self._root, names, self._labels)
+        return self._fingerprint
+
+
+def decoded(path: Path) -> Tensor:
+    """An image file as uint8 [3, H, W], RGB."""
+    with _opened(path) as image:
+        try:
+            # Pillow warns of a palette with transparency unless it goes through RGBA.
+            through = image.convert("RGBA") if "transparency" in image.info else image
+            pixels = np.array(through.convert("RGB"))
+        except Exception as error:  # of Pillow's many
+            raise _unreadable(path, error) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> MissingData:
+    return MissingData(
+        f"{path}: cannot be read as an image ({type(error).__name__}); replace or remove it"
+    )

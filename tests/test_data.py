@@ -1,0 +1,345 @@
+"""Data sets on disk: true layouts read as torchvision reads them, damaged ones give one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torchvision import datasets as official
+
+import trees
+from funmatch.data import datasets, imagenet, layouts
+from funmatch.data.listing import Listing, Listings
+from funmatch.data.photographs import Photographs
+from funmatch.data.source import Splits
+from funmatch.recipes import Shared
+from funmatch.stream import EvaluationStream, Stream
+from trees import plant, refused
+
+RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
+NAMES = ("flowers102", "pets", "food101", "sun397", "imagenet")
+# Sizes of the small trees: train, val, test.
+SIZES = {
+    "flowers102": (10, 10, 15),
+    "pets": (27, 3, 12),
+    "food101": (27, 3, 12),
+    "sun397": (21, 3, 6),
+    "imagenet": (59, 1, 12),
+}
+READ: dict[str, Callable[[Path], Listings]] = {
+    "flowers102": layouts.flowers102,
+    "pets": layouts.pets,
+    "food101": layouts.food101,
+    "sun397": layouts.sun397,
+    "imagenet": imagenet.imagenet,
+}
+
+
+def parts(listings: Listings) -> list[Listing]:
+    return [listings.train, listings.val, listings.test]
+
+
+def pairs(*listings: Listing) -> list[tuple[str, int]]:
+    """Absolute paths with labels."""
+    found: list[tuple[str, int]] = []
+    for part in listings:
+        assert part.labels is not None
+        paths = [str(part.root / name) for name in part.names]
+        found += zip(paths, part.labels.tolist(), strict=True)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_splits_have_their_sizes_and_share_no_image(name: str, tmp_path: Path) -> None:
+    found = READ[name](plant(tmp_path, name))
+    assert tuple(map(len, parts(found))) == SIZES[name]
+    every = pairs(*parts(found))
+    assert len({path for path, _ in every}) == sum(SIZES[name])
+    assert {label for _, label in pairs(found.train)} == set(range(5 if "flow" in name else 3))
+    assert max(label for _, label in every) < len(found.classes)
+
+
+def flowers_parts(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, official.Flowers102]:
+    files = {
+        key: (file, trees.md5(root / "flowers-102" / file) if file.endswith("mat") else "")
+        for key, (file, _) in official.Flowers102._file_dict.items()
+    }
+    monkeypatch.setattr(official.Flowers102, "_file_dict", files)
+    return {part: official.Flowers102(root, part) for part in ("train", "val", "test")}
+
+
+def test_flowers102_is_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = plant(tmp_path, "flowers102")
+    found = layouts.flowers102(root)
+    for part, theirs in flowers_parts(root, monkeypatch).items():
+        ours = pairs(getattr(found, part))
+        assert ours == list(zip(map(str, theirs._image_files), theirs._labels, strict=True))
+    assert datasets.flowers102(str(root)).train.classes == tuple(official.Flowers102.classes)
+
+
+def test_pets_are_torchvisions(tmp_path: Path) -> None:
+    root = plant(tmp_path, "pets")
+    found = layouts.pets(root)
+    rest = official.OxfordIIITPet(root, "trainval")
+    test = official.OxfordIIITPet(root, "test")
+    assert list(found.classes) == rest.classes == ["Abyssinian", "American Bulldog", "Bengal"]
+    assert sorted(pairs(found.train, found.val)) == sorted(
+        zip(map(str, rest._images), rest._labels, strict=True)
+    )
+    assert pairs(found.test) == list(zip(map(str, test._images), test._labels, strict=True))
+
+
+def test_food101_is_torchvisions(tmp_path: Path) -> None:
+    root = plant(tmp_path, "food101")
+    found = layouts.food101(root)
+    for ours, part in (((found.train, found.val), "train"), ((found.test,), "test")):
+        theirs = official.Food101(root, part)
+        assert list(found.classes) == theirs.classes == ["apple_pie", "sushi", "waffles"]
+        expected = zip(map(str, theirs._image_files), theirs._labels, strict=True)
+        assert sorted(pairs(*ours)) == sorted(expected)
+
+
+def test_sun397_is_torchvisions(tmp_path: Path) -> None:
+    root = plant(tmp_path, "sun397")
+    found, theirs = layouts.sun397(root), official.SUN397(root)
+    assert list(found.classes) == theirs.classes == ["abbey", "bar", "church/outdoor"]
+    expected = zip(map(str, theirs._image_files), theirs._labels, strict=True)
+    assert sorted(pairs(*parts(found))) == sorted(expected)
+
+
+def test_imagenet_is_torchvisions(tmp_path: Path) -> None:
+    root = plant(tmp_path, "imagenet")
+    found = imagenet.imagenet(root)
+    torch.save(({wnid: (wnid,) for wnid in trees.WNIDS}, []), root / "meta.bin")
+    assert sorted(pairs(found.train, found.val)) == sorted(official.ImageNet(root, "train").samples)
+    assert sorted(pairs(found.test)) == sorted(official.ImageNet(root, "val").samples)
+    assert found.classes == trees.WNIDS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_data_set_feeds_the_streams(name: str, tmp_path: Path) -> None:
+    root = plant(tmp_path, name)
+    splits: Splits = getattr(datasets, name)(str(root))
+    listing = READ[name](root).train
+    sides = {"student": 8, "teacher": 6}
+    batch = Stream(splits.train, RECIPE, sides=sides, batch_size=8, seed=1)[5]
+    assert batch.view("student").shape == (9, 3, 8, 8)
+    assert batch.label is not None
+    assert batch.label.tolist() == [listing.labels[i] for i in batch.index.tolist()]
+
+    batch = EvaluationStream(splits.part("test"), {"student": (9, 8)}, batch_size=4)[0]
+    assert batch.views["student"].shape == (4, 3, 8, 8)
+    assert len(splits.test.classes) == len(splits.train.classes)
+
+
+# Classes, train_size, side, batch size, epochs: section 7 and 8 of the paper.
+PAPER = {
+    "flowers102": (102, 1020, 128, 512, 10_000),
+    "pets": (37, 3312, 128, 512, 1000),
+    "food101": (101, 68_175, 128, 512, 100),
+    "sun397": (397, 76_128, 128, 512, 100),
+    "imagenet": (1000, 1_255_544, 224, 4096, 300),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_serves_as_data_and_as_transfer_set(
+    name: str, compose, tmp_path: Path
+) -> None:
+    root = plant(tmp_path, name)
+    place = root.rename(tmp_path / "imagenet").parent if name == "imagenet" else root
+    cfg = compose(f"data={name}", f"transfer=[{name}]", f"paths.data={place}")
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    assert data == OmegaConf.to_container(cfg.transfer[name], resolve=True)
+    found = (data["classes"], data["train_size"], data["side"])
+    assert (*found, data["suggested"]["batch_size"], data["suggested"]["epochs"]) == PAPER[name]
+    splits = instantiate(cfg.data.splits)
+    assert tuple(len(splits.part(part)) for part in ("train", "val", "test")) == SIZES[name]
+
+    # Each has values of its own.
+    cfg = compose(f"transfer={name}", f"transfer.{name}.root=elsewhere", "data=digits")
+    assert cfg.transfer[name].splits.root == "elsewhere"
+
+
+BASES = {
+    "flowers102": "flowers-102",
+    "pets": "oxford-iiit-pet",
+    "food101": "food-101",
+    "sun397": "SUN397",
+    "imagenet": "train",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
+    line = refused(lambda: getattr(datasets, name)(str(tmp_path / "nowhere")))
+    assert line.startswith(
+        f"root={tmp_path}/nowhere: no folder {BASES[name]} there; give the right"
+    )
+    assert "download=true" in line
+    (tmp_path / BASES[name]).mkdir()
+    line = refused(lambda: getattr(datasets, name)(str(tmp_path)))
+    assert line.startswith(f"root={tmp_path}: the folder {BASES[name]} is empty; ")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "said"),
+    [
+        (
+            "flowers102",
+            "flowers-102/jpg/image_00003.jpg",
+            "1 of the 35 images that flowers-102/setid",
+        ),
+        (
+            "pets",
+            "oxford-iiit-pet/images/Bengal_0.jpg",
+            "1 of the 42 images that oxford-iiit-pet/ann",
+        ),
+        (
+            "food101",
+            "food-101/images/sushi/1003.jpg",
+            "1 of the 42 images that food-101/meta names",
+        ),
+    ],
+)
+def test_data_that_is_half_extracted(name: str, file: str, said: str, tmp_path: Path) -> None:
+    root = plant(tmp_path, name)
+    (root / file).unlink()
+    line = refused(lambda: READ[name](root))
+    assert line.startswith(f"root={root}: {said}")
+    assert f"missing, first {file}; extract its archive again" in line
+
+
+def test_a_folder_of_images_that_is_gone(tmp_path: Path) -> None:
+    root = plant(tmp_path, "flowers102")
+    (root / "flowers-102/jpg").rename(root / "elsewhere")
+    assert "35 of the 35 images" in refused(lambda: layouts.flowers102(root))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("flowers102", "flowers-102/imagelabels.mat"),
+        ("flowers102", "flowers-102/setid.mat"),
+        ("pets", "oxford-iiit-pet/annotations/trainval.txt"),
+        ("pets", "oxford-iiit-pet/annotations/test.txt"),
+        ("food101", "food-101/meta/train.json"),
+        ("food101", "food-101/meta/test.json"),
+        ("sun397", "SUN397/ClassName.txt"),
+    ],
+)
+@pytest.mark.parametrize("content", ["", "truncated", "strange\n"])
+def test_a_list_that_is_damaged_or_gone(name: str, file: str, content: str, tmp_path: Path) -> None:
+    root = plant(tmp_path, name)
+    path = root / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3] if content == "truncated" else content.encode())
+    line = refused(lambda: READ[name](root))
+    if not (name == "sun397" and content == "truncated"):  # which is a shorter list of classes
+        assert line.startswith(f"root={root}: {file} is damaged (")
+    path.unlink()
+    assert refused(lambda: READ[name](root)).startswith(f"root={root}: no {file} there; ")
+
+
+def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
+    root = plant(tmp_path, "flowers102")
+    trees.savemat(root / "flowers-102/imagelabels.mat", {"labels": np.array([[1, 2, 3]])})
+    line = refused(lambda: layouts.flowers102(root))
+    assert "setid.mat is damaged (ValueError: trnid names images" in line
+
+    root = plant(tmp_path, "food101")
+    path = root / "food-101/meta/test.json"
+    lists = json.loads(path.read_text())
+    del lists["sushi"]
+    path.write_text(json.dumps(lists))
+    assert "test.json is damaged" in refused(lambda: layouts.food101(root))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda r: (r / "train" / trees.WNIDS[1]).rename(r / "gone"),
+            f"val/{trees.WNIDS[1]} is no c",
+        ),
+        (
+            lambda r: (r / "val" / trees.WNIDS[1]).rename(r / "gone"),
+            "1 of the 3 class folders of val",
+        ),
+        (
+            lambda r: (r / "val").rename(r / "gone"),
+            "no folder val there; give the right root, or put",
+        ),
+        (
+            lambda r: [p.unlink() for p in (r / "train" / trees.WNIDS[0]).iterdir()],
+            "holds no images",
+        ),
+        (
+            lambda r: (
+                [p.rename(r / "val" / p.name) for p in list((r / "val").rglob("*.JPEG"))]
+                and [p.rmdir() for p in (r / "val").iterdir() if p.is_dir()]
+            ),
+            "the images in val are not sorted into class folders; unpack ILSVRC2012_img_val.tar",
+        ),
+    ],
+)
+def test_an_imagenet_that_is_damaged(
+    damage: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    root = plant(tmp_path, "imagenet")
+    damage(root)
+    line = refused(lambda: imagenet.imagenet(root))
+    assert line.startswith(f"root={root}: ")
+    assert said in line
+
+
+def test_imagenet_v2_and_real(tmp_path: Path) -> None:
+    root = plant(tmp_path, "imagenet")
+    trees.imagenet_v2(tmp_path / "v2")
+    rows = [[], [0, 2], [1], *([[0]] * 9)]
+    (tmp_path / "real.json").write_text(json.dumps(rows))
+    splits = datasets.imagenet(str(root), str(tmp_path / "v2"), str(tmp_path / "real.json"))
+
+    v2 = splits.part("v2")
+    assert v2.labels(np.arange(6)).tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(v2.images(np.arange(6))) == 6
+
+    real = splits.part("real")
+    assert isinstance(real, Photographs)
+    labels = real.labels(np.arange(12))
+    assert labels.dtype == torch.bool
+    assert labels.shape == (12, 3)
+    for i in range(12):  # the row is the number in the file's name, whatever its folder
+        number = int(real.name(i)[-13:-5]) - 1
+        assert labels[i].nonzero().flatten().tolist() == rows[number]
+    assert len(EvaluationStream(real, {"student": (9, 8)}, batch_size=5)[0].label) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[[0]]", "1 rows for 12 images"),
+        ("[", "JSONDecodeError"),
+        (f"{[[3]] * 12}", "beyond 0 to 2"),
+    ],
+)
+def test_a_damaged_real(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "real.json"
+    path.write_text(content)
+    line = refused(lambda: imagenet.imagenet(plant(tmp_path, "imagenet"), real=path))
+    assert line.startswith(f"real={path}: real.json is damaged (")
+    assert said in line
+
+
+def test_a_damaged_v2(tmp_path: Path) -> None:
+    root, v2 = plant(tmp_path, "imagenet"), tmp_path / "v2"
+    assert f"v2={v2}: no such folder" in refused(lambda: imagenet.imagenet(root, v2))
+    trees.imagenet_v2(v2)
+    (v2 / "2").rename(v2 / "3")
+    assert f"v2={v2}: 3 is no class from 0 to 2" in refused(lambda: imagenet.imagenet(root, v2))
+    (v2 / "3").rename(tmp_path / "gone")
+    assert f"v2={v2}: some of the 3 class folders" in refused(lambda: imagenet.imagenet(root, v2))

@@ -1,0 +1,161 @@
+"""Where images and labels come from: files, several sources as one; and labels in plenty."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from funmatch.data import datasets, layouts
+from funmatch.data.listing import Listing
+from funmatch.data.photographs import Photographs, decoded
+from funmatch.data.source import ArraySource, Joined, Splits
+from funmatch.fidelity import Fidelity
+from funmatch.recipes import Shared
+from funmatch.stream import Stream
+from toys import MixedSizes, array_source
+from trees import plant, refused
+
+RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
+
+
+def test_photographs_are_the_pixels_of_their_files(tmp_path: Path) -> None:
+    root = plant(tmp_path, "pets")
+    listing = layouts.pets(root).test
+    source = Photographs(listing, ("a", "b", "c"))
+    indices = np.array([7, 0, 7])
+    heights, widths = source.sizes(indices)
+    for row, image in enumerate(source.images(indices)):
+        expected = np.asarray(Image.open(root / listing.names[indices[row]]).convert("RGB"))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+        assert image.shape[1:] == (heights[row], widths[row])
+        assert image.is_contiguous()
+    assert source.labels(indices).tolist() == listing.labels[indices].tolist()
+    assert [source.name(i) for i in range(len(source))] == list(listing.names)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
+def test_images_of_any_mode_are_rgb(mode: str, tmp_path: Path) -> None:
+    image = Image.new("RGB", (6, 5), (200, 100, 50)).convert(mode)
+    path = tmp_path / "wrong_suffix.jpg"  # what a file is, its content tells
+    image.save(path, "TIFF" if mode == "CMYK" else "PNG")
+    found = decoded(path)
+    assert found.shape == (3, 5, 6)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found[:, 0, 0], torch.tensor(image.convert("RGB").getpixel((0, 0))))
+
+
+def test_a_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    assert decoded(tmp_path / "a.png")[:, 0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_a_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None:
+    root = plant(tmp_path, "pets")
+    source = datasets.pets(str(root)).test
+    path = root / "oxford-iiit-pet/images/Bengal_12.jpg"
+    path.write_bytes(path.read_bytes()[:400] if content is None else content)
+    place = layouts.pets(root).test.names.index("oxford-iiit-pet/images/Bengal_12.jpg")
+    line = refused(lambda: source.images(np.array([0, place])))
+    assert line.startswith(f"{path}: cannot be read as an image")
+    path.unlink()
+    assert f"{path}: " in refused(lambda: source.sizes(np.array([place])))
+
+
+def test_photographs_travel_to_workers(tmp_path: Path) -> None:
+    source = datasets.food101(str(plant(tmp_path, "food101"))).train
+    other = pickle.loads(pickle.dumps(source))
+    indices = np.array([3, 20])
+    for here, there in zip(source.images(indices), other.images(indices), strict=True):
+        assert torch.equal(here, there)
+    assert other.fingerprint() == source.fingerprint()
+    assert other.classes == source.classes
+
+
+def test_photographs_of_imagenets_size_are_small() -> None:
+    names = tuple(f"train/n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(50_000))
+    source = Photographs(Listing(Path("x"), names, np.zeros(50_000, dtype=np.int64)), ("a",))
+    assert len(pickle.dumps(source)) < 65 * len(names)
+    assert source.name(49_999) == names[-1]
+
+
+def test_a_fingerprint_follows_names_sizes_and_labels(tmp_path: Path) -> None:
+    root = plant(tmp_path, "pets")
+    listing = layouts.pets(root).test
+
+    def found(listing: Listing) -> str:
+        return Photographs(listing, ()).fingerprint()
+
+    before = found(listing)
+    assert found(layouts.pets(root).test) == before
+    assert found(Listing(root, listing.names, 1 - listing.labels)) != before
+    assert found(Listing(root, listing.names, None)) != before
+    assert found(listing.take(np.arange(len(listing))[::-1])) != before
+    with (root / listing.names[0]).open("ab") as file:
+        file.write(b"x")
+    assert found(listing) != before
+
+
+def test_joined_sources_are_one_after_the_other() -> None:
+    tensors, photographs = array_source(5), MixedSizes(4)
+    joined = Joined([tensors, photographs, array_source(3, side=20, seed=9)])
+    assert len(joined) == 12
+    assert joined.labels(np.array([0])) is None
+    indices = np.array([8, 0, 4, 5, 11, 0])
+    expected = [
+        photographs.images(np.array([3]))[0],
+        *tensors.images(np.array([0, 4])),
+        photographs.images(np.array([0]))[0],
+        array_source(3, side=20, seed=9).images(np.array([2]))[0],
+        tensors.images(np.array([0]))[0],
+    ]
+    heights, widths = joined.sizes(indices)
+    for row, image in enumerate(joined.images(indices)):
+        assert torch.equal(image, expected[row])
+        assert image.shape[1:] == (heights[row], widths[row])
+    batch = Stream(joined, RECIPE, sides={"student": 8}, batch_size=12, seed=0)[0].mixed()
+    assert sorted(batch.index.tolist()) == list(range(12))
+    assert batch.label is None
+    assert joined.fingerprint() != Joined([photographs, tensors]).fingerprint()
+
+
+def test_grey_and_colour_are_not_joined() -> None:
+    grey = ArraySource(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None, [])
+    with pytest.raises(ValueError, match=r"\[3, 1\] channels cannot be joined"):
+        Joined([array_source(3), grey])
+
+
+def test_an_unknown_part_is_refused_with_what_there_is() -> None:
+    splits = Splits(array_source(), array_source(), array_source(), {"v2": array_source(4)})
+    assert len(splits.part("v2")) == 4
+    with pytest.raises(ValueError, match="split=real: this data set has train, val, test, v2"):
+        splits.part("real")
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+def test_fidelity_counts_what_has_a_label(several: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 40, 5, generator=generator)
+    label = torch.randint(0, 5, (40,), generator=generator)
+    if several:
+        label = torch.rand(40, 5, generator=generator) < 0.3
+        label[:3] = False
+    right: dict[str, list[bool]] = {"student_top1": [], "teacher_top1": []}
+    for row in range(40):
+        true = set(label[row].nonzero().flatten().tolist()) if several else {label[row].item()}
+        if true:
+            right["student_top1"].append(int(student[row].argmax()) in true)
+            right["teacher_top1"].append(int(teacher[row].argmax()) in true)
+    fidelity = Fidelity()
+    for rows in (slice(0, 3), slice(3, 27), slice(27, 40)):  # the first batch may have none at all
+        fidelity.update(student[rows], teacher[rows], label[rows])
+    found = fidelity.compute()
+    for name, values in right.items():
+        assert found[name] == pytest.approx(np.mean(values))
+    agree = (student.argmax(-1) == teacher.argmax(-1)).float().mean()
+    assert found["agreement_top1"] == pytest.approx(agree.item())  # of all, with a label or without
