@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from timm.layers.std_conv import StdConv2d
 from timm.models.resnetv2 import ResNetV2
-from torch import Tensor, nn
+from torch import Tensor
+
+from funmatch.models import heads
 
 # timm's stems: '' pads the root pooling with -inf, 'fixed' with zeros.
 _STEMS = {"infinite": "", "zero": "fixed"}
@@ -30,18 +32,20 @@ def build(
 
     Args:
         depth: blocks per stage: (3, 4, 6, 3) is ResNet-50, (3, 8, 36, 3) ResNet-152.
-        width: multiplies all channels.
+        width: multiplies all channels; halves, for GroupNorm makes 32 groups of the narrowest.
         num_classes: size of the head.
         root_padding: what surrounds the input of the root max-pool: "infinite" (minus infinity, as
             in the authors' released code and weights) or "zero" (as in timm's own BiT models).
 
     Raises:
-        ValueError: unknown root_padding.
+        ValueError: unknown root_padding, or a width whose channels do not make 32 groups.
 
     Source: Kolesnikov et al. 2020; Beyer et al. 2022, sec. 3.
     """
     if root_padding not in _STEMS:
         raise ValueError(f"root_padding must be one of {', '.join(_STEMS)}, got {root_padding!r}")
+    if not width > 0 or 2 * width % 1:
+        raise ValueError(f"width must be a positive multiple of 0.5, got {width}")
     model = ResNetV2(
         layers=list(depth),
         channels=tuple(256 * 2**stage for stage in range(len(depth))),
@@ -50,17 +54,19 @@ def build(
         stem_type=_STEMS[root_padding],
         conv_layer=partial(StdConv2d, eps=1e-8),
     )
-    nn.init.zeros_(model.head.fc.weight)  # its bias starts at zero in timm already
+    heads.zero(model)
     return model
 
 
-def load_npz(model: ResNetV2, path: str | Path) -> None:
+def load_npz(model: ResNetV2, path: str | Path, *, head: str = "keep") -> None:
     """Loads released weights into a network of `build`, in place.
 
     Args:
         model: of the same depth, width and number of classes as the weights.
         path: .npz file with native (`block1/unit01/conv1/kernel`) or legacy
             (`resnet/block1/unit01/a/standardized_conv2d/kernel`) key names.
+        head: "keep" to take the classifier from the file, "zero" to leave the file's aside, of
+            whatever size, and start at zero.
 
     Raises:
         ValueError: a weight is missing, left over or of another shape (the key is named), or the
@@ -68,14 +74,19 @@ def load_npz(model: ResNetV2, path: str | Path) -> None:
         FileNotFoundError: no such file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a damaged archive open.
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: damaged, or no plain arrays ({type(error).__name__})") from error
     style = _LEGACY if any(key.startswith("resnet/") for key in arrays) else _NATIVE
     weights: dict[str, Tensor] = {}
     for name, target in model.state_dict().items():
         key = _key(name, style)
+        if head == "zero" and name.startswith("head."):
+            arrays.pop(key, None)
+            weights[name] = torch.zeros_like(target)
+            continue
         if key not in arrays:
             raise ValueError(f"{path}: no weight {key} for {name} of the network")
         weights[name] = _reshaped(arrays.pop(key), target, f"{path}: {key}")

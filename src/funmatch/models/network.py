@@ -15,10 +15,15 @@ class Output:
     Attributes:
         logits: [B, C].
         features: by module name, what the objective asked for.
+        terms: (weight, logits) of what a distance is summed over: by default these logits alone.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    terms: Sequence[tuple[float, Tensor]] = ()
+
+    def __post_init__(self) -> None:
+        self.terms = self.terms or ((1.0, self.logits),)
 
 
 class Network(nn.Module):

