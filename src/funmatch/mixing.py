@@ -14,6 +14,25 @@ def folded_uniform(rng: np.random.Generator) -> float:
     return float(max(draw, 1.0 - draw))
 
 
+def folded_beta(rng: np.random.Generator, alpha: float) -> float:
+    """A coefficient in [1/2, 1]: a ~ Beta(alpha, alpha), folded to max(a, 1 - a).
+
+    Args:
+        rng: source of the draw.
+        alpha: positive; 1 is uniform, as in function matching; 0.1, as in fine-tuning of BiT
+            models, mostly leaves the images alone.
+
+    Raises:
+        ValueError: alpha is not positive.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    if alpha == 1:
+        return folded_uniform(rng)
+    draw = rng.beta(alpha, alpha)
+    return float(max(draw, 1.0 - draw))
+
+
 def mix(images: Tensor, coefficient: float) -> Tensor:
     """Mixes every image with the one before it; the first with the last.
 

@@ -1,4 +1,8 @@
-"""The paper's optimiser: Adam with a weight decay that does not scale with the learning rate."""
+"""Optimisers whose weight decay does not scale with the learning rate: Adam and SGD.
+
+An update is w <- w - s(t) (lr u + wd w), where u is the optimiser's direction. The schedule s(t)
+acts through `group["lr"]`, so the decay of a step is wd * lr_now / lr.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,11 +42,7 @@ def adam(
     eps: float = 1e-8,
     momentum_dtype: torch.dtype | None = None,
 ) -> torch.optim.Optimizer:
-    """Adam over the trainable parameters of a module, as the paper decays its weights.
-
-    An update is w <- w - s(t) (lr adam(g) + wd w).
-
-    The schedule s(t) acts through `group["lr"]`, so the decay of a step is wd * lr_now / lr.
+    """The paper's Adam over the trainable parameters of a module.
 
     Args:
         module: the weights of its convolutions and linear layers decay; norms and biases do not.
@@ -57,16 +57,64 @@ def adam(
 
     Source: Beyer et al. 2022, appendix C and the released code.
     """
+    groups = [{**group, "momentum_dtype": momentum_dtype} for group in decayed(module, lr, wd)]
+    return Adam(groups, lr=lr, betas=betas, eps=eps)
+
+
+class SGD(torch.optim.SGD):
+    """`torch.optim.SGD` whose decay is taken off the weights, not put into the momentum."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update."""
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"] if group["decay"] else ():
+                    if parameter.grad is not None:
+                        parameter.mul_(1 - group["lr"] * group["decay"])
+        return super().step(closure)
+
+
+def sgd(
+    module: nn.Module, *, lr: float, wd: float = 0.0, momentum: float = 0.9, nesterov: bool = False
+) -> torch.optim.Optimizer:
+    """SGD with momentum over the trainable parameters of a module.
+
+    Args:
+        module: the weights of its convolutions and linear layers decay; norms and biases do not.
+        lr: learning rate at s = 1, positive.
+        wd: share of a weight that one step at s = 1 takes away.
+        momentum: of the gradient, in [0, 1).
+        nesterov: look ahead.
+
+    Raises:
+        ValueError: lr is not positive or wd is negative.
+
+    Source: Kolesnikov et al. 2020 (BiT-HyperRule: momentum 0.9, no decay).
+    """
+    groups = [
+        {"params": group["params"], "decay": group["weight_decay"]}
+        for group in decayed(module, lr, wd)
+    ]
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def decayed(module: nn.Module, lr: float, wd: float) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups, with and without decay; empty ones are left out.
+
+    The `weight_decay` of a group is what an optimiser that takes lr_now * weight_decay off a weight
+    needs: divided by lr, wd * s(t) remains.
+
+    Raises:
+        ValueError: lr is not positive or wd is negative.
+    """
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
     if not wd >= 0:
         raise ValueError(f"wd must not be negative, got {wd}")
-    decayed = {m.weight for m in module.modules() if isinstance(m, _DECAYED)}
+    weights = {m.weight for m in module.modules() if isinstance(m, _DECAYED)}
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        # AdamW takes lr_now * weight_decay off a weight: dividing by lr leaves wd * s(t).
-        {"params": [p for p in parameters if p in decayed], "weight_decay": wd / lr},
-        {"params": [p for p in parameters if p not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in weights], "weight_decay": wd / lr},
+        {"params": [p for p in parameters if p not in weights], "weight_decay": 0.0},
     ]
-    groups = [{**group, "momentum_dtype": momentum_dtype} for group in groups if group["params"]]
-    return Adam(groups, lr=lr, betas=betas, eps=eps)
+    return [group for group in groups if group["params"]]
