@@ -16,7 +16,7 @@ from funmatch.objectives.function_matching import FunctionMatching
 from funmatch.recipes import Shared
 from funmatch.stream import Batch, Stream
 from funmatch.supervision import Supervision
-from toys import CLASSES, array_source, fit, learning, network
+from toys import CLASSES, array_source, fit, learning, network, teacher_of
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
 SIDES = {"student": 8, "teacher": 8}
@@ -24,7 +24,7 @@ SIDES = {"student": 8, "teacher": 8}
 
 def distillation(steps: int = 5) -> tuple[Distillation, Network]:
     teacher = network(8, seed=2)
-    words = targets.Live(Frozen(teacher))
+    words = targets.Live(teacher_of(teacher))
     return Distillation(
         network(8, seed=1), words, {}, FunctionMatching(1.0), learning(steps)
     ), teacher
@@ -133,7 +133,7 @@ def test_supervision_needs_labels() -> None:
 def test_kept_targets_look_up_by_index() -> None:
     table = torch.randn(20, CLASSES)
     batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
-    out = targets.Kept(table)(batch)
+    out = targets.Kept(teacher_of(network(8)), table[None])(batch)
     assert isinstance(out, Output)
     assert torch.equal(out.logits, table[batch.index])
 

@@ -13,11 +13,12 @@ from funmatch import geometry, mixing, targets
 from funmatch.distillation import Distillation
 from funmatch.geometry import Purpose
 from funmatch.models.frozen import Frozen
+from funmatch.models.teacher import Teacher
 from funmatch.objectives.function_matching import FunctionMatching
 from funmatch.recipes import Fixed, Independent, Shared
 from funmatch.render import render
 from funmatch.stream import Order
-from toys import MixedSizes, array_source, fit, learning, network
+from toys import MixedSizes, array_source, fit, learning, network, teacher_of
 
 RECIPES = ("fixed_teacher", "independent_noise", "consistent", "function_matching")
 SEED, STEPS, BATCH, MIN_AREA = 5, 6, 8, 0.3
@@ -26,12 +27,12 @@ SEED, STEPS, BATCH, MIN_AREA = 5, 6, 8, 0.3
 def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side: int = 8):
     """Runs a distillation; returns what student and teacher saw in training, step by step."""
     student, teacher = network(student_side, seed=1), network(teacher_side, seed=2)
-    frozen = Frozen(teacher)
+    words_of = teacher_of(teacher)
     sides = {"student": student_side, "teacher": teacher_side}
     if isinstance(recipe, Fixed):
         sides.pop("teacher")
         words = targets.on_fixed_views(
-            frozen,
+            words_of,
             source,
             recipe,
             seed=SEED,
@@ -40,7 +41,7 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
             device=torch.device("cpu"),
         )
     else:
-        words = targets.Live(frozen)
+        words = targets.Live(words_of)
     before = list(teacher.net.seen)
     teacher.net.seen.clear()
     learner = Distillation(student, words, {}, FunctionMatching(2.0), learning(STEPS))
@@ -147,7 +148,8 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
     )
     frozen = Frozen(network(8, seed=2))
     arguments = {"seed": SEED, "store": tmp_path, "batch_size": 3, "device": torch.device("cpu")}
-    kept = targets.on_fixed_views(frozen, source, recipe, **arguments)
+    said_by = Teacher({"teacher": frozen})
+    kept = targets.on_fixed_views(said_by, source, recipe, **arguments)
 
     every = np.arange(len(source))
     heights, widths = source.sizes(every)
@@ -161,7 +163,7 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
         for place, image in enumerate(source.images(every)):
             view = render(image, boxes[place], 8, flip=bool(flips[place]))
             expected[place] += frozen(view[None].float()).logits[0].double().softmax(0) / 5
-    said = kept._logits.double().softmax(dim=-1)
+    said = kept._logits[0].double().softmax(dim=-1)
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-7)
 
     student, teacher, _ = taught(recipe, source, tmp_path)

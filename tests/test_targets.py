@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 
 from funmatch import targets
-from funmatch.models.frozen import Frozen
 from funmatch.recipes import Fixed
-from toys import array_source, network
+from toys import array_source, network, teacher_of
 
 CPU = torch.device("cpu")
 
@@ -15,7 +14,7 @@ CPU = torch.device("cpu")
 def kept(recipe: Fixed, folder: Path, *, seed: int = 0, teacher: int = 2, source: int = 0):
     net = network(8, seed=teacher)
     found = targets.on_fixed_views(
-        Frozen(net),
+        teacher_of(net),
         array_source(seed=source),
         recipe,
         seed=seed,
@@ -59,8 +58,8 @@ def test_evaluation_views_are_kept_too(tmp_path: Path) -> None:
     net = network(8, seed=2)
     for _ in range(2):
         found = targets.on_evaluation_views(
-            Frozen(net), array_source(), store=tmp_path, batch_size=6, device=CPU
+            teacher_of(net), array_source(), store=tmp_path, batch_size=6, device=CPU
         )
     assert len(net.net.seen) == 4
     views = torch.cat(net.net.seen)
-    torch.testing.assert_close(found._logits, net.net.linear(views.flatten(1)))
+    torch.testing.assert_close(found._logits[0], net.net.linear(views.flatten(1)))

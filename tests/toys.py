@@ -13,7 +13,9 @@ from funmatch.callbacks.checkpoint import AtomicCheckpointIO
 from funmatch.data.module import DataModule
 from funmatch.data.source import ArraySource, Splits
 from funmatch.learner import Learner, Learning
+from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
+from funmatch.models.teacher import Teacher
 from funmatch.recipes import Recipe
 
 CLASSES = 7
@@ -80,6 +82,11 @@ def network(side: int = 8, seed: int = 0) -> Network:
     return Network(
         Remembering(side, seed), mean=[0.0] * 3, std=[1 / 255] * 3, side=side, resize=side
     )
+
+
+def teacher_of(net: Network) -> Teacher:
+    """A teacher of one network."""
+    return Teacher({"teacher": Frozen(net)})
 
 
 def learning(steps: int) -> Learning:

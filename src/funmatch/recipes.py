@@ -31,19 +31,35 @@ class View:
         return View(self.boxes[rows], self.flips[rows])
 
 
-def _inception(heights: Sizes, widths: Sizes, rng: np.random.Generator, min_area: float) -> Boxes:
-    return geometry.inception(heights, widths, rng=rng, area=(min_area, 1.0))
+@dataclass(frozen=True, kw_only=True)
+class Cropping:
+    """What the laws of crops depend on: it belongs to the images, not to the recipe.
+
+    Attributes:
+        min_area: smallest share of an image that an inception crop keeps.
+        mild: side of the resized image and of the mild crop in it; also of the fixed centre crop.
+        flip: mirror half of the crops; whole images are never mirrored.
+    """
+
+    min_area: float = 0.05
+    mild: tuple[int, int] = (160, 128)
+    flip: bool = True
 
 
-def _mild(heights: Sizes, widths: Sizes, rng: np.random.Generator, min_area: float) -> Boxes:
-    return geometry.mild(heights, widths, rng=rng)
+def _inception(heights: Sizes, widths: Sizes, rng: np.random.Generator, how: Cropping) -> Boxes:
+    return geometry.inception(heights, widths, rng=rng, area=(how.min_area, 1.0))
 
 
-def _whole(heights: Sizes, widths: Sizes, rng: np.random.Generator, min_area: float) -> Boxes:
+def _mild(heights: Sizes, widths: Sizes, rng: np.random.Generator, how: Cropping) -> Boxes:
+    resize, crop = how.mild
+    return geometry.mild(heights, widths, rng=rng, resize=resize, crop=crop)
+
+
+def _whole(heights: Sizes, widths: Sizes, rng: np.random.Generator, how: Cropping) -> Boxes:
     return geometry.whole(heights, widths)
 
 
-CROPS: dict[str, Callable[[Sizes, Sizes, np.random.Generator, float], Boxes]] = {
+CROPS: dict[str, Callable[[Sizes, Sizes, np.random.Generator, Cropping], Boxes]] = {
     "inception": _inception,
     "mild": _mild,
     "whole": _whole,
@@ -59,10 +75,10 @@ class Draws:
     boxes: Purpose
     flips: Purpose
 
-    def view(self, crop: str, heights: Sizes, widths: Sizes, min_area: float, flip: bool) -> View:
-        """A batch cut by a law; whole images are never mirrored."""
-        cut = CROPS[crop](heights, widths, self._generator(self.boxes), min_area)
-        if not flip or crop == "whole":
+    def view(self, crop: str, heights: Sizes, widths: Sizes, how: Cropping) -> View:
+        """A batch cut by a law."""
+        cut = CROPS[crop](heights, widths, self._generator(self.boxes), how)
+        if not how.flip or crop == "whole":
             return View(cut, np.zeros(len(cut), dtype=bool))
         return View(cut, geometry.flips(len(cut), rng=self._generator(self.flips)))
 
@@ -79,35 +95,36 @@ class Recipe(Protocol):
     @property
     def mixing(self) -> bool: ...
 
+    @property
+    def alpha(self) -> float: ...
+
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         """The views of one step, by network; a teacher without one shares the student's."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
+class Shared(Cropping):
     """Both networks see the same view: `consistent`, and `function_matching` with mixing.
 
     Args:
         name: of the recipe.
         crop: law of the crops: inception, mild or whole.
         mixing: mix the views before both networks.
-        min_area: smallest share of an image that an inception crop keeps.
-        flip: mirror half of the crops; whole images are never mirrored.
+        alpha: of the mixing coefficient's law Beta(alpha, alpha); 1 is uniform.
     """
 
     name: str
     crop: str
     mixing: bool = False
-    min_area: float = 0.05
-    flip: bool = True
+    alpha: float = 1.0
 
     def __post_init__(self) -> None:
         _known("recipe.crop", self.crop, CROPS)
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         draws = Draws(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
-        return {"student": draws.view(self.crop, heights, widths, self.min_area, self.flip)}
+        return {"student": draws.view(self.crop, heights, widths, self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,23 +133,21 @@ class Independent(Shared):
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         draws = Draws(seed, step, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS)
-        teacher = draws.view(self.crop, heights, widths, self.min_area, self.flip)
+        teacher = draws.view(self.crop, heights, widths, self)
         return {**super().views(seed, step, heights, widths), "teacher": teacher}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fixed:
+class Fixed(Cropping):
     """The teacher is asked once per image, before training: `fixed_teacher`.
 
     Args:
         name: of the recipe.
-        teacher_crop: what the teacher sees: resize (the whole image), centre (160 -> 128), or
+        teacher_crop: what the teacher sees: resize (the whole image), centre (the central crop), or
             inception_ensemble (the mean prediction over many inception crops).
         crop: law of the student's crops; None for what the paper sets beside `teacher_crop`.
         ensemble: how many crops the inception ensemble has.
         mixing: must stay false, the teacher has no word on mixed views.
-        min_area: smallest share of an image that an inception crop keeps.
-        flip: mirror half of the crops; whole images are never mirrored.
     """
 
     name: str
@@ -140,8 +155,7 @@ class Fixed:
     crop: str | None = None
     ensemble: int = 1000
     mixing: bool = False
-    min_area: float = 0.05
-    flip: bool = True
+    alpha: float = 1.0
 
     def __post_init__(self) -> None:
         _known("recipe.teacher_crop", self.teacher_crop, TEACHER_CROPS)
@@ -158,7 +172,7 @@ class Fixed:
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         draws = Draws(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
-        return {"student": draws.view(self.student_crop, heights, widths, self.min_area, self.flip)}
+        return {"student": draws.view(self.student_crop, heights, widths, self)}
 
     def teacher_views(self, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
         """The views [N] over which the teacher's prediction of each of N images is averaged."""
@@ -183,13 +197,14 @@ def _resize(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator
 
 
 def _centre(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
-    yield _still(geometry.centre(heights, widths, resize=160, crop=128))
+    resize, crop = recipe.mild
+    yield _still(geometry.centre(heights, widths, resize=resize, crop=crop))
 
 
 def _inception_ensemble(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
     for number in range(recipe.ensemble):
         draws = Draws(seed, number, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS)
-        yield draws.view("inception", heights, widths, recipe.min_area, recipe.flip)
+        yield draws.view("inception", heights, widths, recipe)
 
 
 TEACHER_CROPS: dict[str, Callable[[Fixed, int, Sizes, Sizes], Iterator[View]]] = {

@@ -26,13 +26,13 @@ class Batch:
 
     Attributes:
         index: int64 [B], the images' places in their source.
-        label: int64 [B], or None where there are none.
+        label: int64 [B]; bool [B, classes] where several are right; or None where there are none.
         step: the optimiser step this batch is for.
         views: by network, uint8 [B, C, S, S], or float in [0, 255] once mixed. A network that is
             not named sees the student's.
         coefficient: of the mixing, or None without mixing. Until `mixed`, every view then has one
             row more in front: the partner of the first.
-        partner_label: int64 [B], the labels of the mixing partners.
+        partner_label: the labels of the mixing partners, in the same form.
     """
 
     index: Tensor
@@ -91,7 +91,7 @@ class Source(Protocol):
         ...
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
-        """int64 [B], or None where there are none."""
+        """int64 [B]; bool [B, classes] where several are right; or None where there are none."""
         ...
 
     def fingerprint(self) -> str:
@@ -182,15 +182,17 @@ class Stream(Dataset[Batch]):
         images = self._source.images(indices)
         views: dict[str, Tensor] = {}
         for network, side in self._sides.items():
-            if network in drawn or side != self._sides["student"]:
-                view = drawn.get(network, drawn["student"])
+            role = network.partition(".")[0]  # the teachers of an ensemble share their crop
+            if role in drawn or side != self._sides["student"]:
+                view = drawn.get(role, drawn["student"])
                 views[network] = cut(images, view[self._rows], side)
 
         label = self._source.labels(indices)
         batch = Batch(torch.from_numpy(indices), label, step, views)
         if not self._recipe.mixing:
             return batch
-        coefficient = mixing.folded_uniform(geometry.generator(self._seed, step, Purpose.MIXING))
+        draws = geometry.generator(self._seed, step, Purpose.MIXING)
+        coefficient = mixing.folded_beta(draws, self._recipe.alpha)
         return replace(
             batch,
             index=batch.index[1:],

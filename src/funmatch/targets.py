@@ -15,6 +15,7 @@ from torch import Tensor
 from funmatch import files
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Output
+from funmatch.models.teacher import Teacher
 from funmatch.recipes import Fixed
 from funmatch.stream import Batch, EvaluationStream, Source, cut
 
@@ -28,30 +29,31 @@ class Targets(Protocol):
 class Live:
     """Asks the teacher about its view of the batch."""
 
-    def __init__(self, teacher: Frozen) -> None:
+    def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
 
     def __call__(self, batch: Batch) -> Output:
-        return self._teacher(batch.view("teacher"))
+        return self._teacher(batch.view)
 
 
 class Kept:
     """Looks up what the teacher said of each image, whatever the view.
 
     Args:
-        logits: [N, C], one row per image of the source.
+        teacher: whose word it is.
+        logits: [K, N, C], of each of its members, one row per image of the source.
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits
+    def __init__(self, teacher: Teacher, logits: Tensor) -> None:
+        self._teacher, self._logits = teacher, logits
 
     def __call__(self, batch: Batch) -> Output:
         self._logits = self._logits.to(batch.index.device)
-        return Output(self._logits[batch.index])
+        return self._teacher.combined(self._logits[:, batch.index])
 
 
 def on_fixed_views(
-    teacher: Frozen,
+    teacher: Teacher,
     source: Source,
     recipe: Fixed,
     *,
@@ -65,55 +67,63 @@ def on_fixed_views(
     Over several views it is the mean of the probabilities, kept as its logarithm. It is computed by
     the first run that needs it and kept in `store`.
     """
+    decides: dict[str, tuple[object, ...]] = {
+        "centre": recipe.mild,
+        "inception_ensemble": (seed, recipe.ensemble, recipe.min_area, recipe.flip),
+    }
+    law = (recipe.teacher_crop, *decides.get(recipe.teacher_crop, ()))
 
-    def compute() -> Tensor:
+    def ask(member: Frozen) -> Tensor:
         everything = np.arange(len(source))
         total = torch.zeros(0)
         for number, view in enumerate(recipe.teacher_views(seed, *source.sizes(everything)), 1):
             rows = np.array_split(everything, -(-len(source) // batch_size))
-            batches = (cut(source.images(r), view[r], teacher.side) for r in rows)
-            logits = _ask(teacher, batches, device)
+            batches = (cut(source.images(r), view[r], member.side) for r in rows)
+            logits = _ask(member, batches, device)
             if number == 1:
                 first, total = logits, logits.double().softmax(dim=-1)
             else:
                 total += logits.double().softmax(dim=-1)
         return first if number == 1 else (total / number).log().float()
 
-    ensemble = (seed, recipe.ensemble, recipe.min_area, recipe.flip)
-    law = (recipe.teacher_crop, *(ensemble if recipe.teacher_crop == "inception_ensemble" else ()))
-    return Kept(_stored(store, teacher, source, ("fixed", *law), compute))
+    return _kept(teacher, source, store, lambda member: ("fixed", *law), ask)
 
 
 def on_evaluation_views(
-    teacher: Frozen, source: Source, *, store: Path, batch_size: int, device: torch.device
+    teacher: Teacher, source: Source, *, store: Path, batch_size: int, device: torch.device
 ) -> Kept:
     """The teacher's prediction of the evaluation view of every image, computed once and kept."""
-    resolution = (teacher.resize, teacher.side)
 
-    def compute() -> Tensor:
-        stream = EvaluationStream(source, {"teacher": resolution}, batch_size=batch_size)
+    def ask(member: Frozen) -> Tensor:
+        resolutions = {"teacher": (member.resize, member.side)}
+        stream = EvaluationStream(source, resolutions, batch_size=batch_size)
         batches = (stream[number].views["teacher"] for number in range(len(stream)))
-        return _ask(teacher, batches, device)
+        return _ask(member, batches, device)
 
-    return Kept(_stored(store, teacher, source, ("evaluation", *resolution), compute))
+    return _kept(teacher, source, store, lambda member: ("evaluation", member.resize), ask)
 
 
 def _ask(teacher: Frozen, batches: Iterable[Tensor], device: torch.device) -> Tensor:
     return torch.cat([teacher(views.to(device)).logits.float().cpu() for views in batches])
 
 
-def _stored(
-    store: Path,
-    teacher: Frozen,
+def _kept(
+    teacher: Teacher,
     source: Source,
-    law: Sequence[object],
-    compute: Callable[[], Tensor],
-) -> Tensor:
-    """Logits [N, C] under a name that says which teacher saw which views of which images."""
-    key = json.dumps([teacher.fingerprint(), source.fingerprint(), teacher.side, *law])
-    path = store / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    content = files.once(path, lambda: safetensors.torch.save({"logits": compute()}))
-    try:
-        return safetensors.torch.load(content)["logits"]
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged; remove it, the same command makes it again") from error
+    store: Path,
+    law: Callable[[Frozen], Sequence[object]],
+    ask: Callable[[Frozen], Tensor],
+) -> Kept:
+    """Logits under names that say which network saw which views of which images."""
+
+    def stored(member: Frozen) -> Tensor:
+        key = json.dumps([member.fingerprint(), source.fingerprint(), member.side, *law(member)])
+        path = store / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        content = files.once(path, lambda: safetensors.torch.save({"logits": ask(member)}))
+        try:
+            return safetensors.torch.load(content)["logits"]
+        except SafetensorError as error:
+            remedy = "remove it, the same command makes it again"
+            raise ValueError(f"{path}: damaged; {remedy}") from error
+
+    return Kept(teacher, torch.stack([stored(member) for member in teacher.members.values()]))

@@ -1,5 +1,7 @@
 """The paper's objective."""
 
+import torch
+
 from funmatch.losses import kl_divergence
 from funmatch.models.network import Output
 from funmatch.objectives import Loss, Objective
@@ -22,5 +24,8 @@ class FunctionMatching(Objective):
         self.temperature = temperature
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> Loss:
-        kl = kl_divergence(student.logits, teacher.logits, temperature=self.temperature)
-        return Loss(kl.mean())
+        distances = [
+            weight * kl_divergence(student.logits, logits, temperature=self.temperature).mean()
+            for weight, logits in teacher.terms
+        ]
+        return Loss(torch.stack(distances).sum())
