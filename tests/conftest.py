@@ -6,13 +6,13 @@ import pytest
 from omegaconf import DictConfig
 
 from commands import QUICK, command
-from funmatch import schema
+from funmatch import resolvers
 from funmatch.cli import app
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _resolvers() -> None:
-    schema.register()
+    resolvers.register()
 
 
 @pytest.fixture

@@ -137,6 +137,20 @@ def show(groups: Sequence[Group]) -> None:
     """Prints the table that ends a sweep."""
     console = Console()
     Console(width=None if console.is_terminal else 120).print(_table(groups))
+    if line := _best(groups):
+        print(line)
+
+
+def _best(groups: Sequence[Group]) -> str:
+    """Which settings to choose: test is no place to choose by."""
+    scores = {place: g.mean("student_val_top1") for place, g in enumerate(groups)}
+    known = {place: score for place, score in scores.items() if score is not None}
+    if len(known) < 2:
+        return ""
+    place = max(known, key=known.__getitem__)
+    return (
+        f"best on val ({known[place]:.3f}): {groups[place].label}, {groups[place].epochs:g} epochs"
+    )
 
 
 def _table(groups: Sequence[Group]) -> Table:
@@ -168,7 +182,7 @@ def markdown(groups: Sequence[Group]) -> str:
     """summary.md: the same table, and what failed."""
     lines = [f"| {' | '.join(_HEAD)} |", f"|{' --- |' * len(_HEAD)}"]
     lines += [f"| {' | '.join(_cells(g))} |" for g in groups]
-    lines += ["", _NOTE]
+    lines += ["", _NOTE, "", _best(groups)]
     failures = [row for g in groups for row in g.rows if row["status"] == "failed"]
     lines += ["", *(f"- {row['run']} failed: {row.get('error', '')}" for row in failures)]
     return "\n".join(lines).rstrip() + "\n"

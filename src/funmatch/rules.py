@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from funmatch.models import catalog
 from funmatch.recipes import CROPS, TEACHER_CROPS
-from funmatch.schema import UserError, total_steps
+from funmatch.schema import UserError, teachers, total_steps, train_size
 
 
 def either(choices: Iterable[str]) -> str:
@@ -31,6 +32,11 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
     return choices.__contains__, f"choose {either(choices)}"
 
 
+def _is_mild(value: Any) -> bool:
+    resize, crop = value
+    return 0 < crop <= resize
+
+
 # Key, what its value must hold, and the remedy. A key that a configuration lacks is not asked.
 _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "name": _NAME,
@@ -40,8 +46,9 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "batch_size": _COUNT,
     "validate_every": _COUNT,
     "checkpoint_every": _COUNT,
-    "clip_norm": _POSITIVE,
+    "clip_norm": (_POSITIVE[0], "give a positive number, or null"),
     "optimizer.lr": _POSITIVE,
+    "optimizer.momentum": (lambda value: 0 <= value < 1, "give a number in [0, 1)"),
     "optimizer.wd": (lambda value: 0 <= value < float("inf"), "give 0 or a positive number"),
     "schedule.warmup_steps": _FROM_ZERO,
     "objective.temperature": _POSITIVE,
@@ -49,9 +56,15 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "recipe.teacher_crop": _one_of(*TEACHER_CROPS),
     "recipe.ensemble": _COUNT,
     "recipe.mixing": _YES_OR_NO,
+    "recipe.alpha": _POSITIVE,
     "data.flip": _YES_OR_NO,
+    "data.download": _YES_OR_NO,
+    "data.mild": (_is_mild, "give two sides, resize and crop, crop <= resize: [160,128]"),
     "data.min_area": (lambda value: 0 < value <= 1, "give a share in (0, 1]"),
     "data.images_per_class": (_COUNT[0], "give a whole number from 1, or null"),
+    "teacher.combine": _one_of("probability", "logit", "sum"),
+    "save_as": (_NAME[0], f"{_NAME[1]}, or null"),
+    "dry_run": _YES_OR_NO,
     "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.precision": _one_of("32-true", "bf16-mixed", "16-mixed"),
     "trainer.num_nodes": _COUNT,
@@ -59,7 +72,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "trainer.threads": (_COUNT[0], "give a whole number from 1, or null"),
     "trainer.log_every": _COUNT,
 }
-_MAY_BE_NULL = ("data.images_per_class", "trainer.threads")
+_MAY_BE_NULL = ("data.images_per_class", "trainer.threads", "clip_norm", "save_as")
 _ABSENT = object()
 
 
@@ -75,12 +88,14 @@ def check(cfg: DictConfig) -> None:
         remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
         _require(cfg, "recipe.mixing", lambda value: not value, remedy)
     _check_budget(cfg)
-    for network in ("student", "model"):
-        if network in cfg:
-            remedy = f"data={cfg.data.name} has {cfg.data.classes} classes"
-            _require(cfg, f"{network}.classes", lambda value: value == cfg.data.classes, remedy)
+    networks = {name: cfg[name] for name in ("student", "model") if name in cfg}
+    for key in networks:
+        remedy = f"data={cfg.data.name} has {cfg.data.classes} classes"
+        _require(cfg, f"{key}.classes", lambda value: value == cfg.data.classes, remedy)
     if "teacher" in cfg:
-        _check_teacher(cfg)
+        check_teachers(cfg)
+    for key, network in networks.items():
+        _check_weights(key, network)
 
 
 def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: str) -> None:
@@ -104,10 +119,8 @@ def _check_budget(cfg: DictConfig) -> None:
         )
     key = "epochs" if cfg.steps is None else "steps"
     _require(cfg, key, lambda value: value >= 1, "give a whole number from 1")
-    if cfg.data.train_size is not None and cfg.batch_size > cfg.data.train_size:
-        raise UserError(
-            f"batch_size={cfg.batch_size}: give at most the {cfg.data.train_size} training images"
-        )
+    images = train_size(cfg)
+    _require(cfg, "batch_size", lambda v: v <= images, f"give at most the {images} training images")
     steps, warmup = total_steps(cfg), OmegaConf.select(cfg, "schedule.warmup_steps")
     if warmup is not None and not 0 <= warmup < steps:
         raise UserError(
@@ -116,24 +129,43 @@ def _check_budget(cfg: DictConfig) -> None:
         )
 
 
-def _check_teacher(cfg: DictConfig) -> None:
-    teacher = cfg.teacher
-    if teacher.classes != cfg.data.classes:
-        raise UserError(
-            f"teacher.classes={teacher.classes}: data={cfg.data.name} has {cfg.data.classes} "
-            "classes; choose a teacher that was fine-tuned on this data"
-        )
-    if teacher.weights is not None and not Path(teacher.weights).is_file():
-        raise UserError(f"teacher.weights={teacher.weights}: no such file; {_makes(teacher)}")
-    if teacher.weights is None and not teacher.finetune:
-        raise UserError(f"teacher.weights=null: this teacher needs a file; {_makes(teacher)}")
+def check_teachers(cfg: DictConfig) -> None:
+    """Refuses teachers that do not fit the data or have no weights.
+
+    Raises:
+        UserError: names the key, the value and the remedy.
+    """
+    networks = teachers(cfg)
+    for key, teacher in networks.items():
+        if teacher.classes != cfg.data.classes:
+            raise UserError(
+                f"{key}.classes={teacher.classes}: data={cfg.data.name} has {cfg.data.classes} "
+                "classes; choose a teacher that was fine-tuned on this data"
+            )
+        if teacher.weights is None and not teacher.finetune:
+            raise UserError(f"{key}.weights=null: a teacher needs weights; {_remedy(teacher)}")
+        _check_weights(key, teacher)
+    shares = cfg.teacher.get("shares")
+    if shares is not None and not (len(shares) == len(networks) and all(s > 0 for s in shares)):
+        raise UserError(f"teacher.shares={shares}: give {len(networks)} positive numbers, or null")
+
+
+def _check_weights(key: str, network: DictConfig) -> None:
+    weights = network.get("weights")
+    if weights in catalog.WEIGHTS:
+        try:
+            catalog.check(weights)
+        except ValueError as error:
+            raise UserError(f"{key}.{error}") from error
+    elif not (weights is None or weights == "hub" or Path(weights).is_file()):
+        raise UserError(f"{key}.weights={weights}: no such file or name; {_remedy(network)}")
 
 
 def _shown(value: object) -> str:
     return "null" if value is None else str(value)
 
 
-def _makes(teacher: DictConfig) -> str:
-    if not teacher.finetune:
-        return "give the path of a .safetensors or .npz file"
-    return f"make it with: python src/finetune.py {' '.join(teacher.finetune)}"
+def _remedy(network: DictConfig) -> str:
+    if network.get("finetune"):
+        return f"make it with: python src/finetune.py {' '.join(network.finetune)}"
+    return f"give the path of a .safetensors or .npz file, or {either(catalog.NAMES)}"

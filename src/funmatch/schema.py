@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 
@@ -35,9 +34,10 @@ class Trainer:
 
 @dataclass
 class Paths:
-    """Where files go."""
+    """Where files are."""
 
     logs: str = "logs"
+    data: str = "data"
 
 
 @dataclass
@@ -59,14 +59,16 @@ class Base:
     steps: int | None = None
     validate_every: int = MISSING
     checkpoint_every: int = 1000
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
     resume: str = "auto"
+    dry_run: bool = False
 
 
 @dataclass
 class Train(Base):
     """Distillation."""
 
+    transfer: Any = field(default_factory=dict)
     teacher: Any = MISSING
     student: Any = MISSING
     objective: Any = MISSING
@@ -77,34 +79,42 @@ class Finetune(Base):
     """Learning from labels."""
 
     model: Any = MISSING
+    save_as: str | None = None
 
 
 # What cannot change the result is no part of a run's identity.
 _NOT_IDENTITY = (
     *("hydra", "trainer", "paths", "logger", "callbacks"),
-    *("name", "resume", "checkpoint_every", "epochs"),
+    *("name", "resume", "checkpoint_every", "epochs", "dry_run", "save_as"),
 )
+# Nor is where the data lies, how it got there, and what it suggests for use elsewhere.
+_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real")
 
 
-def register() -> None:
-    """Makes the types and the resolvers known to Hydra."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=Train)
-    store.store(name="finetune_schema", node=Finetune)
-    OmegaConf.register_new_resolver(
-        "unless", lambda given, default: default if given is None else None, replace=True
-    )
-    OmegaConf.register_new_resolver(
-        "subset", lambda each, classes, full: full if each is None else each * classes, replace=True
-    )
-    OmegaConf.register_new_resolver("run_id", lambda *, _root_: run_id(_root_), replace=True)
+def train_size(cfg: DictConfig) -> int:
+    """Number of images that are taught on."""
+    return sum(int(part.train_size) for part in taught_on(cfg).values())
+
+
+def taught_on(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The data sets that are taught on, by key: the transfer sets, or the data itself."""
+    transfer = cfg.get("transfer") or {}
+    return {f"transfer.{name}": transfer[name] for name in transfer} or {"data": cfg.data}
 
 
 def total_steps(cfg: DictConfig) -> int:
     """The length of a run in steps: the only place that knows of epochs."""
     if cfg.steps is not None:
         return int(cfg.steps)
-    return round(float(cfg.epochs * cfg.data.train_size / cfg.batch_size))
+    return round(float(cfg.epochs * train_size(cfg) / cfg.batch_size))
+
+
+def teachers(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The networks that teach, by key: the members of an ensemble, or the teacher itself."""
+    members = cfg.teacher.get("members") or {}
+    return {f"teacher.members.{name}": members[name] for name in members} or {
+        "teacher": cfg.teacher
+    }
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -114,13 +124,19 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in plain.items()
     }
-    # Epochs are another way to say steps; what a data set suggests stands where it is used.
+    # Epochs are another way to say steps.
     plain |= {"steps": total_steps(cfg), "precision": cfg.trainer.precision}
-    plain["data"].pop("suggested", None)
-    weights = plain.get("teacher", {}).get("weights")
-    if weights is not None and Path(weights).is_file():  # the file counts, not its place
-        stat = Path(weights).stat()
-        plain["teacher"]["weights"] = _digest(weights, stat.st_size, stat.st_mtime_ns)
+    for data in (plain["data"], *(plain.get("transfer") or {}).values()):
+        for place in (data, data["splits"]):
+            for key in _NOT_IDENTITY_OF_DATA:
+                place.pop(key, None)
+    teacher = plain.get("teacher") or {}
+    networks = (plain.get("student"), plain.get("model"), teacher)
+    for network in (*networks, *(teacher.get("members") or {}).values()):
+        weights = (network or {}).get("weights")
+        if isinstance(weights, str) and Path(weights).is_file():  # the file counts, not its place
+            stat = Path(weights).stat()
+            network["weights"] = _digest(weights, stat.st_size, stat.st_mtime_ns)
     return plain
 
 

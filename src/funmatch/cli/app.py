@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from funmatch import rules, schema
+from funmatch import resolvers, rules, schema
 
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ def conf() -> Path:
 
 def launch(
     config_name: str,
-    task: Callable[[DictConfig], None],
+    task: Callable[[DictConfig], float | None],
     finish: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs a task under Hydra, once or for each job of a sweep; ends the process on an error.
@@ -40,23 +40,24 @@ def launch(
 
     Args:
         config_name: of the primary configuration.
-        task: gets the composed configuration.
+        task: gets the composed configuration; what it returns is for a sweeper that searches.
         finish: called once after all jobs, also if some failed.
     """
     load_dotenv(Path(".env"))  # keys; what the environment already holds wins
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
-    schema.register()
+    resolvers.register()
     failed = False
 
-    def guarded(cfg: DictConfig) -> None:
+    def guarded(cfg: DictConfig) -> float | None:
         nonlocal failed
         if not _WANTS_TRACEBACK:
             del os.environ["HYDRA_FULL_ERROR"]  # the ranks that a task starts inherit it
         try:
-            task(cfg)
+            return task(cfg)
         except Exception as error:  # Hydra would print lines of its own, and stop the sweep
             failed = True
             say(error, config_name)
+            return float("nan")
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -92,6 +93,10 @@ class Door(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         def check() -> None:
+            if "n_trials" in config.hydra.sweeper:  # a search draws its jobs one by one
+                Door.jobs = config.hydra.sweeper.n_trials
+                rules.check(config)
+                return
             jobs = sweep(config)
             Door.jobs = len(jobs)
             for overrides in jobs:
@@ -140,6 +145,11 @@ def explain(error: Exception, config_name: str) -> str:
         near = [name for name in get_close_matches(key, _keys(config_name)) if name != key]
         hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
         return f"{key}={value}: no such key; {hint}"
+    if match := re.match(r"(\w+) raised while resolving interpolation: (.*)", text):
+        kind, told = match.groups()
+        if kind in ("UserError", "MissingData", "ValueError"):
+            key = getattr(error, "full_key", "") or ""
+            return f"{key.rpartition('.')[0]}.{told}" if kind == "MissingData" else told
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: give it a value: {error.full_key}=..."
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from funmatch import comparison, rules, schema
@@ -10,24 +11,36 @@ from funmatch.schema import UserError
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Measures the student that a run has left, on val or test."""
+    """Measures the student that a run has left, or a network that is ready, on one split."""
+    if (cfg.run is None) == ("teacher" not in cfg or "data" not in cfg):
+        raise UserError("run=null: give the directory of a run, or both teacher=... and data=...")
+    title, figures = _student(cfg) if cfg.run is not None else _ready(cfg)
+    print(f"{title}, {cfg.split}:")
+    for name, value in figures.items():
+        print(f"  {name:18} {value:.4f}")
+
+
+def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
     run = Run(Path(cfg.run))
     config = run.directory / "config.yaml"
     if not config.is_file():
         raise UserError(f"run={cfg.run}: holds no config.yaml; give the directory of a run")
     if not run.student.is_file():
         raise UserError(f"run={cfg.run}: has no student.safetensors yet; train it further")
-    if cfg.split not in ("val", "test"):
-        raise UserError(f"split={cfg.split}: choose {rules.either(['val', 'test'])}")
     from funmatch.cli import teaching
 
     there = schema.read(config)
-    there.trainer.accelerator = cfg.accelerator
+    there.trainer.accelerator = cfg.trainer.accelerator
     there.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
-    figures = teaching.measure(there, run, cfg.split)
-    print(f"{run.directory}, {cfg.split}:")
-    for name, value in figures.items():
-        print(f"  {name:18} {value:.4f}")
+    return str(run.directory), teaching.measure(there, run, cfg.split)
+
+
+def _ready(cfg: DictConfig) -> tuple[str, dict[str, float]]:
+    rules.check_teachers(cfg)
+    from funmatch.cli import teaching
+
+    choices = HydraConfig.get().runtime.choices
+    return f"{choices['teacher']} on {choices['data']}", teaching.appraise(cfg, cfg.split)
 
 
 def report(cfg: DictConfig) -> None:

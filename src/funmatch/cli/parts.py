@@ -1,21 +1,27 @@
 """From a configuration to the parts of a run."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from torch import nn
 
 from funmatch import schema, targets
+from funmatch.data.listing import MissingData
 from funmatch.data.module import DataModule
-from funmatch.data.source import Splits
+from funmatch.data.source import Joined, Splits
 from funmatch.learner import Learning
+from funmatch.models import weights, zoo
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
+from funmatch.models.teacher import NAME, Teacher
 from funmatch.recipes import Fixed, Recipe
 from funmatch.schema import UserError
 from funmatch.stream import Source
@@ -23,25 +29,69 @@ from funmatch.stream import Source
 
 def network(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
     """A network as its config describes it, with the weights it starts from."""
+    bare = blank(cfg, features)
+    if cfg.weights is not None:
+        weights.load(bare.net, cfg.weights, head=cfg.head)
+    return bare
+
+
+def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
+    """A network as its config describes it, with fresh weights."""
     net: nn.Module = instantiate(cfg.net)
-    return Network(
-        net, mean=cfg.mean, std=cfg.std, side=cfg.side, resize=cfg.resize, features=features
+    inputs = zoo.inputs(net, mean=cfg.mean, std=cfg.std, side=cfg.side, resize=cfg.resize)
+    return Network(net, **inputs, features=features)
+
+
+def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
+    """The teacher, of one network or several, each made by `load` from its config."""
+    networks = [Frozen(load(part)) for part in schema.teachers(cfg).values()]
+    members = cfg.teacher.get("members")
+    if not members:
+        return Teacher({NAME: networks[0]})
+    shares = cfg.teacher.shares
+    return Teacher(
+        {f"{NAME}.{name}": net for name, net in zip(members, networks, strict=True)},
+        combine=cfg.teacher.combine,
+        weights=None if shares is None else tuple(shares),
     )
 
 
 def splits(cfg: DictConfig) -> Splits:
-    """The data, as large as the configuration says."""
-    found: Splits = instantiate(cfg.data.splits)
-    if len(found.train) != cfg.data.train_size:  # by which epochs became steps
+    """The data, as large as the configuration says: what is taught on may be other data."""
+    found = _read("data", cfg.data)
+    parts = schema.taught_on(cfg)
+    if "data" in parts:
+        taught = found.train
+        _expect("data", cfg.data, taught)
+    else:
+        sources = [_read(key, part).train for key, part in parts.items()]
+        for (key, part), source in zip(parts.items(), sources, strict=True):
+            _expect(key, part, source)
+        taught = Joined(sources)
+    return replace(found, train=taught)
+
+
+def _read(key: str, cfg: DictConfig) -> Splits:
+    try:
+        return instantiate(cfg.splits)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, MissingData):
+            raise UserError(f"{key}.{error.__cause__}") from error
+        raise
+
+
+def _expect(key: str, cfg: DictConfig, source: Source) -> None:
+    if len(source) != cfg.train_size:  # by which epochs became steps
         raise UserError(
-            f"data.train_size={cfg.data.train_size}: there are {len(found.train)} training images"
+            f"{key}.train_size={cfg.train_size}: there are {len(source)} training images; complete "
+            f"them, or give {key}.train_size={len(source)} to take them as they are"
         )
-    return found
 
 
 def recipe(cfg: DictConfig) -> Recipe:
     """The recipe, on the data's terms."""
-    return instantiate(cfg.recipe, min_area=cfg.data.min_area, flip=cfg.data.flip)
+    data = cfg.data
+    return instantiate(cfg.recipe, min_area=data.min_area, mild=tuple(data.mild), flip=data.flip)
 
 
 def stream(
@@ -72,7 +122,7 @@ def learning(cfg: DictConfig) -> Learning:
 
 
 def training_targets(
-    cfg: DictConfig, teacher: Frozen, law: Recipe, source: Source
+    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source
 ) -> targets.Targets:
     """The teacher's word on training batches: kept where the recipe fixes its views, else live."""
     if not isinstance(law, Fixed):
@@ -80,7 +130,7 @@ def training_targets(
     return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **_asking(cfg))
 
 
-def reference(cfg: DictConfig, teacher: Frozen, source: Source) -> targets.Targets:
+def reference(cfg: DictConfig, teacher: Teacher, source: Source) -> targets.Targets:
     """The teacher's word on an evaluation split."""
     return targets.on_evaluation_views(teacher, source, **_asking(cfg))
 

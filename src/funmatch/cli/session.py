@@ -20,11 +20,17 @@ def launch(config_name: str, teach: Teach) -> None:
     """A command that makes runs: one, or one for each job of a sweep, and the table over them."""
     directories: dict[Path, None] = {}  # in order, each once
 
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: DictConfig) -> float | None:
         run = Run(schema.run_directory(cfg))
+        if cfg.dry_run:
+            from funmatch.cli import rehearsal  # imports torch
+
+            print(f"{run.directory} (dry run: nothing is written)", flush=True)
+            rehearsal.rehearse(cfg)
+            return None
         if runs.rank() > 0:  # rank 0 holds the run, reports and sums up
             teach(cfg, run)
-            return
+            return None
         directories[run.directory.parent] = None
         jobs = app.Door.jobs
         place = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""
@@ -36,6 +42,10 @@ def launch(config_name: str, teach: Teach) -> None:
             if not known:
                 comparison.write(run.directory.parent, [run.directory.parent])
         print(f"  {_outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
+        if cfg.get("save_as") is not None:
+            print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
+        score = row["student_val_top1"]
+        return None if score is None else float(score)
 
     def finish() -> None:
         for directory in directories:
@@ -43,6 +53,14 @@ def launch(config_name: str, teach: Teach) -> None:
             print(f"{directory}/summary.csv, summary.md, comparison.png")
 
     app.launch(config_name, task, finish)
+
+
+def _save(cfg: DictConfig, run: Run) -> Path:
+    """Keeps the network of a run where it is found by name."""
+    place = Path(cfg.paths.logs) / "teachers" / cfg.save_as
+    for path in (run.student, run.model):
+        files.write(place / path.name, path.read_bytes())
+    return place
 
 
 def _outcome(row: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from hydra import compose
 from hydra.utils import instantiate
 from lightning import seed_everything
@@ -16,10 +18,12 @@ from funmatch.distillation import Distillation
 from funmatch.fidelity import Fidelity
 from funmatch.models import weights
 from funmatch.models.frozen import Frozen
+from funmatch.models.network import Network
+from funmatch.models.teacher import Teacher
 from funmatch.recipes import Fixed
 from funmatch.runs import Run
 from funmatch.schema import UserError
-from funmatch.stream import EvaluationStream, Source
+from funmatch.stream import Batch, EvaluationStream
 from funmatch.supervision import Supervision
 
 
@@ -27,15 +31,16 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Teaches a student from a teacher; returns the figures of the run."""
     fitting.quiet()
     objective = instantiate(cfg.objective)
+    data, law = parts.splits(cfg), parts.recipe(cfg)
     teacher = _teacher(cfg, objective.teacher_features)  # to make one is no part of the run
+    softened = teacher.softened(getattr(objective, "temperature", 1.0))
     teacher_clock = Clock()
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
-    data, law = parts.splits(cfg), parts.recipe(cfg)
     seed_everything(cfg.seed, verbose=False)
     student = parts.network(cfg.student, objective.student_features)
 
     with teacher_clock(parts.device(cfg)):
-        words = parts.training_targets(cfg, teacher, law, data.train)
+        words = parts.training_targets(cfg, softened, law, data.train)
     references = {
         "val": parts.reference(cfg, teacher, data.val),
         "test": parts.reference(cfg, teacher, data.test),
@@ -43,9 +48,9 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     learner = Distillation(
         student, words, references, objective, parts.learning(cfg), teacher_clock
     )
-    sides = {"student": student.side, "teacher": teacher.side}
-    if isinstance(law, Fixed):  # the teacher has spoken already
-        del sides["teacher"]
+    sides = {"student": student.side}
+    if not isinstance(law, Fixed):  # else the teacher has spoken already
+        sides |= teacher.sides
     stream = parts.stream(cfg, data, law, sides, student)
     figures = fitting.fit(cfg, run, learner, stream, stopwatch)
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
@@ -65,8 +70,8 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
     """The fidelity of the student that a run has left, on one split."""
     fitting.quiet()
-    source: Source = getattr(parts.splits(cfg), split)
-    student = parts.network(cfg.student if "student" in cfg else cfg.model)
+    source = parts.splits(cfg).part(split)
+    student = parts.blank(cfg.student if "student" in cfg else cfg.model)
     weights.load(student.net, run.student)
     words = None
     if "teacher" in cfg:
@@ -82,21 +87,45 @@ def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
         batch = stream[number].to(place)
         said = None if words is None else words(batch).logits
         fidelity.update(frozen(batch.view("student")).logits, said, batch.label)
+    return _columns(fidelity, split)
+
+
+def appraise(cfg: DictConfig, split: str) -> dict[str, float]:
+    """The accuracy of a teacher on one split."""
+    fitting.quiet()
+    if cfg.trainer.threads is not None:
+        torch.set_num_threads(cfg.trainer.threads)
+    source = parts.splits(cfg).part(split)
+    index = np.arange(len(source))
+    label = source.labels(index)
+    if label is None:
+        raise UserError(f"data={cfg.data.name}: has no labels to measure a teacher by")
+    words = parts.reference(cfg, _teacher(cfg), source)
+    fidelity = Fidelity()
+    views = {"student": torch.empty(0)}  # the teacher has spoken already
+    said = words(Batch(torch.from_numpy(index), label, 0, views)).logits
+    fidelity.update(said, said, label)
+    found = _columns(fidelity, split)
+    return {name: value for name, value in found.items() if name.startswith("teacher")}
+
+
+def _columns(fidelity: Fidelity, split: str) -> dict[str, float]:
     found = fidelity.compute()
     return {fitting.column(f"{split}/{name}"): float(mean) for name, mean in found.items()}
 
 
-def _teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Frozen:
-    network = parts.network(cfg.teacher, features)
-    weights.load(network.net, _teacher_weights(cfg))
-    return Frozen(network)
+def _teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
+    def load(part: DictConfig) -> Network:
+        network = parts.blank(part, features)
+        weights.load(network.net, part.weights or _made_here(cfg, part), head=part.head)
+        return network
+
+    return parts.teacher(cfg, load)
 
 
-def _teacher_weights(cfg: DictConfig) -> Path:
-    """The teacher's file; a teacher that can be made here is made by the first who needs it."""
-    if cfg.teacher.weights is not None:
-        return Path(cfg.teacher.weights)
-    overrides = [*cfg.teacher.finetune, "name=teachers", "logger=none"]
+def _made_here(cfg: DictConfig, teacher: DictConfig) -> Path:
+    """The file of a teacher that can be made here, by the first who needs it."""
+    overrides = [*teacher.finetune, "name=teachers", "logger=none"]
     # One teacher serves all precisions and all numbers of devices.
     place = {key: cfg.trainer[key] for key in ("accelerator", "workers", "threads", "log_every")}
     here = {"paths": cfg.paths, "trainer": place}

@@ -1,0 +1,169 @@
+"""What a run will need, before it starts: models, arithmetic, time, disk, what is missing."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from funmatch import schema
+from funmatch.cli import fitting, parts
+from funmatch.models import catalog
+from funmatch.models.network import Network
+from funmatch.schema import UserError
+
+_PATIENCE = 5.0  # seconds to time a network for, beyond its first batch
+_LIMIT = 16  # images of a timed batch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one network.
+
+    Attributes:
+        parameters: trainable numbers.
+        flop: floating-point operations for one image (a multiply-add is two).
+        seconds: for one image on this machine.
+    """
+
+    parameters: int
+    flop: int
+    seconds: float
+
+
+def rehearse(cfg: DictConfig) -> None:
+    """Prints what the run of a configuration needs, and what of it is not there."""
+    fitting.quiet()
+    place = parts.device(cfg)
+    if cfg.trainer.threads is not None:
+        torch.set_num_threads(cfg.trainer.threads)
+    steps = schema.total_steps(cfg)
+    images = schema.train_size(cfg)
+    epochs = steps * cfg.batch_size / images
+    print(f"  recipe    {cfg.recipe.name}, data {cfg.data.name}, seed {cfg.seed}")
+    print(f"  steps     {steps:,} of {cfg.batch_size} images ({epochs:,.0f} epochs of {images:,})")
+
+    learns = "student" if "student" in cfg else "model"
+    costs = {learns: _cost(cfg[learns], place, cfg.trainer.precision, training=True)}
+    if "teacher" in cfg:
+        for key, part in schema.teachers(cfg).items():
+            costs[key] = _cost(part, place, cfg.trainer.precision, training=False)
+    for key, cost in costs.items():
+        way = "forward and backward" if key == learns else "forward"
+        side = (cfg[learns] if key == learns else schema.teachers(cfg)[key]).side
+        print(
+            f"  {key:9} {_number(cost.parameters)} parameters, {_number(cost.flop, 'FLOP')} an "
+            f"image of {side} px ({way}), {1 / cost.seconds:,.1f} images/s"
+        )
+
+    shown = dict.fromkeys(costs, steps * cfg.batch_size)
+    if "teacher_crop" in cfg.recipe:  # asked once per image, and view
+        views = cfg.recipe.ensemble if cfg.recipe.teacher_crop == "inception_ensemble" else 1
+        shown |= {key: images * views for key in costs if key != learns}
+    flop = sum(costs[key].flop * shown[key] for key in costs)
+    seconds = sum(costs[key].seconds * shown[key] for key in costs) / _devices(cfg)
+    print(f"  compute   {_number(flop, 'FLOP')}")
+    print(f"  time      {_duration(seconds)} on {_machine(place, cfg)}, data and validation aside")
+    _print_disk(cfg, costs[learns].parameters)
+    missing = list(_missing(cfg))
+    for line in missing:
+        print(f"  missing   {line}")
+    print("  not ready: see what is missing" if missing else "  ready")
+
+
+def _cost(cfg: DictConfig, place: torch.device, precision: str, *, training: bool) -> Cost:
+    with torch.device("meta"):
+        sketch = parts.blank(cfg)
+    channels = len(cfg.mean or (0, 0, 0))
+    with FlopCounterMode(display=False) as counter:
+        _pass(sketch, torch.empty(1, channels, sketch.side, sketch.side, device="meta"), training)
+    parameters = sum(p.numel() for p in sketch.parameters())
+    network = parts.blank(cfg).to(place)
+
+    def go(images: int) -> float:
+        views = torch.rand(images, channels, network.side, network.side, device=place) * 255
+        start = time.perf_counter()
+        with torch.autocast(place.type, torch.bfloat16, enabled=precision != "32-true"):
+            _pass(network, views, training)
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        return time.perf_counter() - start
+
+    return Cost(parameters, counter.get_total_flops(), _seconds_per_image(go))
+
+
+def _pass(network: Network, views: Tensor, training: bool) -> None:
+    network.train(training)
+    with torch.set_grad_enabled(training):
+        logits = network(views).logits
+    if training:
+        logits.float().logsumexp(dim=-1).mean().backward()
+
+
+def _seconds_per_image(go: Callable[[int], float]) -> float:
+    """The best of several batches, after one that warms up."""
+    once = go(1)
+    images = max(1, min(_LIMIT, int(_PATIENCE / 3 / max(once, 1e-9))))
+    first = go(images)
+    repeats = min(5, int(_PATIENCE / max(first, 1e-9)))
+    return min([first, *(go(images) for _ in range(repeats))]) / images
+
+
+def _print_disk(cfg: DictConfig, parameters: int) -> None:
+    state = 4 * parameters * 4  # weights and two moments; the old file stays until the new is whole
+    logits = 0
+    if "teacher" in cfg and "teacher_crop" in cfg.recipe:
+        logits = 4 * schema.train_size(cfg) * cfg.data.classes * len(schema.teachers(cfg))
+    logs = Path(cfg.paths.logs)
+    there = next(path for path in (logs, *logs.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    print(
+        f"  disk      about {_number(2 * state + 4 * parameters + logits, 'B')} in {logs}; "
+        f"{_number(free, 'B')} are free"
+    )
+
+
+def _missing(cfg: DictConfig) -> Iterator[str]:
+    try:
+        parts.splits(cfg)
+    except (UserError, ValueError) as error:
+        yield str(error)
+    networks = {key: cfg[key] for key in ("student", "model") if key in cfg}
+    if "teacher" in cfg:
+        networks |= schema.teachers(cfg)
+    for key, network in networks.items():
+        name = network.get("weights")
+        if name in catalog.WEIGHTS and catalog.WEIGHTS[name].locate(name) is None:
+            yield f"{key}.weights={name}: not on this machine yet; the run fetches it"
+
+
+def _devices(cfg: DictConfig) -> int:
+    count = cfg.trainer.devices
+    return (count if isinstance(count, int) and count > 0 else 1) * int(cfg.trainer.num_nodes)
+
+
+def _machine(place: torch.device, cfg: DictConfig) -> str:
+    if place.type == "cuda":
+        name = torch.cuda.get_device_name(place)
+    else:
+        name = f"{place.type} with {torch.get_num_threads()} threads"
+    return f"{_devices(cfg)} x {name}"
+
+
+def _number(value: float, unit: str = "") -> str:
+    """1.2e9 as "1.2 G", and of bytes as "1.2 GB"."""
+    power = min(6, max(0, int(math.log10(max(value, 1)) // 3)))
+    return f"{value / 1000**power:,.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}{unit}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("years", 365 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.0f} seconds"

@@ -1,0 +1,88 @@
+"""Facts that a configuration asks for as `${name:...}`: lengths, sizes, what lies in a folder.
+
+Like `schema`, it knows nothing of torch.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from funmatch import schedules
+from funmatch.data import folder
+from funmatch.models import catalog
+from funmatch.schema import Finetune, Train, UserError, run_id, total_steps
+
+
+def register() -> None:
+    """Makes the types and the resolvers known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=Train)
+    store.store(name="finetune_schema", node=Finetune)
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _scaled(side: int, resize: int, reference: int) -> int:
+    """The shorter side before the central crop, in the proportions of the data set."""
+    return round(side * resize / reference)
+
+
+def _warmup(most: int, *, _root_: DictConfig) -> int:
+    """At most so many steps, and at most a tenth of the run."""
+    return min(most, total_steps(_root_) // 10)
+
+
+def _hyperrule(key: str, images: int) -> Any:
+    """What the BiT-HyperRule says for a training set of so many images."""
+    warmup, *milestones, steps = schedules.bit_hyperrule(images)
+    mixing = images >= 20_000
+    return {"warmup": warmup, "milestones": milestones, "steps": steps, "mixing": mixing}[key]
+
+
+def _folder(
+    key: str,
+    root: str,
+    labels: str,
+    column: str | None,
+    split: Sequence[float] | None,
+    *,
+    _root_: DictConfig,
+) -> Any:
+    """A fact about a user's folder; where there are no labels, the classes are the teacher's."""
+    found = folder.facts(root, labels, column, split)[key]
+    if found is None and key == "classes" and "teacher" in _root_:
+        return _root_.teacher.classes
+    return found
+
+
+def _saved(key: str, name: str, logs: str) -> Any:
+    """A fact about a network that a run has left."""
+    home = Path(logs) / "teachers"
+    place = Path(name) if Path(name).is_dir() else home / name
+    weights, description = place / "student.safetensors", place / "model.json"
+    if not (weights.is_file() and description.is_file()):
+        known = sorted(path.parent.name for path in home.glob("*/student.safetensors"))
+        raise UserError(
+            f"teacher.name={name}: no such network in {home}; give the directory of a run"
+            + (f", or {' or '.join(known)}" if known else "")
+        )
+    return str(weights) if key == "weights" else json.loads(description.read_text())[key]
+
+
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "choose": lambda condition, yes, no: yes if condition else no,
+    "unless": lambda given, default: default if given is None else None,
+    "subset": lambda each, classes, full: full if each is None else each * classes,
+    "at_most": min,
+    "scaled": _scaled,
+    "warmup": _warmup,
+    "hyperrule": _hyperrule,
+    "folder": _folder,
+    "released_teacher": catalog.teacher_of,
+    "saved": _saved,
+    "run_id": lambda *, _root_: run_id(_root_),
+}
