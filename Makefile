@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo train test coverage check format lock clean
+.PHONY: help setup install demo train test experiments coverage check format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,10 @@ train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,funct
 
 test: setup  ## run the tests; ARGS go to pytest
 	$(RUN) -m pytest $(ARGS)
+
+experiments:  ## list the rows of the paper: python src/train.py experiment=...
+	@cd conf/experiment && for file in *.yaml labels/*.yaml; do \
+		printf '%-34s %s\n' "$${file%.yaml}" "$$(sed -n '2s/^# //p' "$$file")"; done
 
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
