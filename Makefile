@@ -45,7 +45,7 @@ format: setup  ## put the code in shape
 
 lock:  ## pin the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --upgrade --group dev pyproject.toml -o requirements.lock
+		--no-emit-index-url --no-header --upgrade --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and caches; logs stay
 	rm -rf $(VENV) build dist .coverage .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

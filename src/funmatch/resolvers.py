@@ -4,6 +4,7 @@ Like `schema`, it knows nothing of torch.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,16 @@ def _folder(
     *,
     _root_: DictConfig,
 ) -> Any:
-    """A fact about a user's folder; where there are no labels, the classes are the teacher's."""
+    """A fact about a user's folder; where no folders are classes, the teacher knows how many."""
     found = folder.facts(root, labels, column, split)[key]
-    if found is None and key == "classes" and "teacher" in _root_:
-        return _root_.teacher.classes
-    return found
+    if key != "classes" or (labels == "auto" and found is not None):
+        return found
+    teacher = OmegaConf.to_container(_root_).get("teacher") or {}  # type: ignore[union-attr]
+    if teacher.get("classes") in (None, "${data.classes}"):  # which asks back
+        if found is None:
+            raise UserError("data.classes=null: no labels tell them; give data.classes=NUMBER")
+        return found
+    return max(found or 0, _root_.teacher.classes)
 
 
 def _saved(key: str, name: str, logs: str) -> Any:
@@ -74,6 +80,7 @@ def _saved(key: str, name: str, logs: str) -> Any:
 
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
+    "cores": lambda most: min(most, os.cpu_count() or 1),
     "choose": lambda condition, yes, no: yes if condition else no,
     "unless": lambda given, default: default if given is None else None,
     "subset": lambda each, classes, full: full if each is None else each * classes,

@@ -136,6 +136,9 @@ def check_teachers(cfg: DictConfig) -> None:
         UserError: names the key, the value and the remedy.
     """
     networks = teachers(cfg)
+    if cfg.teacher.get("members") == {}:
+        remedy = "name some, as in +teacher@teacher.members.a=timm teacher.members.a.name=..."
+        raise UserError(f"teacher.members={{}}: {remedy}")
     for key, teacher in networks.items():
         if teacher.classes != cfg.data.classes:
             raise UserError(

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy import special, stats
 
 from funmatch import mixing
 
@@ -67,3 +68,42 @@ def test_coefficient_has_the_moments_of_the_released_code(reference: Callable) -
     assert min(draws) == pytest.approx(stored["coefficient_min"], abs=1e-3)
     assert max(draws) == pytest.approx(stored["coefficient_max"], abs=1e-3)
     assert np.quantile(draws, [0.25, 0.75]) == pytest.approx([0.625, 0.875], abs=5e-3)
+
+
+# --- other laws of the coefficient ---------------------------------------------------------------
+
+
+def test_alpha_one_draws_exactly_the_uniform_law() -> None:
+    """To the bit, and no number more: runs of function matching must not change."""
+    one, other = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(50):
+        assert mixing.folded_beta(one, 1.0) == mixing.folded_uniform(other)
+    assert one.random() == other.random()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 2.0])
+def test_coefficient_has_the_moments_of_a_folded_beta_law(alpha: float) -> None:
+    """max(a, 1-a) = 1/2 + |a - 1/2|; moments and quantiles of Beta(alpha, alpha) in closed form."""
+    rng = np.random.default_rng(0)
+    draws = np.array([mixing.folded_beta(rng, alpha) for _ in range(40_000)])
+    assert draws.min() >= 0.5
+    assert draws.max() <= 1
+    mean = 0.5 + 4**-alpha / (alpha * special.beta(alpha, alpha))
+    assert draws.mean() == pytest.approx(mean, abs=3e-3)
+    # The variance of a itself: 1 / (4 (2 alpha + 1)).
+    assert np.mean((draws - 0.5) ** 2) == pytest.approx(0.25 / (2 * alpha + 1), abs=3e-3)
+    shares = [0.25, 0.5, 0.75]
+    folded = [stats.beta(alpha, alpha).ppf(0.5 + share / 2) for share in shares]
+    assert np.quantile(draws, shares) == pytest.approx(folded, abs=1e-2)
+
+
+def test_alpha_of_bit_mostly_leaves_images_alone() -> None:
+    rng = np.random.default_rng(1)
+    draws = [mixing.folded_beta(rng, 0.1) for _ in range(4000)]
+    assert np.mean([draw > 0.95 for draw in draws]) > 0.7  # of the uniform law 0.1
+
+
+@pytest.mark.parametrize("alpha", [0, 0.0, -1.0, float("nan")])
+def test_alpha_must_be_positive(alpha: float) -> None:
+    with pytest.raises(ValueError, match=f"alpha must be positive, got {alpha}"):
+        mixing.folded_beta(np.random.default_rng(0), alpha)

@@ -8,7 +8,7 @@ import torch
 from timm.layers.std_conv import StdConv2d
 from torch import nn
 
-from funmatch.optimizers import adam
+from funmatch.optimizers import adam, sgd
 from funmatch.schedules import warmup_cosine
 
 momentum_dtypes = pytest.mark.parametrize("momentum_dtype", [None, torch.bfloat16])
@@ -209,3 +209,105 @@ def test_step_evaluates_the_closure(momentum_dtype: torch.dtype | None) -> None:
 
     assert optimizer.step(closure).item() == pytest.approx(before)
     assert module.weight.item() == pytest.approx(before - 0.1)  # Adam's first step has length lr
+
+
+# --- SGD -----------------------------------------------------------------------------------------
+
+nesterovs = pytest.mark.parametrize("nesterov", [False, True])
+
+
+@nesterovs
+def test_sgd_equals_the_formula(nesterov: bool) -> None:
+    """w <- w - s (lr u + wd w), where u is the momentum, or the look ahead of it."""
+    lr, wd, mu = 0.03, 0.02, 0.8
+    module = nn.Linear(1, 1, bias=False).double()
+    optimizer = sgd(module, lr=lr, wd=wd, momentum=mu, nesterov=nesterov)
+    w, m = module.weight.item(), 0.0
+    for g, s in [(0.5, 0.0), (-2.0, 0.5), (0.1, 1.0), (0.0, 0.7)]:
+        m = mu * m + g  # the decay is no part of it
+        u = g + mu * m if nesterov else m
+        w -= s * (lr * u + wd * w)
+        optimizer.param_groups[0]["lr"] = s * lr
+        [[weight]] = updates(module, optimizer, [[np.array([[g]])]])
+        assert weight.item() == pytest.approx(w, rel=1e-12)
+
+
+@pytest.mark.parametrize("lr", [1e-4, 0.003, 1.0])
+def test_decay_of_sgd_follows_the_schedule_and_not_lr(lr: float) -> None:
+    module = nn.Linear(3, 2, bias=False).double()
+    optimizer = sgd(module, lr=lr, wd=0.1)
+    expected = module.weight.detach().clone()
+    for multiplier in (0.0, 0.5, 1.0, 0.25):
+        optimizer.param_groups[0]["lr"] = lr * multiplier
+        [[weight]] = updates(module, optimizer, [[np.zeros((2, 3))]])
+        expected = expected * (1 - 0.1 * multiplier)
+        torch.testing.assert_close(weight, expected)
+
+
+def test_norms_and_biases_do_not_decay_under_sgd() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 1), nn.GroupNorm(1, 3), nn.Linear(3, 2))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(2.0)
+    optimizer = sgd(module, lr=0.01, wd=0.5)
+    list(updates(module, optimizer, [[np.zeros(p.shape) for p in module.parameters()]]))
+    for name, parameter in module.named_parameters():
+        assert torch.all(parameter == (1.0 if name in ("0.weight", "2.weight") else 2.0)), name
+
+
+def test_sgd_decays_after_the_gradient_was_taken() -> None:
+    """Lightning computes the gradient in a closure: at the weights as they were, also at first."""
+    lr, wd, mu = 0.1, 0.05, 0.9
+    module = nn.Linear(1, 1, bias=False).double()
+    optimizer = sgd(module, lr=lr, wd=wd, momentum=mu)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = module.weight.square().sum()
+        loss.backward()
+        return loss
+
+    w, m = module.weight.item(), 0.0
+    for _ in range(3):
+        m = mu * m + 2 * w
+        before, w = w, w - (lr * m + wd * w)
+        assert optimizer.step(closure).item() == pytest.approx(before**2, rel=1e-12)
+        assert module.weight.item() == pytest.approx(w, rel=1e-12)
+
+
+@nesterovs
+def test_a_stored_state_of_sgd_continues_identically(nesterov: bool) -> None:
+    settings = {"lr": 0.1, "wd": 0.1, "momentum": 0.7, "nesterov": nesterov}
+    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    optimizer = sgd(module, **settings)
+    list(updates(module, optimizer, noise(module, 3)))
+    file = io.BytesIO()
+    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)
+
+    resumed = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    resumed.load_state_dict(stored["module"])
+    resumed_optimizer = sgd(resumed, **settings)
+    resumed_optimizer.load_state_dict(stored["optimizer"])
+    gradients = noise(module, 3, seed=1)
+    pairs = zip(
+        updates(module, optimizer, gradients),
+        updates(resumed, resumed_optimizer, gradients),
+        strict=True,
+    )
+    for straight, after_resume in pairs:
+        assert all(map(torch.equal, straight, after_resume))
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+        ({"lr": math.nan}, "lr must be positive, got nan"),
+        ({"lr": 0.1, "wd": -0.1}, "wd must not be negative, got -0.1"),
+    ],
+)
+def test_sgd_refuses_what_cannot_work(settings: dict[str, float], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        sgd(nn.Linear(1, 1), **settings)

@@ -31,6 +31,7 @@ def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
 
     there = schema.read(config)
     there.trainer.accelerator = cfg.trainer.accelerator
+    there.data.merge_with(cfg.get("data") or {})  # the data may have moved, or gained a test set
     there.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
     return str(run.directory), teaching.measure(there, run, cfg.split)
 

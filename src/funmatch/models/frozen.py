@@ -34,5 +34,5 @@ class Frozen:
         tensors = {**self._network.state_dict(), **dict(self._network.named_buffers())}
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
