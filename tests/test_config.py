@@ -1,5 +1,6 @@
 """Configurations compose; mistakes are found at the door, in one line, for all jobs of a sweep."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+import trees
 from commands import QUICK, ROOT, command, environment
 from funmatch import rules, schema
 from funmatch.cli import app
@@ -18,6 +20,20 @@ GROUPS = sorted(
     for path in (ROOT / "conf").glob("*/*.yaml")
     if path.parent.name not in ("model", "experiment")
 )
+PAPER = ("teacher=bit_r152x2", "student=bit_r50")
+# What an option cannot be without: a teacher for its classes, or where something lies.
+COMPANY = {
+    **{("data", name): PAPER for name in ("flowers102", "pets", "food101", "sun397", "imagenet")},
+    ("data", "folder"): ("data.root={root}", "teacher=timm", "teacher.name=resnet18"),
+    ("transfer", "folder"): ("transfer.folder.root={root}",),
+    ("teacher", "bit_r152x2"): ("data=pets",),
+    ("teacher", "bit_r152x2_384_224"): ("data=imagenet",),
+    **{("teacher", f"efficientnet_lite{i}"): ("data=imagenet",) for i in range(3)},
+    ("teacher", "ensemble"): ("+teacher@teacher.members.a=digits",),
+    ("teacher", "saved"): ("teacher.name={saved}",),
+    ("teacher", "timm"): ("teacher.name=resnet18",),
+    ("student", "timm"): ("student.name=resnet18",),
+}
 WRONG = [
     (
         "objective.temprature=2",
@@ -42,11 +58,11 @@ WRONG = [
     ("teacher.classes=5", "teacher.classes=5: data=digits has 10 classes; choose a teacher"),
     (
         "teacher.weights=no.npz",
-        "teacher.weights=no.npz: no such file; make it with: python src/finetune.py",
+        "teacher.weights=no.npz: no such file or name; make it with: python src/finetune.py",
     ),
     (
         "teacher.finetune=null",
-        "teacher.weights=null: this teacher needs a file; give the path of a",
+        "teacher.weights=null: a teacher needs weights; give the path of a .safetensors or .npz file",
     ),
     ("recipe.crop=tiny", "recipe.crop=tiny: choose inception, mild or whole"),
     (
@@ -79,9 +95,25 @@ WRONG = [
 ]
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of images by class, and what a run leaves of a network for digits."""
+    root, saved = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("run")
+    trees.class_folders(root, ["a", "b"], each=5)
+    net = {"_target_": "funmatch.models.bit.build", "depth": [1], "width": 0.25, "num_classes": 10}
+    description = {"net": net, "classes": 10, "mean": [0.5], "std": [0.5], "side": 8, "resize": 8}
+    (saved / "model.json").write_text(json.dumps(description))
+    (saved / "student.safetensors").touch()
+    return {"root": root, "saved": saved}
+
+
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_option_composes_and_passes_the_door(compose, group: str, option: str) -> None:
-    cfg = compose(f"{group}={option}")
+def test_every_option_composes_and_passes_the_door(
+    compose, group: str, option: str, places: dict[str, Path]
+) -> None:
+    company = [each.format(**places) for each in COMPANY.get((group, option), ())]
+    name = "finetune" if group == "rule" else "train"
+    cfg = compose(f"{group}={option}", *company, name=name)
     rules.check(cfg)
     assert schema.total_steps(cfg) > 0
 

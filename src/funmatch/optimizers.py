@@ -65,13 +65,18 @@ class SGD(torch.optim.SGD):
     """`torch.optim.SGD` whose decay is taken off the weights, not put into the momentum."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update."""
+        """One update; the closure, which takes the gradient, sees the weights before the decay."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         with torch.no_grad():
             for group in self.param_groups:
                 for parameter in group["params"] if group["decay"] else ():
                     if parameter.grad is not None:
                         parameter.mul_(1 - group["lr"] * group["decay"])
-        return super().step(closure)
+        super().step()
+        return loss
 
 
 def sgd(

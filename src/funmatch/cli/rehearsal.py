@@ -54,11 +54,12 @@ def rehearse(cfg: DictConfig) -> None:
     if "teacher" in cfg:
         for key, part in schema.teachers(cfg).items():
             costs[key] = _cost(part, place, cfg.trainer.precision, training=False)
+    width = max(9, *map(len, costs))
     for key, cost in costs.items():
         way = "forward and backward" if key == learns else "forward"
         side = (cfg[learns] if key == learns else schema.teachers(cfg)[key]).side
         print(
-            f"  {key:9} {_number(cost.parameters)} parameters, {_number(cost.flop, 'FLOP')} an "
+            f"  {key:{width}} {_number(cost.parameters)} parameters, {_number(cost.flop, 'FLOP')} an "
             f"image of {side} px ({way}), {1 / cost.seconds:,.1f} images/s"
         )
 
