@@ -25,7 +25,7 @@ PAPER = ("teacher=bit_r152x2", "student=bit_r50")
 COMPANY = {
     **{("data", name): PAPER for name in ("flowers102", "pets", "food101", "sun397", "imagenet")},
     ("data", "folder"): ("data.root={root}", "teacher=timm", "teacher.name=resnet18"),
-    ("transfer", "folder"): ("transfer.folder.root={root}",),
+    ("transfer", "folder"): ("transfer.folder.root={root}", "batch_size=8"),
     ("teacher", "bit_r152x2"): ("data=pets",),
     ("teacher", "bit_r152x2_384_224"): ("data=imagenet",),
     **{("teacher", f"efficientnet_lite{i}"): ("data=imagenet",) for i in range(3)},
