@@ -85,7 +85,8 @@ def shampoo(
 
     Args:
         module: the weights of its convolutions and linear layers decay; norms and biases do not.
-        lr: learning rate at s = 1, positive; the size of a step is RMSProp's (grafting).
+        lr: learning rate at s = 1, positive; the size of a step is that of RMSProp (grafting), whose
+            statistics start at zero without correction: early steps are larger than Adam's.
         wd: share of a weight that one step at s = 1 takes away; it does not depend on lr.
         betas: decay rates of the momentum and of the statistics.
         block_size: of the preconditioners; larger layers are cut into blocks.
@@ -103,6 +104,7 @@ def shampoo(
         betas=(betas[0], betas[1]),  # a config gives a list
         decoupled_weight_decay=True,
         nesterov=True,
+        moving_average_for_momentum=True,  # else ten times Adam's steps at the same lr
         block_size=block_size,
         preconditioning_compute_steps=every,
         start_preconditioning_step=start,

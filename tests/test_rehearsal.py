@@ -1,0 +1,358 @@
+"""Dry runs say what a run needs and write nothing; networks saved by name; sweeps that search."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import small
+from commands import command
+from funmatch import rules, schema
+from funmatch.cli import app, parts, rehearsal
+from funmatch.models.network import Network
+from funmatch.runs import Run
+from small import SMALL, STUDENT, TEACHER, bug
+
+DRY = "dry_run=true"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("rehearsal")
+    small.split_folder(home / "images")
+    return home
+
+
+@pytest.fixture(scope="module")
+def made(home: Path) -> Run:
+    """The run that `small` is of."""
+    return small.finetuned(home, home / "images")
+
+
+def on(home: Path) -> tuple[str, ...]:
+    """The data of these tests, found from anywhere."""
+    return ("data=folder", f"data.root={home}/images", f"paths.logs={home}/logs")
+
+
+def left(folder: Path) -> dict[str, int]:
+    """Every file and folder below a folder, with the time of its last change."""
+    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+# --- dry runs ------------------------------------------------------------------------------------
+
+
+def rehearsed(home: Path, cwd: Path, script: str, *overrides: str) -> dict[str, list[str]]:
+    """What a dry run prints, by the first word of a line; it leaves everything as it was."""
+    before = left(home), left(cwd)
+    user = home.with_name("user")  # where matplotlib, whoever imports it, keeps its fonts
+    done = command(script, *overrides, DRY, *SMALL, cwd=cwd, HOME=str(user))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (left(home), left(cwd)) == before
+    return lines(done.stdout)
+
+
+def lines(printed: str) -> dict[str, list[str]]:
+    head, *rest = printed.splitlines()
+    assert head.endswith("(dry run: nothing is written)")
+    found: dict[str, list[str]] = {}
+    for line in rest:
+        key, _, value = line.strip().partition(" ")
+        found.setdefault(key, []).append(value.strip())
+    return found
+
+
+SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+def number(text: str, unit: str) -> float:
+    """The number before a unit: 1.2e6 from "1.2 MFLOP"; three digits are printed."""
+    value, name = text.split()[:2]
+    assert name.endswith(unit)
+    return float(value) * SCALES[name.removesuffix(unit)]
+
+
+def parameters(line: str) -> float:
+    value, scale = line.split(" parameters")[0].split()
+    return float(value) * SCALES[scale]
+
+
+def flop(line: str) -> float:
+    return number(line.split(", ")[1], "FLOP")
+
+
+def layers(network: Network) -> list[float]:
+    """The floating-point operations of each layer for one image, from its shapes."""
+    found: list[float] = []
+
+    def hook(layer: nn.Module, _: object, out: torch.Tensor) -> None:
+        found.append(2 * layer.weight[0].numel() * out.numel())
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(hook)
+    with torch.no_grad():
+        network(torch.zeros(1, 3, network.side, network.side))
+    return found
+
+
+def about(value: float) -> object:
+    return pytest.approx(value, rel=6e-3)
+
+
+def test_a_dry_run_of_what_is_all_there(home: Path, made: Run, compose, tmp_path: Path) -> None:
+    overrides = (*on(home), *STUDENT, *TEACHER, "epochs=50")
+    found = rehearsed(home, tmp_path, "train", *overrides)
+    cfg = compose(*overrides, *SMALL)
+    steps = schema.total_steps(cfg)
+    assert steps == 300
+    assert found["steps"] == ["300 of 6 images (50 epochs of 36)"]
+    student, teacher = parts.blank(cfg.student), parts.blank(cfg.teacher)
+    for key, network in (("student", student), ("teacher", teacher)):
+        (line,) = found[key]
+        assert parameters(line) == about(sum(p.numel() for p in network.parameters()))
+        assert "an image of 16 px" in line
+    (forward,) = map(flop, found["teacher"])
+    (both,) = map(flop, found["student"])
+    assert forward == about(sum(layers(teacher)))
+    # Backward is twice forward, but nobody asks for the gradient of the image.
+    assert both == about(3 * sum(layers(student)) - layers(student)[0])
+    assert number(found["compute"][0], "FLOP") == about(steps * 6 * (forward + both))
+    assert found["time"][0].endswith("on 1 x cpu with 1 threads, data and validation aside")
+    assert f"in {home}/logs; " in found["disk"][0]
+    assert found["ready"] == [""]
+    assert "missing" not in found
+
+
+def test_a_dry_run_names_what_is_missing(home: Path, tmp_path: Path) -> None:
+    net = ("teacher.net.depth=[1]", "teacher.net.width=0.5")
+    found = rehearsed(
+        home, tmp_path, "train", "data=pets", "teacher=bit_r152x2", *net, *STUDENT, "epochs=100"
+    )
+    assert found["steps"] == ["55,200 of 6 images (100 epochs of 3,312)"]
+    data, weights = found["missing"]
+    assert data.startswith("data.root=data: no folder oxford-iiit-pet there; ")
+    assert weights.startswith("teacher.weights=R152x2_T_pet128: not on this machine yet")
+    assert found["not"] == ["ready: see what is missing"]
+    assert "ready" not in found
+
+
+def test_a_dry_run_of_fine_tuning(home: Path, compose, tmp_path: Path) -> None:
+    model = ("model=bit_tiny", "model.net.depth=[1]", "model.weights=BiT-M-R50x1")
+    overrides = (*on(home), *model, "rule=bit_hyperrule", "save_as=later")
+    found = rehearsed(home, tmp_path, "finetune", *overrides)
+    assert found["recipe"] == ["labels, data folder, seed 0"]
+    assert found["steps"] == ["500 of 6 images (83 epochs of 36)"]  # by the rule
+    cfg = compose(*overrides, *SMALL, name="finetune")
+    assert parameters(found["model"][0]) == about(
+        sum(p.numel() for p in parts.blank(cfg.model).parameters())
+    )
+    (missing,) = found["missing"]
+    assert missing.startswith("model.weights=BiT-M-R50x1: not on this machine yet")
+    assert "teacher" not in found
+
+
+def test_a_dry_run_of_several_teachers(home: Path, made: Run, compose, tmp_path: Path) -> None:
+    members = ("+teacher@teacher.members.a=saved", "+teacher@teacher.members.b=saved")
+    names = ("teacher.members.a.name=small", f"teacher.members.b.name={made.directory}")
+    overrides = (*on(home), *STUDENT, "teacher=ensemble", *members, *names, "steps=7")
+    found = rehearsed(home, tmp_path, "train", *overrides)
+    cfg = compose(*overrides, *SMALL)
+    size = sum(p.numel() for p in parts.blank(cfg.teacher.members.a).parameters())
+    keys = [f"teacher.members.{name}" for name in "ab"]
+    costs = 0.0
+    for key in keys:
+        assert parameters(found[key][0]) == about(size)
+        costs += flop(found[key][0])
+    assert number(found["compute"][0], "FLOP") == about(7 * 6 * (costs + flop(found["student"][0])))
+    assert found["ready"] == [""]
+
+
+@bug("hydra.sweep.dir knows nothing of dry_run")
+def test_dry_runs_of_a_sweep_write_nothing(home: Path, made: Run, tmp_path: Path) -> None:
+    arguments = (*on(home), *STUDENT, *TEACHER, "steps=7", "seed=0,1", DRY, *SMALL)
+    before = left(home), left(tmp_path)
+    done = command("train", "-m", *arguments, cwd=tmp_path, HOME=str(home.with_name("user")))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dry run: nothing is written") == 2
+    assert (left(home), left(tmp_path)) == before
+
+
+@pytest.fixture
+def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
+    """A dry run in this process."""
+
+    def call(*overrides: str) -> dict[str, list[str]]:
+        cfg = compose(*overrides, *SMALL)
+        rules.check(cfg)
+        rehearsal.rehearse(cfg)
+        return lines(f"(dry run: nothing is written)\n{capsys.readouterr().out}")
+
+    return call
+
+
+def test_a_fixed_teacher_is_asked_once_per_image(home: Path, made: Run, rehearse) -> None:
+    given = (*on(home), *STUDENT, *TEACHER, "steps=500", "recipe=fixed_teacher")
+    for views, crop in ((1, "resize"), (1, "centre"), (90, "inception_ensemble")):
+        found = rehearse(*given, f"recipe.teacher_crop={crop}", "recipe.ensemble=90")
+        student, teacher = (flop(found[key][0]) for key in ("student", "teacher"))
+        expected = 500 * 6 * student + 36 * views * teacher
+        assert number(found["compute"][0], "FLOP") == about(expected)
+
+
+def test_the_disk_that_is_told_is_enough(home: Path, made: Run, rehearse) -> None:
+    found = rehearse(*on(home), *STUDENT, *TEACHER, "steps=7")
+    told = number(found["disk"][0].removeprefix("about "), "B")
+    used = sum(path.stat().st_size for path in (made.checkpoint, made.student))
+    assert told / 4 < used < told  # `made` is of the same size as the student
+
+
+@bug("data.download=true downloads in a dry run, too")
+def test_a_dry_run_downloads_nothing(home: Path, made: Run, rehearse, tmp_path: Path) -> None:
+    data = ("data=imagenet", "data.classes=3", f"data.root={tmp_path}", "data.download=true")
+    found = rehearse(*data, f"paths.logs={home}/logs", *STUDENT, *TEACHER, "steps=7")
+    assert found["missing"][0].startswith(f"data.root={tmp_path}: no folder train there; ")
+    assert not list(tmp_path.iterdir())
+
+
+TIMM = ("teacher=timm", "teacher.name=resnet10t", "teacher.classes=3")
+
+
+@bug("side=null is printed as None")
+def test_a_dry_run_knows_the_side_that_timm_says(home: Path, rehearse) -> None:
+    found = rehearse(*on(home), *STUDENT, *TIMM, "steps=7")
+    assert "an image of 176 px" in found["teacher"][0]
+
+
+@bug("only weights in catalog.WEIGHTS are looked for")
+def test_a_dry_run_names_weights_of_a_hub_that_are_not_there(
+    home: Path, rehearse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    found = rehearse(*on(home), *STUDENT, *TIMM, "steps=7")
+    assert "teacher.weights=hub" in found["missing"][0]
+
+
+@bug("a teacher that is still to be made is not looked for")
+def test_a_dry_run_names_a_teacher_that_is_still_to_be_made(rehearse, tmp_path: Path) -> None:
+    found = rehearse("data=digits", "student=digits", f"paths.logs={tmp_path}", "steps=7")
+    assert "teacher" in found["missing"][0]
+
+
+# --- saved networks ------------------------------------------------------------------------------
+
+
+def test_a_saved_network_is_that_of_its_run(home: Path, made: Run) -> None:
+    place = home / "logs" / "teachers" / "small"
+    assert (place / "student.safetensors").read_bytes() == made.student.read_bytes()
+    assert (place / "model.json").read_bytes() == made.model.read_bytes()
+    assert made.result["student_test_top1"] > 1 / 3  # it has learned
+
+
+@pytest.fixture(scope="module")
+def distilled(home: Path, made: Run) -> list[Run]:
+    """Two students of the saved network, by its name and by the directory of its run."""
+    names = f"teacher.name=small,logs/made/{made.directory.name}"
+    data = ("data=folder", f"data.root={home}/images", "name=students")
+    done = command("train", "-m", *data, *STUDENT, TEACHER[0], names, "steps=9", *SMALL, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "best on val (" in done.stdout
+    return [Run(path.parent) for path in (home / "logs" / "students").glob("*/config.yaml")]
+
+
+def test_a_saved_network_teaches(distilled: list[Run], made: Run) -> None:
+    one, other = distilled
+    assert one.student.read_bytes() == other.student.read_bytes()
+    for run in distilled:
+        assert run.result["teacher_test_top1"] == made.result["student_test_top1"]
+
+
+def measured(cwd: Path, *arguments: str) -> dict[str, float]:
+    done = command("evaluate", *arguments, "trainer.accelerator=cpu", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return {name: float(value) for name, value in map(str.split, done.stdout.splitlines()[1:])}
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["home", pytest.param("elsewhere", marks=bug("the run holds the relative path of weights"))],
+)
+def test_a_student_of_a_saved_network_is_measured_again(
+    home: Path, distilled: list[Run], tmp_path: Path, where: str
+) -> None:
+    run = distilled[0]
+    found = measured(home if where == "home" else tmp_path, f"run={run.directory}")
+    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(found)
+    for name, value in found.items():
+        assert value == pytest.approx(run.result[name], abs=1e-4)
+
+
+def test_a_saved_network_is_measured_on_a_table_of_labels(home: Path, made: Run) -> None:
+    table = ("data=folder", "data.root=images", "data.labels=labels.csv")
+    found = measured(home, *TEACHER, *table)
+    expected = made.result["student_test_top1"]
+    assert found == {"teacher_test_top1": pytest.approx(expected, abs=1e-4)}
+
+
+# --- sweeps --------------------------------------------------------------------------------------
+
+GRID = {
+    "optimizer.lr": (0.0003, 0.001, 0.003, 0.01),
+    "optimizer.wd": (0.00001, 0.00003, 0.0001, 0.0003, 0.001),
+    "objective.temperature": (1, 2, 5, 10),
+}
+
+
+def sweep(*overrides: str) -> list[dict[str, str]]:
+    """The jobs of `sweep=paper`, by key."""
+    with hydra.initialize_config_dir(str(app.conf()), version_base="1.3"):
+        cfg = hydra.compose("train", ["sweep=paper"], return_hydra_config=True)
+    cfg.hydra.overrides.task = list(overrides)
+    return [dict(override.split("=", 1) for override in job) for job in app.sweep(cfg)]
+
+
+def test_the_papers_grid_has_80_points() -> None:
+    jobs = sweep("data=pets", "teacher=bit_r152x2", "student=bit_r50")
+    found = [tuple(float(job[key]) for key in GRID) for job in jobs]
+    assert len(found) == 80
+    assert sorted(found) == sorted(itertools.product(*GRID.values()))
+
+
+def test_the_papers_grid_is_narrowed_and_widened() -> None:
+    jobs = sweep("optimizer.wd=0.0001", "seed=0,1", "objective.temperature=1,2")
+    found = {(float(job["optimizer.lr"]), job["seed"]) for job in jobs}
+    assert len(jobs) == 4 * 2 * 2
+    assert found == set(itertools.product(GRID["optimizer.lr"], "01"))
+    assert {job["optimizer.wd"] for job in jobs} == {"0.0001"}
+
+
+def test_a_search_ends_with_what_is_best_on_val(home: Path, made: Run) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    data = ("data=folder", "data.root=images", "name=search")
+    search = ("-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "steps=9")
+    done = command("train", *search, *data, *STUDENT, *TEACHER, *SMALL, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
+    assert "[2/2] logs/search/function_matching-s0-" in done.stdout
+    rows = [json.loads(path.read_text()) for path in (home / "logs/search").glob("*/summary.json")]
+    assert len(rows) == 2
+    best = max(row["student_val_top1"] for row in rows)
+    assert f"best on val ({best:.3f}): function_matching " in done.stdout
+    told = yaml.safe_load((home / "logs/search/optimization_results.yaml").read_text())
+    assert told["best_value"] == pytest.approx(best)
+    chosen = [tuple(lookup(row["settings"], key) for key in GRID) for row in rows]
+    assert tuple(told["best_params"][key] for key in GRID) in chosen
+    for point in chosen:
+        assert all(value in GRID[key] for key, value in zip(GRID, point, strict=True))
+
+
+def lookup(settings: dict, key: str) -> float:
+    group, name = key.split(".")
+    return settings[group][name]
