@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import trees
 from commands import QUICK, command
 from funmatch.runs import Run
@@ -66,8 +64,3 @@ def experiment(home: Path, name: str, groups: dict[str, Any], **settings: Any) -
     defaults = [{f"override /{group}": option} for group, option in groups.items()]
     content = json.dumps({"defaults": defaults, "name": name, **settings})
     path.write_text(f"# @package _global_\n{content}\n")
-
-
-def bug(what: str) -> pytest.MarkDecorator:
-    """A test of what the code does not do yet; fails once it does."""
-    return pytest.mark.xfail(strict=True, reason=f"bug: {what}")

@@ -18,7 +18,7 @@ from funmatch.schema import UserError
 GROUPS = sorted(
     (path.parent.name, path.stem)
     for path in (ROOT / "conf").glob("*/*.yaml")
-    if path.parent.name not in ("model", "experiment")
+    if path.parent.name not in ("model", "network", "experiment")
 )
 PAPER = ("teacher=bit_r152x2", "student=bit_r50")
 # What an option cannot be without: a teacher for its classes, or where something lies.
@@ -62,7 +62,7 @@ WRONG = [
     ),
     (
         "teacher.finetune=null",
-        "teacher.weights=null: a teacher needs weights; give the path of a .safetensors or .npz file",
+        "teacher.weights=null: a teacher needs weights; give the path of a .safetensors or .npz ",
     ),
     ("recipe.crop=tiny", "recipe.crop=tiny: choose inception, mild or whole"),
     (

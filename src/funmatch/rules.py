@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
 
 def _is_mild(value: Any) -> bool:
     resize, crop = value
-    return 0 < crop <= resize
+    return 0 < crop <= resize and all(side == int(side) for side in value)
+
+
+def _rise(value: Any) -> bool:
+    return all(a < b for a, b in pairwise(value)) and all(v == int(v) for v in value)
 
 
 # Key, what its value must hold, and the remedy. A key that a configuration lacks is not asked.
@@ -51,6 +56,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "optimizer.momentum": (lambda value: 0 <= value < 1, "give a number in [0, 1)"),
     "optimizer.wd": (lambda value: 0 <= value < float("inf"), "give 0 or a positive number"),
     "schedule.warmup_steps": _FROM_ZERO,
+    "schedule.milestones": (_rise, "give rising steps, as in [200,300,400]"),
     "objective.temperature": _POSITIVE,
     "recipe.crop": _one_of(*CROPS),
     "recipe.teacher_crop": _one_of(*TEACHER_CROPS),
@@ -95,7 +101,7 @@ def check(cfg: DictConfig) -> None:
     if "teacher" in cfg:
         check_teachers(cfg)
     for key, network in networks.items():
-        _check_weights(key, network)
+        _check_network(key, network)
 
 
 def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: str) -> None:
@@ -106,7 +112,7 @@ def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: 
         return
     try:
         accepted = holds(value)
-    except (TypeError, ValueError):  # text, or nothing, where a number belongs
+    except (TypeError, ValueError, AttributeError):  # text, or nothing, where a number belongs
         accepted = False
     if not accepted:
         raise UserError(f"{key}={_shown(value)}: {remedy}")
@@ -147,20 +153,29 @@ def check_teachers(cfg: DictConfig) -> None:
             )
         if teacher.weights is None and not teacher.finetune:
             raise UserError(f"{key}.weights=null: a teacher needs weights; {_remedy(teacher)}")
-        _check_weights(key, teacher)
-    shares = cfg.teacher.get("shares")
-    if shares is not None and not (len(shares) == len(networks) and all(s > 0 for s in shares)):
-        raise UserError(f"teacher.shares={shares}: give {len(networks)} positive numbers, or null")
+        _check_network(key, teacher)
+    if cfg.teacher.get("shares") is not None:
+        members = sorted(cfg.teacher.members)
+        example = ",".join(f"{name}:1" for name in members)
+        _require(
+            cfg,
+            "teacher.shares",
+            lambda shares: sorted(shares) == members and all(map(_POSITIVE[0], shares.values())),
+            f"give each member a positive number, as in {{{example}}}, or null",
+        )
 
 
-def _check_weights(key: str, network: DictConfig) -> None:
+def _check_network(key: str, network: DictConfig) -> None:
+    side, resize = network.side, network.resize
+    if None not in (side, resize) and not 0 < side <= resize:
+        raise UserError(f"{key}.resize={resize}: give at least {key}.side={side}, which is cut out")
     weights = network.get("weights")
     if weights in catalog.WEIGHTS:
         try:
             catalog.check(weights)
         except ValueError as error:
             raise UserError(f"{key}.{error}") from error
-    elif not (weights is None or weights == "hub" or Path(weights).is_file()):
+    elif not (weights is None or weights == "hub" or Path(str(weights)).is_file()):
         raise UserError(f"{key}.weights={weights}: no such file or name; {_remedy(network)}")
 
 

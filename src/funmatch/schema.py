@@ -87,8 +87,10 @@ _NOT_IDENTITY = (
     *("hydra", "trainer", "paths", "logger", "callbacks"),
     *("name", "resume", "checkpoint_every", "epochs", "dry_run", "save_as"),
 )
-# Nor is where the data lies, how it got there, and what it suggests for use elsewhere.
-_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real")
+# Nor is where the data lies, how it got there, and what it suggests for use elsewhere; what a table
+# of labels says is in the digest of a folder.
+_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real", "labels")
+_IDENTITY_OF_TRANSFER = ("name", "splits", "train_size", "digest")  # it is cut as the data is
 
 
 def train_size(cfg: DictConfig) -> int:
@@ -97,9 +99,9 @@ def train_size(cfg: DictConfig) -> int:
 
 
 def taught_on(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The data sets that are taught on, by key: the transfer sets, or the data itself."""
+    """The data sets that are taught on, by key, sorted: the transfer sets, or the data itself."""
     transfer = cfg.get("transfer") or {}
-    return {f"transfer.{name}": transfer[name] for name in transfer} or {"data": cfg.data}
+    return {f"transfer.{name}": transfer[name] for name in sorted(transfer)} or {"data": cfg.data}
 
 
 def total_steps(cfg: DictConfig) -> int:
@@ -110,9 +112,9 @@ def total_steps(cfg: DictConfig) -> int:
 
 
 def teachers(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The networks that teach, by key: the members of an ensemble, or the teacher itself."""
+    """The networks that teach, by key, sorted: members of an ensemble, or the teacher itself."""
     members = cfg.teacher.get("members") or {}
-    return {f"teacher.members.{name}": members[name] for name in members} or {
+    return {f"teacher.members.{name}": members[name] for name in sorted(members)} or {
         "teacher": cfg.teacher
     }
 
@@ -126,18 +128,33 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     }
     # Epochs are another way to say steps.
     plain |= {"steps": total_steps(cfg), "precision": cfg.trainer.precision}
-    for data in (plain["data"], *(plain.get("transfer") or {}).values()):
+    transfer = plain.get("transfer") or {}
+    for name, data in transfer.items():
+        transfer[name] = {key: data[key] for key in _IDENTITY_OF_TRANSFER if key in data}
+    for data in (plain["data"], *transfer.values()):
+        # What the splits are made with is said beside them.
+        data["splits"] = {key: v for key, v in data["splits"].items() if key not in data}
         for place in (data, data["splits"]):
             for key in _NOT_IDENTITY_OF_DATA:
                 place.pop(key, None)
     teacher = plain.get("teacher") or {}
     networks = (plain.get("student"), plain.get("model"), teacher)
-    for network in (*networks, *(teacher.get("members") or {}).values()):
-        weights = (network or {}).get("weights")
+    for network in filter(None, (*networks, *(teacher.get("members") or {}).values())):
+        network.pop("name", None)  # the net tells it, or the weights
+        weights = network.get("weights")
         if isinstance(weights, str) and Path(weights).is_file():  # the file counts, not its place
             stat = Path(weights).stat()
             network["weights"] = _digest(weights, stat.st_size, stat.st_mtime_ns)
-    return plain
+    return _normal(plain)
+
+
+def _normal(value: Any) -> Any:
+    """Plain values in which 10 and 10.0 are the same."""
+    if isinstance(value, dict):
+        return {key: _normal(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_normal(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @lru_cache

@@ -18,7 +18,7 @@ try:
     from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 except ModuleNotFoundError as error:
     raise ValueError(
-        'optimizer=shampoo: needs a package that is not installed; pip install "funmatch[shampoo]"'
+        "optimizer=shampoo: needs a package that is not installed; pip install pytorch-optimizer"
     ) from error
 
 
@@ -85,8 +85,8 @@ def shampoo(
 
     Args:
         module: the weights of its convolutions and linear layers decay; norms and biases do not.
-        lr: learning rate at s = 1, positive; the size of a step is that of RMSProp (grafting), whose
-            statistics start at zero without correction: early steps are larger than Adam's.
+        lr: learning rate at s = 1, positive. The size of a step is that of RMSProp (grafting); its
+            statistics start at zero without correction, so early steps are larger than Adam's.
         wd: share of a weight that one step at s = 1 takes away; it does not depend on lr.
         betas: decay rates of the momentum and of the statistics.
         block_size: of the preconditioners; larger layers are cut into blocks.

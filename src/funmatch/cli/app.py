@@ -1,7 +1,9 @@
 """Starts a command under Hydra and speaks to the user in one line per error."""
 
+import logging
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from funmatch import resolvers, rules, schema
+from funmatch.data.listing import MissingData
 
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -57,7 +60,7 @@ def launch(
         except Exception as error:  # Hydra would print lines of its own, and stop the sweep
             failed = True
             say(error, config_name)
-            return float("nan")
+            return None
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -91,14 +94,22 @@ class Door(Callback):
     def on_run_start(self, config: DictConfig, **_: object) -> None:
         self._guard(lambda: rules.check(config), config)
 
+    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        if config.dry_run:  # Hydra has written to it
+            shutil.rmtree(config.hydra.sweep.dir, ignore_errors=True)
+
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         def check() -> None:
             if "n_trials" in config.hydra.sweeper:  # a search draws its jobs one by one
                 Door.jobs = config.hydra.sweeper.n_trials
                 rules.check(config)
+                if config.dry_run:
+                    raise schema.UserError("dry_run=true: a search needs results; leave out sweep")
+                logging.getLogger("optuna").setLevel(logging.WARNING)
                 return
             jobs = sweep(config)
             Door.jobs = len(jobs)
+            saved = set[str]()
             for overrides in jobs:
                 cfg = hydra.compose(config.hydra.job.config_name, overrides)
                 rules.check(cfg)
@@ -108,6 +119,13 @@ class Door(Callback):
                         f"trainer.devices={cfg.trainer.devices}: the jobs of a sweep run on one "
                         "device each; start them one by one, without -m"
                     )
+                if (name := cfg.get("save_as")) is not None:
+                    if name in saved:
+                        raise schema.UserError(
+                            f"save_as={name}: several jobs of the sweep; give each a name, as in "
+                            f"save_as={name}_${{seed}}"
+                        )
+                    saved.add(name)
 
         self._guard(check, config)
 
@@ -145,17 +163,24 @@ def explain(error: Exception, config_name: str) -> str:
         near = [name for name in get_close_matches(key, _keys(config_name)) if name != key]
         hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
         return f"{key}={value}: no such key; {hint}"
+    if match := re.search(r"Could not load '(.*)/(.*?)'", text):  # one of a list of options
+        group, name = match.groups()
+        options = sorted(path.stem for path in (conf() / group).glob("*.yaml"))
+        return f"{group}={name}: no such {group}; choose {rules.either(options or ['null'])}"
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return f"{match[1]}=???: give it a value: {match[1]}=..."
     if match := re.match(r"(\w+) raised while resolving interpolation: (.*)", text):
         kind, told = match.groups()
-        if kind in ("UserError", "MissingData", "ValueError"):
-            key = getattr(error, "full_key", "") or ""
-            return f"{key.rpartition('.')[0]}.{told}" if kind == "MissingData" else told
+        if kind in ("UserError", "ValueError"):
+            return told
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: give it a value: {error.full_key}=..."
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
-    if isinstance(error, ValueError) and type(error) in (ValueError, schema.UserError):
-        return " ".join(text.split())
+    if type(error) in (ValueError, schema.UserError, MissingData):
+        # In a worker of a loader it was given the traceback of its process in front.
+        told = text.rpartition(f"\n{MissingData.__module__}.{MissingData.__name__}: ")[2]
+        return " ".join(told.split())
     return " ".join(
         f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
     )

@@ -31,7 +31,10 @@ def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
 
     there = schema.read(config)
     there.trainer.accelerator = cfg.trainer.accelerator
-    there.data.merge_with(cfg.get("data") or {})  # the data may have moved, or gained a test set
+    for key, value in (cfg.get("data") or {}).items():  # it may have moved, or gained a test set
+        for place in (there.data, there.data.splits):
+            if key in place:
+                place[key] = value
     there.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
     return str(run.directory), teaching.measure(there, run, cfg.split)
 

@@ -45,20 +45,19 @@ def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
 def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
     """The teacher, of one network or several, each made by `load` from its config."""
     networks = [Frozen(load(part)) for part in schema.teachers(cfg).values()]
-    members = cfg.teacher.get("members")
-    if not members:
+    if not cfg.teacher.get("members"):
         return Teacher({NAME: networks[0]})
-    shares = cfg.teacher.shares
+    members, shares = sorted(cfg.teacher.members), cfg.teacher.shares
     return Teacher(
         {f"{NAME}.{name}": net for name, net in zip(members, networks, strict=True)},
         combine=cfg.teacher.combine,
-        weights=None if shares is None else tuple(shares),
+        weights=None if shares is None else tuple(float(shares[name]) for name in members),
     )
 
 
 def splits(cfg: DictConfig) -> Splits:
     """The data, as large as the configuration says: what is taught on may be other data."""
-    found = _read("data", cfg.data)
+    found = evaluation(cfg)
     parts = schema.taught_on(cfg)
     if "data" in parts:
         taught = found.train
@@ -69,6 +68,11 @@ def splits(cfg: DictConfig) -> Splits:
             _expect(key, part, source)
         taught = Joined(sources)
     return replace(found, train=taught)
+
+
+def evaluation(cfg: DictConfig) -> Splits:
+    """The data that is measured on, of any size."""
+    return _read("data", cfg.data)
 
 
 def _read(key: str, cfg: DictConfig) -> Splits:

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from funmatch import schema
-from funmatch.cli import fitting, parts
-from funmatch.models import catalog
+from funmatch.cli import fitting, parts, teaching
+from funmatch.models import catalog, zoo
 from funmatch.models.network import Network
+from funmatch.runs import Run
 from funmatch.schema import UserError
 
 _PATIENCE = 5.0  # seconds to time a network for, beyond its first batch
@@ -27,11 +28,13 @@ class Cost:
     """Of one network.
 
     Attributes:
+        side: of its views, pixels.
         parameters: trainable numbers.
         flop: floating-point operations for one image (a multiply-add is two).
         seconds: for one image on this machine.
     """
 
+    side: int
     parameters: int
     flop: int
     seconds: float
@@ -57,10 +60,10 @@ def rehearse(cfg: DictConfig) -> None:
     width = max(9, *map(len, costs))
     for key, cost in costs.items():
         way = "forward and backward" if key == learns else "forward"
-        side = (cfg[learns] if key == learns else schema.teachers(cfg)[key]).side
         print(
-            f"  {key:{width}} {_number(cost.parameters)} parameters, {_number(cost.flop, 'FLOP')} an "
-            f"image of {side} px ({way}), {1 / cost.seconds:,.1f} images/s"
+            f"  {key:{width}} {_number(cost.parameters)} parameters, "
+            f"{_number(cost.flop, 'FLOP')} an image of {cost.side} px ({way}), "
+            f"{1 / cost.seconds:,.1f} images/s"
         )
 
     shown = dict.fromkeys(costs, steps * cfg.batch_size)
@@ -83,7 +86,8 @@ def _cost(cfg: DictConfig, place: torch.device, precision: str, *, training: boo
         sketch = parts.blank(cfg)
     channels = len(cfg.mean or (0, 0, 0))
     with FlopCounterMode(display=False) as counter:
-        _pass(sketch, torch.empty(1, channels, sketch.side, sketch.side, device="meta"), training)
+        # Two, for BatchNorm learns nothing from one.
+        _pass(sketch, torch.empty(2, channels, sketch.side, sketch.side, device="meta"), training)
     parameters = sum(p.numel() for p in sketch.parameters())
     network = parts.blank(cfg).to(place)
 
@@ -96,7 +100,7 @@ def _cost(cfg: DictConfig, place: torch.device, precision: str, *, training: boo
             torch.cuda.synchronize(place)
         return time.perf_counter() - start
 
-    return Cost(parameters, counter.get_total_flops(), _seconds_per_image(go))
+    return Cost(sketch.side, parameters, counter.get_total_flops() // 2, _seconds_per_image(go))
 
 
 def _pass(network: Network, views: Tensor, training: bool) -> None:
@@ -109,15 +113,15 @@ def _pass(network: Network, views: Tensor, training: bool) -> None:
 
 def _seconds_per_image(go: Callable[[int], float]) -> float:
     """The best of several batches, after one that warms up."""
-    once = go(1)
-    images = max(1, min(_LIMIT, int(_PATIENCE / 3 / max(once, 1e-9))))
+    once = go(2) / 2
+    images = max(2, min(_LIMIT, int(_PATIENCE / 3 / max(once, 1e-9))))
     first = go(images)
     repeats = min(5, int(_PATIENCE / max(first, 1e-9)))
     return min([first, *(go(images) for _ in range(repeats))]) / images
 
 
 def _print_disk(cfg: DictConfig, parameters: int) -> None:
-    state = 4 * parameters * 4  # weights and two moments; the old file stays until the new is whole
+    state = 3 * 4 * parameters  # weights and two moments; the old file stays until the new is whole
     logits = 0
     if "teacher" in cfg and "teacher_crop" in cfg.recipe:
         logits = 4 * schema.train_size(cfg) * cfg.data.classes * len(schema.teachers(cfg))
@@ -132,7 +136,7 @@ def _print_disk(cfg: DictConfig, parameters: int) -> None:
 
 def _missing(cfg: DictConfig) -> Iterator[str]:
     try:
-        parts.splits(cfg)
+        parts.splits(_without_download(cfg))
     except (UserError, ValueError) as error:
         yield str(error)
     networks = {key: cfg[key] for key in ("student", "model") if key in cfg}
@@ -140,8 +144,23 @@ def _missing(cfg: DictConfig) -> Iterator[str]:
         networks |= schema.teachers(cfg)
     for key, network in networks.items():
         name = network.get("weights")
-        if name in catalog.WEIGHTS and catalog.WEIGHTS[name].locate(name) is None:
+        if name in catalog.WEIGHTS and catalog.locate(name) is None:
             yield f"{key}.weights={name}: not on this machine yet; the run fetches it"
+        if name == "hub" and not zoo.at_hand(parts.blank(network)):
+            yield f"{key}.weights=hub: not on this machine yet; the run fetches it"
+        if name is None and network.get("finetune"):
+            making = teaching.making(cfg, network)
+            if not Run(schema.run_directory(making)).completed:
+                steps = schema.total_steps(making)
+                yield f"{key}: not made yet; the run fine-tunes it first, {steps:,} steps"
+
+
+def _without_download(cfg: DictConfig) -> DictConfig:
+    cfg = cfg.copy()
+    for data in (cfg.data, *(cfg.get("transfer") or {}).values()):
+        if "download" in data:
+            data.download = False
+    return cfg
 
 
 def _devices(cfg: DictConfig) -> int:
@@ -159,6 +178,7 @@ def _machine(place: torch.device, cfg: DictConfig) -> str:
 
 def _number(value: float, unit: str = "") -> str:
     """1.2e9 as "1.2 G", and of bytes as "1.2 GB"."""
+    value = float(f"{value:.3g}")  # 999,600 are 1 M
     power = min(6, max(0, int(math.log10(max(value, 1)) // 3)))
     return f"{value / 1000**power:,.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}{unit}".rstrip()
 

@@ -8,7 +8,7 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import comparison, files, runs, schema
+from funmatch import comparison, files, rules, runs, schema
 from funmatch.cli import app
 from funmatch.runs import Run
 from funmatch.schema import UserError
@@ -21,6 +21,7 @@ def launch(config_name: str, teach: Teach) -> None:
     directories: dict[Path, None] = {}  # in order, each once
 
     def task(cfg: DictConfig) -> float | None:
+        rules.check(cfg)  # again: a search draws values that the door has not seen
         run = Run(schema.run_directory(cfg))
         if cfg.dry_run:
             from funmatch.cli import rehearsal  # imports torch
@@ -35,6 +36,8 @@ def launch(config_name: str, teach: Teach) -> None:
         jobs = app.Door.jobs
         place = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""
         known = cfg.resume != "never" and run.completed
+        if cfg.get("save_as") is not None:
+            _refuse_to_replace(_saved_as(cfg), run)
         print(f"{place}{run.directory}", flush=True)
         try:
             row = complete(cfg, teach)
@@ -55,9 +58,22 @@ def launch(config_name: str, teach: Teach) -> None:
     app.launch(config_name, task, finish)
 
 
+def _saved_as(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.logs) / "teachers" / cfg.save_as
+
+
+def _refuse_to_replace(place: Path, run: Run) -> None:
+    """Keeps one network from taking the name of another: found before it is trained."""
+    there = place / run.student.name
+    if there.exists() and not (run.completed and there.read_bytes() == run.student.read_bytes()):
+        raise UserError(
+            f"save_as={place.name}: {place} holds another network; choose a name, or remove it"
+        )
+
+
 def _save(cfg: DictConfig, run: Run) -> Path:
     """Keeps the network of a run where it is found by name."""
-    place = Path(cfg.paths.logs) / "teachers" / cfg.save_as
+    place = _saved_as(cfg)
     for path in (run.student, run.model):
         files.write(place / path.name, path.read_bytes())
     return place
@@ -104,7 +120,7 @@ def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
     facts = {
         "recipe": cfg.recipe.name,
         "seed": cfg.seed,
-        "epochs": round(steps * cfg.batch_size / cfg.data.train_size, 3),
+        "epochs": round(steps * cfg.batch_size / schema.train_size(cfg), 3),
         "steps": steps,
         "settings": schema.identity(cfg),
     }

@@ -70,7 +70,7 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
     """The fidelity of the student that a run has left, on one split."""
     fitting.quiet()
-    source = parts.splits(cfg).part(split)
+    source = parts.evaluation(cfg).part(split)
     student = parts.blank(cfg.student if "student" in cfg else cfg.model)
     weights.load(student.net, run.student)
     words = None
@@ -95,7 +95,7 @@ def appraise(cfg: DictConfig, split: str) -> dict[str, float]:
     fitting.quiet()
     if cfg.trainer.threads is not None:
         torch.set_num_threads(cfg.trainer.threads)
-    source = parts.splits(cfg).part(split)
+    source = parts.evaluation(cfg).part(split)
     index = np.arange(len(source))
     label = source.labels(index)
     if label is None:
@@ -123,17 +123,23 @@ def _teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
     return parts.teacher(cfg, load)
 
 
-def _made_here(cfg: DictConfig, teacher: DictConfig) -> Path:
-    """The file of a teacher that can be made here, by the first who needs it."""
+def making(cfg: DictConfig, teacher: DictConfig) -> DictConfig:
+    """The configuration of the run that makes a teacher."""
     overrides = [*teacher.finetune, "name=teachers", "logger=none"]
     # One teacher serves all precisions and all numbers of devices.
     place = {key: cfg.trainer[key] for key in ("accelerator", "workers", "threads", "log_every")}
     here = {"paths": cfg.paths, "trainer": place}
-    making = OmegaConf.merge(compose("finetune", overrides), here)
-    assert isinstance(making, DictConfig)
-    rules.check(making)
-    run = Run(schema.run_directory(making))
+    merged = OmegaConf.merge(compose("finetune", overrides), here)
+    assert isinstance(merged, DictConfig)
+    rules.check(merged)
+    return merged
+
+
+def _made_here(cfg: DictConfig, teacher: DictConfig) -> Path:
+    """The file of a teacher that can be made here, by the first who needs it."""
+    own = making(cfg, teacher)
+    run = Run(schema.run_directory(own))
     if not run.completed:
         print(f"teacher: fine-tuning it once, into {run.directory}")
-        session.complete(making, supervise, wait=True)
+        session.complete(own, supervise, wait=True)
     return run.student

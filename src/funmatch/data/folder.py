@@ -18,6 +18,7 @@ from funmatch.data.listing import (
 )
 
 _SPLITS = ("train", "val", "test")
+_SHARES = "give three shares, of train, val and test, that add up to 1"
 _ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
@@ -78,7 +79,10 @@ def facts(
     Returns:
         classes, None without labels; train_size; digest, 8 hex of names, file sizes and labels.
     """
-    shares = None if split is None else tuple(float(share) for share in split)
+    try:
+        shares = None if split is None else tuple(float(share) for share in split)
+    except (TypeError, ValueError):
+        raise ValueError(f"split={split}: {_SHARES}") from None
     return dict(_facts(Path(root).resolve(), str(root), labels, label_column, shares))
 
 
@@ -118,8 +122,18 @@ def _by_folders(root: Path) -> tuple[Listing, tuple[str, ...], bool]:
     """Images in class folders, with or without train/, val/ and test/ above; or in none."""
     names = _images(root)
     tops = [f"{part}/" for part in _SPLITS if (root / part).is_dir()]
-    if "train/" not in tops:
-        tops = [""]
+    if tops and "train/" not in tops:
+        raise MissingData(
+            f"root={root}: {tops[0]} without train/ beside it; to measure on it alone give "
+            f"root={root / tops[0]} and split=[0,0,1]"
+        )
+    beside = [name for name in names if not name.startswith(tuple(tops))]
+    if tops and beside:
+        raise MissingData(
+            f"root={root}: {beside[0].partition('/')[0]} beside train/ is neither val/ nor test/; "
+            "rename it or move it away"
+        )
+    tops = tops or [""]
     below = {top: [n.removeprefix(top) for n in names if n.startswith(top)] for top in tops}
     forms = {top: _classes(root, top, below[top]) for top in tops}
     if not any(forms.values()):
@@ -166,6 +180,8 @@ def _parts(every: Listing, split: Sequence[float] | None) -> tuple[Listing, List
     """Train, val and test, as folders of these names tell, else by shares."""
     tops = np.array([name.split("/")[0] if "/" in name else "" for name in every.names])
     if (tops == "train").any():
+        if split is not None:
+            raise ValueError(f"split={list(split)}: the folder train tells the split; give null")
         train, val, test = (every.take(np.flatnonzero(tops == part)) for part in _SPLITS)
         if not len(val):
             train, val = _split(train, 0.1)
@@ -173,9 +189,7 @@ def _parts(every: Listing, split: Sequence[float] | None) -> tuple[Listing, List
     if split is None:
         split = (0.9, 0.1, 0.0) if every.labels is None else (0.8, 0.1, 0.1)
     if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
-        raise ValueError(
-            f"split={list(split)}: give three shares, of train, val and test, that add up to 1"
-        )
+        raise ValueError(f"split={list(split)}: {_SHARES}")
     if split[0] and not split[1]:
         raise ValueError(f"split={list(split)}: give val a share too, the best is chosen on it")
     if not split[0]:

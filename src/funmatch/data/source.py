@@ -119,9 +119,11 @@ class Splits:
         """A part by its name: train, val, test, or one of the others.
 
         Raises:
-            ValueError: there is none of this name.
+            ValueError: there is none of this name, or no image in it.
         """
         parts = {"train": self.train, "val": self.val, "test": self.test, **self.others}
         if name not in parts:
             raise ValueError(f"split={name}: this data set has {', '.join(parts)}")
+        if not len(parts[name]):
+            raise ValueError(f"split={name}: no images there; see data.split")
         return parts[name]

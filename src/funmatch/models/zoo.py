@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
 from timm.layers.norm_act import BatchNormAct2d, GroupNormAct
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
@@ -94,6 +97,17 @@ def hub(net: nn.Module) -> dict[str, Tensor]:
             "give a file instead, as in teacher.weights=PATH"
         ) from error
     return source.state_dict()
+
+
+def at_hand(net: nn.Module) -> bool:
+    """Whether the weights of timm's hub for a network of `build` lie in the cache already."""
+    said: Any = getattr(net, "pretrained_cfg", {})
+    if repository := said.get("hf_hub_id"):
+        files = (said.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")
+        found = (try_to_load_from_cache(repository, file) for file in files if file)
+        return any(isinstance(path, str) for path in found)
+    name = str(said.get("url")).rpartition("/")[2]
+    return (Path(torch.hub.get_dir()) / "checkpoints" / name).is_file()
 
 
 def inputs(
