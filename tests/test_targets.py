@@ -54,6 +54,19 @@ def test_views_of_other_images_by_another_teacher_are_kept_apart(tmp_path: Path)
     assert kept(fixed("resize"), tmp_path, seed=9)[1] == 0
 
 
+def test_images_are_opened_once_for_all_views(tmp_path: Path) -> None:
+    """A thousand crops of a photograph are cut out of one decoded image."""
+    opened: list[int] = []
+    source = array_source(40)
+    images = source.images
+    source.images = lambda indices: (opened.extend(indices.tolist()), images(indices))[1]
+    recipe = fixed("inception_ensemble", ensemble=5)
+    arguments = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": CPU}
+    found = targets.on_fixed_views(teacher_of(network(8, seed=2)), source, recipe, **arguments)
+    assert opened == list(range(40))
+    assert found._logits.shape == (1, 40, 7)
+
+
 def test_evaluation_views_are_kept_too(tmp_path: Path) -> None:
     net = network(8, seed=2)
     for _ in range(2):

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from funmatch.models.network import Output
 from funmatch.models.teacher import Teacher
 from funmatch.recipes import Fixed
 from funmatch.stream import Batch, EvaluationStream, Source, cut
+
+_HELD = 4  # batches of images in memory at a time
 
 
 class Targets(Protocol):
@@ -73,12 +76,19 @@ def on_fixed_views(
     }
     law = (recipe.teacher_crop, *decides.get(recipe.teacher_crop, ()))
 
+    everything = np.arange(len(source))
+    sizes = source.sizes(everything)
+
     def ask(member: Frozen) -> Tensor:
-        everything = np.arange(len(source))
+        rows = np.array_split(everything, -(-len(source) // batch_size))
+        held = (rows[start : start + _HELD] for start in range(0, len(rows), _HELD))
+        return torch.cat([mean(member, some) for some in held])
+
+    def mean(member: Frozen, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+        images = [source.images(r) for r in rows]  # opened once, however many views
         total = torch.zeros(0)
-        for number, view in enumerate(recipe.teacher_views(seed, *source.sizes(everything)), 1):
-            rows = np.array_split(everything, -(-len(source) // batch_size))
-            batches = (cut(source.images(r), view[r], member.side) for r in rows)
+        for number, view in enumerate(recipe.teacher_views(seed, *sizes), 1):
+            batches = (cut(i, view[r], member.side) for i, r in zip(images, rows, strict=True))
             logits = _ask(member, batches, device)
             if number == 1:
                 first, total = logits, logits.double().softmax(dim=-1)
