@@ -1,5 +1,6 @@
 """Networks and their weights: what is built, what is loaded, and what is refused."""
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from sklearn.datasets import load_sample_image
 from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
 
+from commands import ROOT
 from funmatch.cli import app
+from funmatch.data import datasets
 from funmatch.models import bit, catalog, conv, heads, weights, zoo
 from funmatch.render import evaluation_view
+from funmatch.stream import EvaluationStream
 
 TINY = Path(__file__).parent / "core" / "reference" / "bit_tiny_teacher.npz"
 LEGACY = TINY.with_name("bit_tiny_teacher_legacy_names.npz")
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet_compatible_256px.tar"
 LITES = [name for name in catalog.NAMES if name.startswith("efficientnet_lite")]
 
 
@@ -436,6 +441,25 @@ def test_packaged_weights_start_another_classifier(name: str) -> None:
     weights.load(net, name, head="zero")
     assert not net(images()).any()
     assert net.forward_features(images()).any()
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the labelled photographs")
+def test_packaged_weights_know_photographs(tmp_path: Path) -> None:
+    """94.6 % of all thousand; two hundred of them here."""
+    packaged("efficientnet_lite2")
+    with tarfile.open(PHOTOGRAPHS) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (root,) = tmp_path.iterdir()
+    source = datasets.folder(str(root), labels="labels.csv", split=(0, 0, 1)).test
+    net = zoo.build("tf_efficientnet_lite2", num_classes=1000).eval()
+    weights.load(net, "efficientnet_lite2")
+    stream = EvaluationStream(source, {"student": (256, 256)}, batch_size=20)
+    right = 0
+    with torch.inference_mode():
+        for batch in (stream[number] for number in range(10)):
+            answers = net(batch.view("student") / 127.5 - 1).argmax(dim=1)
+            right += int((answers == batch.label).sum())
+    assert right > 0.9 * 200
 
 
 def test_packaged_weights_of_another_size_do_not_fit() -> None:
