@@ -1,8 +1,6 @@
 """Configurations compose; mistakes are found at the door, in one line, for all jobs of a sweep."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import trees
-from commands import QUICK, ROOT, command, environment
+from commands import QUICK, ROOT, answers, command
 from funmatch import rules, schema
 from funmatch.cli import app
 from funmatch.schema import UserError
@@ -168,38 +166,17 @@ def test_the_key_in_which_two_configurations_differ_is_named(compose) -> None:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    """What the real command answers to each mistake; one process makes them all."""
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str, str]]:
+    """What the real command answers to each mistake; not even a directory is made."""
     path = tmp_path_factory.mktemp("wrong")
-    code = (
-        "import contextlib, io, json, sys\n"
-        "from funmatch.cli.command import train\n"
-        "found = {}\n"
-        f"for wrong in {[w for w, _ in WRONG]!r}:\n"
-        "    out, err = io.StringIO(), io.StringIO()\n"
-        "    sys.argv = ['train.py', *wrong.split()]\n"
-        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
-        "        try: train(); code = 0\n"
-        "        except SystemExit as stop: code = stop.code\n"
-        "    found[wrong] = (code, out.getvalue(), err.getvalue())\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-        "assert 'sklearn' not in sys.modules, 'data was read'\n"
-        "print(json.dumps(found))\n"
-    )
-    env = environment(path, PYTHONPATH=str(ROOT / "src"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert not list(path.iterdir())  # not even a directory was made
-    import json
-
-    return json.loads(done.stdout)
+    found = answers([("train", wrong) for wrong, _ in WRONG], cwd=path)
+    assert not list(path.iterdir())
+    return found
 
 
 @pytest.mark.parametrize(("wrong", "line"), WRONG)
-def test_a_mistake_is_one_line_before_torch_is_imported(answers, wrong: str, line: str) -> None:
-    code, out, err = answers[wrong]
+def test_a_mistake_is_one_line_before_torch_is_imported(said, wrong: str, line: str) -> None:
+    code, out, err = said["train", wrong]
     assert code == 1
     assert out == ""
     assert err.startswith(f"error: {line}")

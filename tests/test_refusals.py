@@ -1,14 +1,12 @@
 """What cannot work is refused in one line, before torch is imported; rules by the size of data."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import small
-from commands import ROOT, environment
+from commands import answers
 from funmatch import rules, schema
 
 TWO = "data=imagenet student=bit_r50 teacher=bit_r152x2_384_224 teacher"
@@ -100,8 +98,8 @@ WRONG = [
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, bool]]:
-    """What the real commands answer to each mistake; one process makes them all."""
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str, str]]:
+    """What the real commands answer to each mistake."""
     path = tmp_path_factory.mktemp("refusals")
     small.photographs(path / "by_class", 10)
     small.photographs(path / "flat", 10, flat=True)
@@ -113,34 +111,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     (saved / "student.safetensors").touch()
     inputs = {"net": {}, "classes": 3, "mean": [0.5], "std": [0.5], "side": 16, "resize": 20}
     (saved / "model.json").write_text(json.dumps(inputs))
-    code = (
-        "import contextlib, io, json, sys\n"
-        "from funmatch.cli.command import COMMANDS\n"
-        "class Torch:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': raise RuntimeError('torch was imported')\n"
-        "sys.meta_path.insert(0, Torch())\n"
-        "found = {}\n"
-        f"for script, wrong in {[mistake[:2] for mistake in WRONG]!r}:\n"
-        "    out, err = io.StringIO(), io.StringIO()\n"
-        "    sys.argv = [f'{script}.py', *wrong.split()]\n"
-        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
-        "        try: COMMANDS[script](); code = 0\n"
-        "        except SystemExit as stop: code = stop.code\n"
-        "    found[f'{script} {wrong}'] = (code, out.getvalue(), err.getvalue())\n"
-        "print(json.dumps(found))\n"
-    )
-    env = environment(path, PYTHONPATH=str(ROOT / "src"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return answers([mistake[:2] for mistake in WRONG], cwd=path)
 
 
 @pytest.mark.parametrize(("script", "wrong", "line"), WRONG)
-def test_a_mistake_is_one_line(answers, script: str, wrong: str, line: str) -> None:
-    code, out, err = answers[f"{script} {wrong}"]
+def test_a_mistake_is_one_line(said, script: str, wrong: str, line: str) -> None:
+    code, out, err = said[script, wrong]
     assert code == 1
     assert err.startswith(f"error: {line}")
     assert err.count("\n") == 1
@@ -190,6 +166,7 @@ def test_the_hyperrule_can_be_left_or_changed(compose) -> None:
     cfg = compose(*given, name="finetune")
     rules.check(cfg)
     assert (schema.total_steps(cfg), cfg.recipe.mixing) == (700, True)
+    assert cfg.optimizer._target_ == "funmatch.optimizers.adam"
     assert list(cfg.schedule.milestones) == [200, 300, 400]
 
 

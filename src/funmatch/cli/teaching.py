@@ -33,6 +33,8 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     objective = instantiate(cfg.objective)
     data, law = parts.splits(cfg), parts.recipe(cfg)
     teacher = _teacher(cfg, objective.teacher_features)  # to make one is no part of the run
+    if objective.teacher_features and len(teacher.members) > 1:
+        raise UserError("teacher.members: an objective that matches features takes one teacher")
     softened = teacher.softened(getattr(objective, "temperature", 1.0))
     teacher_clock = Clock()
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
