@@ -159,6 +159,32 @@ def test_a_run_is_named_by_what_decides_its_result(compose) -> None:
         assert name(other) != name()
 
 
+def test_the_order_in_which_things_are_named_makes_no_other_run(compose) -> None:
+    """Transfer sets are joined, and teachers asked, in the order of their names."""
+    paper = ("data=pets", "teacher=bit_r152x2", "student=bit_r50", "optimizer.lr=0.003")
+    one, other = (
+        compose(*paper, f"transfer=[{names}]") for names in ("food101,sun397", "sun397,food101")
+    )
+    assert schema.run_id(one) == schema.run_id(other)
+    assert [*schema.taught_on(one)] == [*schema.taught_on(other)]
+    alone = compose(*paper)
+    assert schema.run_id(alone) != schema.run_id(one)
+    two = ("data=digits", "teacher=ensemble", "student=digits")
+    members = [f"+teacher@teacher.members.{name}=digits" for name in "ab"]
+    shares = "teacher.shares={a:1,b:3}"
+    ensembles = [compose(*two, *order, shares) for order in (members, members[::-1])]
+    assert len({schema.run_id(cfg) for cfg in ensembles}) == 1
+    assert [*schema.teachers(ensembles[0])] == [*schema.teachers(ensembles[1])]
+    assert schema.run_id(compose(*two, *members, "teacher.shares={a:3,b:1}")) not in {
+        schema.run_id(cfg) for cfg in ensembles
+    }
+
+
+def test_ten_is_ten_point_zero(compose) -> None:
+    ten = [compose(f"objective.temperature={value}") for value in ("10", "10.0", "1e1")]
+    assert len({schema.run_id(cfg) for cfg in ten}) == 1
+
+
 def test_the_key_in_which_two_configurations_differ_is_named(compose) -> None:
     one, other = (schema.identity(compose(f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
     assert schema.differing_key(one, other) == "optimizer.lr (there 0.1, here 0.2)"
