@@ -15,6 +15,7 @@ import small
 from commands import command
 from funmatch import rules, schema
 from funmatch.cli import app, parts, rehearsal
+from funmatch.models import zoo
 from funmatch.models.network import Network
 from funmatch.runs import Run
 from small import SMALL, STUDENT, TEACHER
@@ -196,6 +197,16 @@ def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
         return lines(f"(dry run: nothing is written)\n{capsys.readouterr().out}")
 
     return call
+
+
+def test_grouped_convolutions_are_counted_as_what_they_are(home: Path, made: Run, rehearse) -> None:
+    """Depthwise kernels have a gradient as cheap as they are."""
+    student = ("student=timm", "student.name=mobilenetv3_small_050", "student.side=32")
+    found = rehearse(*on(home), *student, "student.resize=40", *TEACHER, "steps=7")
+    network = zoo.build("mobilenetv3_small_050", num_classes=3)
+    views = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": 32, "resize": 40}
+    one = sum(layers(Network(network, **views).eval()))
+    assert 2.8 * one < flop(found["student"][0]) < 3 * one
 
 
 def test_a_fixed_teacher_is_asked_once_per_image(home: Path, made: Run, rehearse) -> None:

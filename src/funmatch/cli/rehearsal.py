@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -85,7 +86,9 @@ def _cost(cfg: DictConfig, place: torch.device, precision: str, *, training: boo
     with torch.device("meta"):
         sketch = parts.blank(cfg)
     channels = len(cfg.mean or (0, 0, 0))
-    with FlopCounterMode(display=False) as counter:
+    # What torch counts for the gradient of a kernel is that of an ungrouped convolution.
+    corrected = {torch.ops.aten.convolution_backward: _backward}
+    with FlopCounterMode(display=False, custom_mapping=corrected) as counter:
         # Two, for BatchNorm learns nothing from one.
         _pass(sketch, torch.empty(2, channels, sketch.side, sketch.side, device="meta"), training)
     parameters = sum(p.numel() for p in sketch.parameters())
@@ -101,6 +104,15 @@ def _cost(cfg: DictConfig, place: torch.device, precision: str, *, training: boo
         return time.perf_counter() - start
 
     return Cost(sketch.side, parameters, counter.get_total_flops() // 2, _seconds_per_image(go))
+
+
+def _backward(
+    grad_out: list[int], images: list[int], kernel: list[int], *rest: Any, **_: object
+) -> int:
+    """FLOPs of the gradients of a convolution, from shapes: each as much as the convolution."""
+    *_rest, transposed, _padding, _groups, wanted = rest
+    positions = images if transposed else grad_out
+    return 2 * math.prod(positions) * math.prod(kernel[1:]) * sum(wanted[:2])
 
 
 def _pass(network: Network, views: Tensor, training: bool) -> None:
