@@ -132,8 +132,10 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     for name, data in transfer.items():
         transfer[name] = {key: data[key] for key in _IDENTITY_OF_TRANSFER if key in data}
     for data in (plain["data"], *transfer.values()):
-        # What the splits are made with is said beside them.
-        data["splits"] = {key: v for key, v in data["splits"].items() if key not in data}
+        # What the splits are made with is said beside them, unless someone changed it there.
+        said = [key for key, value in data["splits"].items() if data.get(key) == value]
+        for key in said:
+            del data["splits"][key]
         for place in (data, data["splits"]):
             for key in _NOT_IDENTITY_OF_DATA:
                 place.pop(key, None)

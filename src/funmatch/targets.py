@@ -20,8 +20,6 @@ from funmatch.models.teacher import Teacher
 from funmatch.recipes import Fixed
 from funmatch.stream import Batch, EvaluationStream, Source, cut
 
-_HELD = 4  # batches of images in memory at a time
-
 
 class Targets(Protocol):
     """The teacher's output for a batch."""
@@ -81,15 +79,13 @@ def on_fixed_views(
 
     def ask(member: Frozen) -> Tensor:
         rows = np.array_split(everything, -(-len(source) // batch_size))
-        held = (rows[start : start + _HELD] for start in range(0, len(rows), _HELD))
-        return torch.cat([mean(member, some) for some in held])
+        return torch.cat([mean(member, some) for some in rows])
 
-    def mean(member: Frozen, rows: Sequence[NDArray[np.int64]]) -> Tensor:
-        images = [source.images(r) for r in rows]  # opened once, however many views
+    def mean(member: Frozen, rows: NDArray[np.int64]) -> Tensor:
+        images = source.images(rows)  # opened once, however many views
         total = torch.zeros(0)
         for number, view in enumerate(recipe.teacher_views(seed, *sizes), 1):
-            batches = (cut(i, view[r], member.side) for i, r in zip(images, rows, strict=True))
-            logits = _ask(member, batches, device)
+            logits = _ask(member, [cut(images, view[rows], member.side)], device)
             if number == 1:
                 first, total = logits, logits.double().softmax(dim=-1)
             else:
