@@ -29,7 +29,7 @@ experiments:  ## list the rows of the paper: python src/train.py experiment=...
 
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
-		$(foreach module,losses mixing schedules optimizers geometry render models.bit,--cov=funmatch.$(module))
+		$(foreach module,losses mixing schedules optimizers ensembles geometry render models.bit,--cov=funmatch.$(module))
 
 check: setup  ## format, lint, types, floors, notebooks: what CI runs
 	$(VENV)/bin/ruff format --check
