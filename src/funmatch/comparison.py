@@ -102,6 +102,11 @@ def group(directories: Iterable[Path]) -> list[Group]:
     return sorted(groups, key=lambda g: (g.epochs, _rank(g.recipe), _natural(g.variant)))
 
 
+def _budget(epochs: float) -> str:
+    """Whole epochs; a run of whole steps may end some images later."""
+    return f"{epochs:.0f}" if epochs >= 10 else f"{epochs:.3g}"
+
+
 def _natural(text: str) -> list[tuple[float, str]]:
     """Sorts 2 before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
@@ -148,9 +153,8 @@ def _best(groups: Sequence[Group]) -> str:
     if len(known) < 2:
         return ""
     place = max(known, key=known.__getitem__)
-    return (
-        f"best on val ({known[place]:.3f}): {groups[place].label}, {groups[place].epochs:g} epochs"
-    )
+    best = groups[place]
+    return f"best on val ({known[place]:.3f}): {best.label}, {_budget(best.epochs)} epochs"
 
 
 def _table(groups: Sequence[Group]) -> Table:
@@ -175,7 +179,7 @@ def _cells(g: Group) -> list[str]:
     seeds = [f"{len(g.completed)} done" if others else str(len(g.completed))]
     seeds += [f"{others.count(status)} {status}" for status in sorted(set(others))]
     measured = [g.text(column, style) for column, style in _MEASURED.values()]
-    return [f"{g.epochs:g}", g.label, ", ".join(seeds), *measured]
+    return [_budget(g.epochs), g.label, ", ".join(seeds), *measured]
 
 
 def markdown(groups: Sequence[Group]) -> str:
@@ -225,7 +229,7 @@ def figure(groups: Sequence[Group], path: Path) -> None:
         if curves is not None:
             curves.axhline(teacher, color="black", linestyle="--", linewidth=1)
     if curves is not None:
-        curves.legend(fontsize="small", loc="lower right")  # curves of patience rise
+        curves.legend(fontsize="small", loc="best")
     handles, texts = axes[0].get_legend_handles_labels()
     known = dict(zip(texts, handles, strict=True))  # several teachers share one entry
     drawing.legend(
@@ -253,7 +257,7 @@ def _dots(
             fmt=_MARKERS[place % len(_MARKERS)],
             color=f"C{place}",
             capsize=3,
-            label=f"{epochs:g} epochs",
+            label=f"{_budget(epochs)} epochs",
         )
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.locator_params(axis="x", nbins=6)
@@ -278,7 +282,7 @@ def _curves(
             label=label,
         )
     axis.set_xscale("log")
-    axis.set_xticks(budgets, [f"{epochs:g}" for epochs in budgets])
+    axis.set_xticks(budgets, [*map(_budget, budgets)])
     axis.minorticks_off()
     axis.set_xlabel("epochs")
     axis.set_title("test accuracy against patience")
