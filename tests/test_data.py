@@ -13,12 +13,12 @@ from torchvision import datasets as official
 
 import trees
 from funmatch.data import datasets, imagenet, layouts
-from funmatch.data.listing import Listing, Listings
+from funmatch.data.listing import Listings
 from funmatch.data.photographs import Photographs
 from funmatch.data.source import Splits
 from funmatch.recipes import Shared
 from funmatch.stream import EvaluationStream, Stream
-from trees import plant, refused
+from trees import pairs, parts, plant, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
 NAMES = ("flowers102", "pets", "food101", "sun397", "imagenet")
@@ -37,20 +37,6 @@ READ: dict[str, Callable[[Path], Listings]] = {
     "sun397": layouts.sun397,
     "imagenet": imagenet.imagenet,
 }
-
-
-def parts(listings: Listings) -> list[Listing]:
-    return [listings.train, listings.val, listings.test]
-
-
-def pairs(*listings: Listing) -> list[tuple[str, int]]:
-    """Absolute paths with labels."""
-    found: list[tuple[str, int]] = []
-    for part in listings:
-        assert part.labels is not None
-        paths = [str(part.root / name) for name in part.names]
-        found += zip(paths, part.labels.tolist(), strict=True)
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)

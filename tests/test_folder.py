@@ -13,26 +13,11 @@ from hydra.utils import instantiate
 import trees
 from commands import ROOT, environment
 from funmatch.data import datasets, folder
-from funmatch.data.listing import Listing, Listings
 from funmatch.recipes import Shared
 from funmatch.stream import EvaluationStream, Stream
-from trees import refused
+from trees import pairs, parts, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
-
-
-def parts(listings: Listings) -> list[Listing]:
-    return [listings.train, listings.val, listings.test]
-
-
-def pairs(*listings: Listing) -> list[tuple[str, int]]:
-    """Absolute paths with labels."""
-    found: list[tuple[str, int]] = []
-    for part in listings:
-        assert part.labels is not None
-        paths = [str(part.root / name) for name in part.names]
-        found += zip(paths, part.labels.tolist(), strict=True)
-    return found
 
 
 def test_a_folder_with_splits_and_classes(tmp_path: Path) -> None:

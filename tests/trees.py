@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from funmatch.data.listing import MissingData
+from funmatch.data.listing import Listing, Listings, MissingData
 
 
 def plant(folder: Path, name: str) -> Path:
@@ -28,6 +28,20 @@ def refused(read: Callable[[], object]) -> str:
     line = str(caught.value)
     assert "\n" not in line
     return line
+
+
+def parts(listings: Listings) -> list[Listing]:
+    return [listings.train, listings.val, listings.test]
+
+
+def pairs(*listings: Listing) -> list[tuple[str, int]]:
+    """Absolute paths with labels."""
+    found: list[tuple[str, int]] = []
+    for part in listings:
+        assert part.labels is not None
+        paths = [str(part.root / name) for name in part.names]
+        found += zip(paths, part.labels.tolist(), strict=True)
+    return found
 
 
 def photograph(path: Path, *, label: int = 0, number: int = 0) -> None:
