@@ -472,7 +472,9 @@ def test_the_mobile_student_has_group_norm() -> None:
 
 
 def test_make_lists_every_experiment_with_its_title() -> None:
-    done = subprocess.run(["make", "experiments"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "experiments"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert sorted(found) == NAMES
