@@ -169,12 +169,10 @@ def test_only_the_first_moment_is_kept_in_bfloat16() -> None:
         assert state["exp_avg_sq"].dtype == parameter.dtype == torch.float32
 
 
-@momentum_dtypes
-def test_a_stored_state_continues_identically(momentum_dtype: torch.dtype | None) -> None:
+def assert_continues(build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
     """Through a file, as a checkpoint; to the last bit, as a resumed run must not differ."""
-    settings = {"lr": 0.1, "wd": 0.1, "momentum_dtype": momentum_dtype}
     module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    optimizer = adam(module, **settings)
+    optimizer = build(module)
     list(updates(module, optimizer, noise(module, 3)))
     file = io.BytesIO()
     torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, file)
@@ -183,7 +181,7 @@ def test_a_stored_state_continues_identically(momentum_dtype: torch.dtype | None
 
     resumed = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     resumed.load_state_dict(stored["module"])
-    resumed_optimizer = adam(resumed, **settings)
+    resumed_optimizer = build(resumed)
     resumed_optimizer.load_state_dict(stored["optimizer"])
     gradients = noise(module, 3, seed=1)
     pairs = zip(
@@ -193,6 +191,11 @@ def test_a_stored_state_continues_identically(momentum_dtype: torch.dtype | None
     )
     for straight, after_resume in pairs:
         assert all(map(torch.equal, straight, after_resume))
+
+
+@momentum_dtypes
+def test_a_stored_state_continues_identically(momentum_dtype: torch.dtype | None) -> None:
+    assert_continues(lambda m: adam(m, lr=0.1, wd=0.1, momentum_dtype=momentum_dtype))
 
 
 @momentum_dtypes
@@ -277,27 +280,7 @@ def test_sgd_decays_after_the_gradient_was_taken() -> None:
 
 @nesterovs
 def test_a_stored_state_of_sgd_continues_identically(nesterov: bool) -> None:
-    settings = {"lr": 0.1, "wd": 0.1, "momentum": 0.7, "nesterov": nesterov}
-    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    optimizer = sgd(module, **settings)
-    list(updates(module, optimizer, noise(module, 3)))
-    file = io.BytesIO()
-    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    stored = torch.load(file, weights_only=True)
-
-    resumed = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    resumed.load_state_dict(stored["module"])
-    resumed_optimizer = sgd(resumed, **settings)
-    resumed_optimizer.load_state_dict(stored["optimizer"])
-    gradients = noise(module, 3, seed=1)
-    pairs = zip(
-        updates(module, optimizer, gradients),
-        updates(resumed, resumed_optimizer, gradients),
-        strict=True,
-    )
-    for straight, after_resume in pairs:
-        assert all(map(torch.equal, straight, after_resume))
+    assert_continues(lambda m: sgd(m, lr=0.1, wd=0.1, momentum=0.7, nesterov=nesterov))
 
 
 @pytest.mark.parametrize(

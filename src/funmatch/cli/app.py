@@ -167,14 +167,14 @@ def explain(error: Exception, config_name: str) -> str:
         group, name = match.groups()
         options = sorted(path.stem for path in (conf() / group).glob("*.yaml"))
         return f"{group}={name}: no such {group}; choose {rules.either(options or ['null'])}"
-    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=???: give it a value: {error.full_key}=..."
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):  # asked for by another key
         return f"{match[1]}=???: give it a value: {match[1]}=..."
     if match := re.match(r"(\w+) raised while resolving interpolation: (.*)", text):
         kind, told = match.groups()
         if kind in ("UserError", "ValueError"):
             return told
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}=???: give it a value: {error.full_key}=..."
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
     if type(error) in (ValueError, schema.UserError, MissingData):

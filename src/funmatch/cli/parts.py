@@ -44,14 +44,16 @@ def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
 
 def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
     """The teacher, of one network or several, each made by `load` from its config."""
-    networks = [Frozen(load(part)) for part in schema.teachers(cfg).values()]
+    networks = {
+        key.rpartition(".")[2]: Frozen(load(part)) for key, part in schema.teachers(cfg).items()
+    }
     if not cfg.teacher.get("members"):
-        return Teacher({NAME: networks[0]})
-    members, shares = sorted(cfg.teacher.members), cfg.teacher.shares
+        return Teacher({NAME: networks["teacher"]})
+    shares = cfg.teacher.shares
     return Teacher(
-        {f"{NAME}.{name}": net for name, net in zip(members, networks, strict=True)},
+        {f"{NAME}.{name}": network for name, network in networks.items()},
         combine=cfg.teacher.combine,
-        weights=None if shares is None else tuple(float(shares[name]) for name in members),
+        weights=None if shares is None else tuple(float(shares[name]) for name in networks),
     )
 
 
