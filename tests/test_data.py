@@ -16,8 +16,9 @@ from funmatch.data import datasets, imagenet, layouts
 from funmatch.data.listing import Listings
 from funmatch.data.photographs import Photographs
 from funmatch.data.source import Splits
+from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.recipes import Shared
-from funmatch.stream import EvaluationStream, Stream
+from funmatch.stream import Stream
 from trees import pairs, parts, plant, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
@@ -117,7 +118,7 @@ def test_a_data_set_feeds_the_streams(name: str, tmp_path: Path) -> None:
     assert batch.label is not None
     assert batch.label.tolist() == [listing.labels[i] for i in batch.index.tolist()]
 
-    batch = EvaluationStream(splits.part("test"), {"student": (9, 8)}, batch_size=4)[0]
+    batch = EvaluationStream(EvaluationViews(splits.part("test"), 9, 8), batch_size=4)[0]
     assert batch.views["student"].shape == (4, 3, 8, 8)
     assert len(splits.test.classes) == len(splits.train.classes)
 
@@ -302,7 +303,7 @@ def test_imagenet_v2_and_real(tmp_path: Path) -> None:
     for i in range(12):  # the row is the number in the file's name, whatever its folder
         number = int(real.name(i)[-13:-5]) - 1
         assert labels[i].nonzero().flatten().tolist() == rows[number]
-    assert len(EvaluationStream(real, {"student": (9, 8)}, batch_size=5)[0].label) == 5
+    assert len(EvaluationStream(EvaluationViews(real, 9, 8), batch_size=5)[0].label) == 5
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from hydra.utils import instantiate
 import trees
 from commands import ROOT, environment
 from funmatch.data import datasets, folder
+from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.recipes import Shared
-from funmatch.stream import EvaluationStream, Stream
+from funmatch.stream import Stream
 from trees import pairs, parts, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
@@ -104,7 +105,7 @@ def test_a_table_of_labels(table: Path, tmp_path: Path) -> None:
     assert len(found.classes) == 5  # the largest label + 1
     assert len(folder.folder(table, "labels.csv", split=[0, 0, 1], classes=1000).classes) == 1000
     splits = datasets.folder(str(table), str(table / "labels.csv"), split=[0, 0, 1])
-    batch = EvaluationStream(splits.test, {"student": (9, 8)}, batch_size=4)[0]
+    batch = EvaluationStream(EvaluationViews(splits.test, 9, 8), batch_size=4)[0]
     assert batch.label.tolist() == [0, 4, 2]
 
     (table / "two.csv").write_text("file,other_label,label\na.jpg,7,1\n")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from commands import ROOT
 from funmatch.cli import app
 from funmatch.data import datasets
+from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.models import bit, catalog, conv, heads, weights, zoo
 from funmatch.render import evaluation_view
-from funmatch.stream import EvaluationStream
 
 TINY = Path(__file__).parent / "core" / "reference" / "bit_tiny_teacher.npz"
 LEGACY = TINY.with_name("bit_tiny_teacher_legacy_names.npz")
@@ -453,7 +453,7 @@ def test_packaged_weights_know_photographs(tmp_path: Path) -> None:
     source = datasets.folder(str(root), labels="labels.csv", split=(0, 0, 1)).test
     net = zoo.build("tf_efficientnet_lite2", num_classes=1000).eval()
     weights.load(net, "efficientnet_lite2")
-    stream = EvaluationStream(source, {"student": (256, 256)}, batch_size=20)
+    stream = EvaluationStream(EvaluationViews(source, 256, 256), batch_size=20)
     right = 0
     with torch.inference_mode():
         for batch in (stream[number] for number in range(10)):

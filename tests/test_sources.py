@@ -31,7 +31,6 @@ def test_photographs_are_the_pixels_of_their_files(tmp_path: Path) -> None:
         expected = np.asarray(Image.open(root / listing.names[indices[row]]).convert("RGB"))
         assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
         assert image.shape[1:] == (heights[row], widths[row])
-        assert image.is_contiguous()
     assert source.labels(indices).tolist() == listing.labels[indices].tolist()
     assert [source.name(i) for i in range(len(source))] == list(listing.names)
 
@@ -108,11 +107,11 @@ def test_joined_sources_are_one_after_the_other() -> None:
     assert joined.labels(np.array([0])) is None
     indices = np.array([8, 0, 4, 5, 11, 0])
     expected = [
-        photographs.images(np.array([3]))[0],
+        photographs.images(np.array([3])).image(0),
         *tensors.images(np.array([0, 4])),
-        photographs.images(np.array([0]))[0],
-        array_source(3, side=20, seed=9).images(np.array([2]))[0],
-        tensors.images(np.array([0]))[0],
+        photographs.images(np.array([0])).image(0),
+        array_source(3, side=20, seed=9).images(np.array([2])).image(0),
+        tensors.images(np.array([0])).image(0),
     ]
     heights, widths = joined.sizes(indices)
     for row, image in enumerate(joined.images(indices)):

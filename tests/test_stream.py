@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.recipes import Independent, Shared
-from funmatch.stream import Batch, EvaluationStream, Order, Steps, Stream
+from funmatch.stream import Batch, Order, Steps, Stream
 from toys import MixedSizes, array_source
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
@@ -105,7 +106,7 @@ def test_a_batch_moves_as_one() -> None:
 def test_evaluation_visits_every_image_once(ranks: int) -> None:
     source = MixedSizes(11)
     shares = [
-        EvaluationStream(source, {"student": (9, 8)}, batch_size=4, rank=r, ranks=ranks)
+        EvaluationStream(EvaluationViews(source, 9, 8), batch_size=4, rank=r, ranks=ranks)
         for r in range(ranks)
     ]
     batches = list(itertools.chain(*([s[k] for k in range(len(s))] for s in shares)))

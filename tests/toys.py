@@ -12,6 +12,8 @@ from funmatch import optimizers, schedules
 from funmatch.callbacks.checkpoint import AtomicCheckpointIO
 from funmatch.data.module import DataModule
 from funmatch.data.source import ArraySource, Splits
+from funmatch.evaluation import EvaluationViews
+from funmatch.images import Images
 from funmatch.learner import Learner, Learning
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
@@ -50,8 +52,8 @@ class MixedSizes:
     def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return self._sizes[indices, 0], self._sizes[indices, 1]
 
-    def images(self, indices: NDArray[np.int64]) -> list[Tensor]:
-        return [self._images[i] for i in indices]
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        return Images.of(self._images[i] for i in indices)
 
     def labels(self, indices: NDArray[np.int64]) -> None:
         return None
@@ -110,12 +112,12 @@ def fit(
     folder: Path | None = None,
 ) -> Trainer:
     """Trains on the real data module with the real trainer; saves the last state if told where."""
-    splits = Splits(source, array_source(6, seed=1), array_source(6, seed=2))
+    views = (EvaluationViews(array_source(6, seed=s), resize=8, side=8) for s in (1, 2))
+    splits = Splits(source, *views)
     data = DataModule(
         splits,
         recipe,
         sides=sides,
-        resolution=(8, 8),
         batch_size=batch_size,
         steps=steps,
         seed=seed,

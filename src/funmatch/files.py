@@ -1,6 +1,7 @@
 """Files that are either whole or not there, and locks that die with their process."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -55,3 +56,9 @@ def once(path: Path, make: Callable[[], bytes]) -> bytes:
             if not path.exists():
                 write(path, make())
     return path.read_bytes()
+
+
+def free(folder: Path) -> int:
+    """Bytes that are free where a folder lies, or will lie."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free

@@ -12,6 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from funmatch import geometry
+from funmatch.images import Images
+
+# View pixels that a CPU renders at a time, so that what is between fits its caches: measured 1.4
+# times as fast as whole batches at 224 px.
+_AT_A_TIME = 2**16
 
 
 def render(image: Tensor, box: ArrayLike, size: int, *, flip: bool = False) -> Tensor:
@@ -33,11 +38,11 @@ def render(image: Tensor, box: ArrayLike, size: int, *, flip: bool = False) -> T
     return render_batch(torch.as_tensor(image)[None], np.asarray(box)[None], size, [flip])[0]
 
 
-def render_batch(images: Tensor, boxes: ArrayLike, size: int, flips: ArrayLike) -> Tensor:
-    """Views of images of one size; every pixel equals that of `render`.
+def render_batch(images: Images | Tensor, boxes: ArrayLike, size: int, flips: ArrayLike) -> Tensor:
+    """Views of a batch of images, on the device where their pixels are.
 
     Args:
-        images: uint8 [B, C, H, W].
+        images: of any sizes; or of one, uint8 [B, C, H, W].
         boxes: [B, 4], integers or floats.
         size: side of the views, pixels.
         flips: bool [B].
@@ -48,40 +53,57 @@ def render_batch(images: Tensor, boxes: ArrayLike, size: int, flips: ArrayLike) 
     Raises:
         ValueError: a box is empty or leaves its image.
     """
+    if isinstance(images, Tensor):
+        images = Images.of(images)
     boxes, flips = np.asarray(boxes), np.asarray(flips, dtype=bool)
-    height, width = images.shape[-2:]
-    _check(boxes, height, width)
-    top, bottom, dy = _taps(boxes[:, 0], boxes[:, 2], height, size, np.zeros_like(flips))
-    left, right, dx = _taps(boxes[:, 1], boxes[:, 3], width, size, flips)
-
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    rows = [torch.as_tensor(r, device=images.device)[:, :, None] for r in (top, bottom)]
-    columns = [torch.as_tensor(c, device=images.device)[:, None, :] for c in (left, right)]
-    wy = torch.as_tensor(dy, device=images.device)[:, :, None, None]
-    wx = torch.as_tensor(dx, device=images.device)[:, None, :, None]
-
-    def between(row: Tensor) -> Tensor:  # [B, size, size, C]
-        near, far = (images[batch, :, row, column].float() for column in columns)
-        return near + (far - near) * wx
-
-    upper, lower = (between(row) for row in rows)
-    return (upper + (lower - upper) * wy).to(torch.uint8).movedim(-1, 1).contiguous()
+    _check(boxes, images.heights, images.widths)
+    count = max(1, _AT_A_TIME // size**2) if images.pixels.device.type == "cpu" else len(images)
+    parts = (slice(first, first + count) for first in range(0, len(images), count))
+    return torch.cat([_render(images.take(p), boxes[p], size, flips[p]) for p in parts])
 
 
-def _check(boxes: NDArray[Any], height: int, width: int) -> None:
+def _render(images: Images, boxes: NDArray[Any], size: int, flips: NDArray[np.bool_]) -> Tensor:
+    device, shape = images.pixels.device, (len(images), size, size, -1)
+
+    def there(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
+    rows = _taps(boxes[:, 0], boxes[:, 2], images.heights, size, np.zeros_like(flips))
+    columns = _taps(boxes[:, 1], boxes[:, 3], images.widths, size, flips)
+    starts = [images.starts[:, None] + row * images.widths[:, None] for row in rows[:2]]
+    left, right = (there(column)[:, None, :] for column in columns[:2])
+    wy, wx = there(rows[2])[:, :, None, None], there(columns[2])[:, None, :, None]
+
+    def taken(places: Tensor) -> Tensor:
+        return images.pixels.index_select(0, places.reshape(-1)).view(shape).float()
+
+    def between(start: Tensor) -> Tensor:  # [B, size, size, C]
+        near = taken(start + left)
+        return taken(start + right).sub_(near).mul_(wx).add_(near)
+
+    upper, lower = (between(there(start)[:, :, None]) for start in starts)
+    pixels = lower.sub_(upper).mul_(wy).add_(upper).to(torch.uint8)
+    return pixels.movedim(-1, 1).contiguous()
+
+
+def _check(boxes: NDArray[Any], heights: NDArray[np.int64], widths: NDArray[np.int64]) -> None:
     top, left, rows, columns = np.asarray(boxes, dtype=np.float64).T
-    slack = 1e-6 * max(height, width)  # a fractional box may end a rounding error beyond the image
+    # A fractional box may end a rounding error beyond the image.
+    slack = 1e-6 * np.maximum(heights, widths)
     inside = (top >= 0) & (left >= 0) & (rows > 0) & (columns > 0)
-    inside &= (top + rows <= height + slack) & (left + columns <= width + slack)
+    inside &= (top + rows <= heights + slack) & (left + columns <= widths + slack)
     if not inside.all():
-        bad = boxes[~inside][0].tolist()
-        raise ValueError(f"box {bad} (top, left, height, width) is not within {height}x{width} px")
+        bad = int(np.argmin(inside))
+        raise ValueError(
+            f"box {boxes[bad].tolist()} (top, left, height, width) is not within "
+            f"{heights[bad]}x{widths[bad]} px"
+        )
 
 
 def _taps(
     start: NDArray[Any],
     length: NDArray[Any],
-    extent: int,
+    extents: NDArray[np.int64],
     size: int,
     mirrored: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -94,7 +116,7 @@ def _taps(
         first, last = start, start + length - 1
     else:
         origin, shift = np.zeros_like(start), start
-        first, last = np.zeros_like(start), np.full_like(start, extent - 1)
+        first, last = np.zeros_like(start), extents - 1
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     scale = (length / size).astype(np.float32)[:, None]
     position = centres * scale - np.float32(0.5) + shift.astype(np.float32)[:, None]

@@ -65,6 +65,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "recipe.alpha": _POSITIVE,
     "data.flip": _YES_OR_NO,
     "data.download": _YES_OR_NO,
+    "data.cache": _one_of("none", "disk", "device", "auto"),
     "data.mild": (_is_mild, "give two sides, resize and crop, crop <= resize: [160,128]"),
     "data.min_area": (lambda value: 0 < value <= 1, "give a share in (0, 1]"),
     "data.images_per_class": (_COUNT[0], "give a whole number from 1, or null"),

@@ -38,6 +38,7 @@ class Paths:
 
     logs: str = "logs"
     data: str = "data"
+    cache: str = "logs/cache"
 
 
 @dataclass
@@ -87,9 +88,9 @@ _NOT_IDENTITY = (
     *("hydra", "trainer", "paths", "logger", "callbacks"),
     *("name", "resume", "checkpoint_every", "epochs", "dry_run", "save_as"),
 )
-# Nor is where the data lies, how it got there, and what it suggests for use elsewhere; what a table
-# of labels says is in the digest of a folder.
-_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real", "labels")
+# Nor is where the data lies, how it got there, where it is kept, and what it suggests for use
+# elsewhere; what a table of labels says is in the digest of a folder.
+_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real", "labels", "cache")
 _IDENTITY_OF_TRANSFER = ("name", "splits", "train_size", "digest")  # it is cut as the data is
 
 

@@ -16,8 +16,22 @@ from torch.utils.data import Dataset, Sampler
 
 from funmatch import geometry, mixing
 from funmatch.geometry import Purpose
+from funmatch.images import Images
 from funmatch.recipes import Recipe, View
-from funmatch.render import evaluation_view, render, render_batch
+from funmatch.render import render_batch
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Views that are still to be cut, where the images are.
+
+    Attributes:
+        rows: int64 [B], the images' places in their source.
+        views: by network, what is cut from them, and the side in pixels.
+    """
+
+    rows: NDArray[np.int64]
+    views: dict[str, tuple[View, int]]
 
 
 @dataclass
@@ -33,6 +47,7 @@ class Batch:
         coefficient: of the mixing, or None without mixing. Until `mixed`, every view then has one
             row more in front: the partner of the first.
         partner_label: the labels of the mixing partners, in the same form.
+        cuts: the views that are not rendered yet.
     """
 
     index: Tensor
@@ -41,6 +56,7 @@ class Batch:
     views: dict[str, Tensor]
     coefficient: float | None = None
     partner_label: Tensor | None = None
+    cuts: Cuts | None = None
 
     def view(self, network: str) -> Tensor:
         """What a network sees, [B, C, S, S]."""
@@ -66,6 +82,12 @@ class Batch:
             partner_label=optional(self.partner_label),
         )
 
+    def rendered(self, images: Images) -> "Batch":
+        """The batch with its views cut from the images of its rows."""
+        assert self.cuts is not None
+        views = {name: cut(images, view, side) for name, (view, side) in self.cuts.views.items()}
+        return replace(self, views=views, cuts=None)
+
     def mixed(self) -> "Batch":
         """The batch with its views mixed, once, for all networks alike."""
         if self.coefficient is None:
@@ -86,8 +108,8 @@ class Source(Protocol):
         """Heights and widths [B] in pixels."""
         ...
 
-    def images(self, indices: NDArray[np.int64]) -> Tensor | list[Tensor]:
-        """uint8 [C, H, W] each; one tensor [B, C, H, W] where all images have one size."""
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        """The decoded images, [B]."""
         ...
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
@@ -135,7 +157,7 @@ class Order:
 
 
 class Stream(Dataset[Batch]):
-    """Item t is this rank's share of global batch t, rendered but not yet mixed.
+    """Item t is this rank's share of global batch t, not yet mixed.
 
     Args:
         source: the images.
@@ -145,6 +167,7 @@ class Stream(Dataset[Batch]):
         seed: of the run.
         rank: of this process.
         ranks: number of processes.
+        rendered: cut the views; else they are left to where the images are, see `Batch.rendered`.
 
     Raises:
         ValueError: the ranks do not divide the batch, or the batch is larger than the source.
@@ -160,12 +183,14 @@ class Stream(Dataset[Batch]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        rendered: bool = True,
     ) -> None:
         if batch_size % ranks:
             raise ValueError(f"batch_size={batch_size} is not divisible by {ranks} ranks")
         if batch_size > len(source):
             raise ValueError(f"batch_size={batch_size} is more than the {len(source)} images")
         self._source, self._recipe, self._sides, self._seed = source, recipe, sides, seed
+        self._rendered = rendered
         self._order = Order(len(source), batch_size, seed)
         share = batch_size // ranks
         first = rank * share - recipe.mixing  # the partner of the first row comes along
@@ -179,16 +204,17 @@ class Stream(Dataset[Batch]):
         heights[self._rows], widths[self._rows] = self._source.sizes(indices)
         drawn = self._recipe.views(self._seed, step, heights, widths)
 
-        images = self._source.images(indices)
-        views: dict[str, Tensor] = {}
+        views: dict[str, tuple[View, int]] = {}
         for network, side in self._sides.items():
             role = network.partition(".")[0]  # the teachers of an ensemble share their crop
             if role in drawn or side != self._sides["student"]:
                 view = drawn.get(role, drawn["student"])
-                views[network] = cut(images, view[self._rows], side)
+                views[network] = (view[self._rows], side)
 
         label = self._source.labels(indices)
-        batch = Batch(torch.from_numpy(indices), label, step, views)
+        batch = Batch(torch.from_numpy(indices), label, step, {}, cuts=Cuts(indices, views))
+        if self._rendered:
+            batch = batch.rendered(self._source.images(indices))
         if not self._recipe.mixing:
             return batch
         draws = geometry.generator(self._seed, step, Purpose.MIXING)
@@ -219,50 +245,6 @@ class Steps(Sampler[int]):
         return self._total
 
 
-class EvaluationStream(Dataset[Batch]):
-    """Item k is the k-th batch of evaluation views, in the order of the source.
-
-    Args:
-        source: the images.
-        resolutions: by network, (resize, side): shorter side before the central crop, side of it.
-        batch_size: at most; the last batch may be smaller.
-        rank: of this process; it takes every `ranks`-th batch.
-        ranks: number of processes.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        resolutions: dict[str, tuple[int, int]],
-        *,
-        batch_size: int,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        self._source, self._resolutions = source, resolutions
-        batch_size = min(batch_size, -(-len(source) // ranks))  # no rank without a batch
-        batches = [
-            np.arange(start, min(start + batch_size, len(source)))
-            for start in range(0, len(source), batch_size)
-        ]
-        self._batches = batches[rank::ranks]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> Batch:
-        indices = self._batches[number]
-        images = self._source.images(indices)
-        views = {
-            network: torch.stack([evaluation_view(i, resize=resize, crop=side) for i in images])
-            for network, (resize, side) in self._resolutions.items()
-        }
-        return Batch(torch.from_numpy(indices), self._source.labels(indices), number, views)
-
-
-def cut(images: Tensor | list[Tensor], view: View, side: int) -> Tensor:
+def cut(images: Images, view: View, side: int) -> Tensor:
     """The views of a batch of images: uint8 [B, C, side, side]."""
-    if isinstance(images, Tensor):
-        return render_batch(images, view.boxes, side, view.flips)
-    rows = zip(images, view.boxes, view.flips, strict=True)
-    return torch.stack([render(image, box, side, flip=bool(flip)) for image, box, flip in rows])
+    return render_batch(images, view.boxes, side, view.flips)

@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from funmatch import files
+from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Output
 from funmatch.models.teacher import Teacher
 from funmatch.recipes import Fixed
-from funmatch.stream import Batch, EvaluationStream, Source, cut
+from funmatch.stream import Batch, Source, cut
 
 
 class Targets(Protocol):
@@ -101,9 +102,9 @@ def on_evaluation_views(
     """The teacher's prediction of the evaluation view of every image, computed once and kept."""
 
     def ask(member: Frozen) -> Tensor:
-        resolutions = {"teacher": (member.resize, member.side)}
-        stream = EvaluationStream(source, resolutions, batch_size=batch_size)
-        batches = (stream[number].views["teacher"] for number in range(len(stream)))
+        views = EvaluationViews(source, member.resize, member.side)
+        stream = EvaluationStream(views, batch_size=batch_size)
+        batches = (stream[number].view("teacher") for number in range(len(stream)))
         return _ask(member, batches, device)
 
     return _kept(teacher, source, store, lambda member: ("evaluation", member.resize), ask)

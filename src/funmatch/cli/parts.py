@@ -101,18 +101,18 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 
 def stream(
-    cfg: DictConfig, data: Splits, law: Recipe, sides: dict[str, int], student: Network
+    cfg: DictConfig, data: Splits, law: Recipe, sides: dict[str, int], *, resident: bool
 ) -> DataModule:
-    """The data module of a run."""
+    """The data module of a run, over images to train on and views to measure on."""
     return DataModule(
         data,
         law,
         sides=sides,
-        resolution=(student.resize, student.side),
         batch_size=cfg.batch_size,
         steps=schema.total_steps(cfg),
         seed=cfg.seed,
         workers=cfg.trainer.workers,
+        resident=resident,
     )
 
 

@@ -1,7 +1,6 @@
 """What a run will need, before it starts: models, arithmetic, time, disk, what is missing."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from funmatch import schema
+from funmatch import files, schema
 from funmatch.cli import fitting, parts, teaching
 from funmatch.models import catalog, zoo
 from funmatch.models.network import Network
@@ -138,8 +137,7 @@ def _print_disk(cfg: DictConfig, parameters: int) -> None:
     if "teacher" in cfg and "teacher_crop" in cfg.recipe:
         logits = 4 * schema.train_size(cfg) * cfg.data.classes * len(schema.teachers(cfg))
     logs = Path(cfg.paths.logs)
-    there = next(path for path in (logs, *logs.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = files.free(logs)
     print(
         f"  disk      about {_number(2 * state + 4 * parameters + logits, 'B')} in {logs}; "
         f"{_number(free, 'B')} are free"

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from funmatch import rules, schema
 from funmatch.callbacks.stopwatch import Stopwatch
-from funmatch.cli import fitting, parts, session
+from funmatch.cli import caching, fitting, parts, session
 from funmatch.clock import Clock
 from funmatch.distillation import Distillation
+from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.fidelity import Fidelity
 from funmatch.models import weights
 from funmatch.models.frozen import Frozen
@@ -23,7 +24,7 @@ from funmatch.models.teacher import Teacher
 from funmatch.recipes import Fixed
 from funmatch.runs import Run
 from funmatch.schema import UserError
-from funmatch.stream import Batch, EvaluationStream
+from funmatch.stream import Batch
 from funmatch.supervision import Supervision
 
 
@@ -32,7 +33,7 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     fitting.quiet()
     objective = instantiate(cfg.objective)
     data, law = parts.splits(cfg), parts.recipe(cfg)
-    teacher = _teacher(cfg, objective.teacher_features)  # to make one is no part of the run
+    teacher = loaded_teacher(cfg, objective.teacher_features)  # to make one is no part of the run
     if objective.teacher_features and len(teacher.members) > 1:
         raise UserError("teacher.members: an objective that matches features takes one teacher")
     softened = teacher.softened(getattr(objective, "temperature", 1.0))
@@ -40,9 +41,10 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
     seed_everything(cfg.seed, verbose=False)
     student = parts.network(cfg.student, objective.student_features)
+    images, resident = caching.kept(cfg, data, student)
 
     with teacher_clock(parts.device(cfg)):
-        words = parts.training_targets(cfg, softened, law, data.train)
+        words = parts.training_targets(cfg, softened, law, images.train)
     references = {
         "val": parts.reference(cfg, teacher, data.val),
         "test": parts.reference(cfg, teacher, data.test),
@@ -53,7 +55,7 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     sides = {"student": student.side}
     if not isinstance(law, Fixed):  # else the teacher has spoken already
         sides |= teacher.sides
-    stream = parts.stream(cfg, data, law, sides, student)
+    stream = parts.stream(cfg, images, law, sides, resident=resident)
     figures = fitting.fit(cfg, run, learner, stream, stopwatch)
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
 
@@ -65,7 +67,9 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     seed_everything(cfg.seed, verbose=False)
     student = parts.network(cfg.model)
     learner = Supervision(student, parts.learning(cfg))
-    stream = parts.stream(cfg, data, parts.recipe(cfg), {"student": student.side}, student)
+    images, resident = caching.kept(cfg, data, student)
+    sides = {"student": student.side}
+    stream = parts.stream(cfg, images, parts.recipe(cfg), sides, resident=resident)
     return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size))
 
 
@@ -77,14 +81,14 @@ def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
     weights.load(student.net, run.student)
     words = None
     if "teacher" in cfg:
-        teacher = _teacher(cfg)
+        teacher = loaded_teacher(cfg)
         if run.result.get("teacher_fingerprint", teacher.fingerprint()) != teacher.fingerprint():
             raise UserError(f"{run.directory}: was taught by another teacher than the one at hand")
         words = parts.reference(cfg, teacher, source)
     place = parts.device(cfg)
     fidelity, frozen = Fidelity().to(place), Frozen(student)
-    resolution = {"student": (student.resize, student.side)}
-    stream = EvaluationStream(source, resolution, batch_size=cfg.batch_size)
+    views = EvaluationViews(source, student.resize, student.side)
+    stream = EvaluationStream(views, batch_size=cfg.batch_size)
     for number in range(len(stream)):
         batch = stream[number].to(place)
         said = None if words is None else words(batch).logits
@@ -102,7 +106,7 @@ def appraise(cfg: DictConfig, split: str) -> dict[str, float]:
     label = source.labels(index)
     if label is None:
         raise UserError(f"data={cfg.data.name}: has no labels to measure a teacher by")
-    words = parts.reference(cfg, _teacher(cfg), source)
+    words = parts.reference(cfg, loaded_teacher(cfg), source)
     fidelity = Fidelity()
     views = {"student": torch.empty(0)}  # the teacher has spoken already
     said = words(Batch(torch.from_numpy(index), label, 0, views)).logits
@@ -116,7 +120,9 @@ def _columns(fidelity: Fidelity, split: str) -> dict[str, float]:
     return {fitting.column(f"{split}/{name}"): float(mean) for name, mean in found.items()}
 
 
-def _teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
+def loaded_teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
+    """The teacher with its weights; it is made first where it can be and is not there."""
+
     def load(part: DictConfig) -> Network:
         network = parts.blank(part, features)
         weights.load(network.net, part.weights or _made_here(cfg, part), head=part.head)

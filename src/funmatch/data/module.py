@@ -1,26 +1,29 @@
 """The Lightning data module over a stream."""
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from funmatch.data.source import Splits
+from funmatch.evaluation import EvaluationStream
+from funmatch.images import Images
 from funmatch.recipes import Recipe
-from funmatch.stream import Batch, EvaluationStream, Steps, Stream
+from funmatch.stream import Batch, Steps, Stream
 
 
 class DataModule(LightningDataModule):
     """Streams training batches by step, and evaluation batches in order.
 
     Args:
-        splits: train, val and test.
+        splits: images to train on; evaluation views to val and test on.
         recipe: which view each network gets.
         sides: side of the training view of each network that is asked in training, pixels.
-        resolution: (resize, side) of the student's evaluation views.
         batch_size: of the global batch.
         steps: length of the run.
         seed: of the run.
         workers: processes that render; 0 renders in the main process.
+        resident: keep all training images on the device, and render there.
     """
 
     def __init__(
@@ -29,16 +32,17 @@ class DataModule(LightningDataModule):
         recipe: Recipe,
         *,
         sides: dict[str, int],
-        resolution: tuple[int, int],
         batch_size: int,
         steps: int,
         seed: int,
         workers: int = 0,
+        resident: bool = False,
     ) -> None:
         super().__init__()
         self._splits, self._recipe = splits, recipe
-        self._sides, self._resolution = sides, resolution
-        self._batch_size, self._steps, self._seed, self._workers = batch_size, steps, seed, workers
+        self._sides, self._batch_size, self._steps, self._seed = sides, batch_size, steps, seed
+        self._workers, self._resident = workers, resident
+        self._images: Images | None = None  # all of them, on the device
 
     def train_dataloader(self) -> DataLoader[Batch]:
         stream = Stream(
@@ -47,6 +51,7 @@ class DataModule(LightningDataModule):
             sides=self._sides,
             batch_size=self._batch_size,
             seed=self._seed,
+            rendered=not self._resident,
             **self._ranks(),
         )
         assert self.trainer is not None
@@ -59,6 +64,18 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("test")
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Copies the batch to the device; views that are left to cut are cut there."""
+        there = batch.to(device, non_blocking=True)
+        if batch.cuts is None:
+            return there
+        if self._images is None:
+            train = self._splits.train
+            self._images = train.images(np.arange(len(train))).to(device)
+        return there.rendered(self._images.take(batch.cuts.rows))
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Mixes on the device, where a mixed batch need not be copied to."""
         return batch.mixed()
@@ -66,7 +83,6 @@ class DataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
         stream = EvaluationStream(
             self._splits.part(split),
-            {"student": self._resolution},
             batch_size=self._batch_size,
             **self._ranks(),
         )

@@ -1,6 +1,9 @@
 """Images of any size, decoded from their files."""
 
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from funmatch.data.listing import Listing, MissingData, digest
+from funmatch.images import Images
+
+# An extra: the same pixels as Pillow's in three quarters of the time, and on a GPU.
+codec: Any = None
+with suppress(ImportError, RuntimeError):  # the latter beside a torch that it was not built for
+    codec = import_module("torchcodec.decoders")
 
 
 class Photographs:
@@ -48,13 +57,18 @@ class Photographs:
         heights, widths = self._sizes[indices].astype(np.int64).T
         return heights, widths
 
-    def images(self, indices: NDArray[np.int64]) -> list[Tensor]:
-        """RGB, [3, H, W] each, of whatever mode and format the files are.
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        """RGB, of whatever mode and format the files are.
 
         Raises:
             MissingData: a file is damaged, or gone.
         """
-        return [decoded(self._root / self.name(index)) for index in indices]
+        sizes = np.stack(self.sizes(indices), axis=1)
+        pixels = torch.empty((int(sizes.prod(axis=1).sum()), 3), dtype=torch.uint8)
+        images = Images.packed(pixels, sizes)
+        for index, place in zip(indices, images, strict=True):
+            place.copy_(decoded(self._root / self.name(index)))
+        return images
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
         """int64 [B]; or bool [B, C] where several classes are right."""
@@ -70,14 +84,19 @@ class Photographs:
 
 def decoded(path: Path) -> Tensor:
     """An image file as uint8 [3, H, W], RGB."""
-    with _opened(path) as image:
-        try:
+    try:
+        file = np.fromfile(path, dtype=np.uint8)
+        if codec is not None and file[:3].tobytes() == _JPEG:
+            return codec.decode_jpeg(torch.from_numpy(file))
+        with Image.open(path) as picture:
             # Pillow warns of a palette with transparency unless it goes through RGBA.
-            through = image.convert("RGBA") if "transparency" in image.info else image
-            pixels = np.array(through.convert("RGB"))
-        except Exception as error:  # of Pillow's many
-            raise _unreadable(path, error) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+            through = picture.convert("RGBA") if "transparency" in picture.info else picture
+            return torch.from_numpy(np.array(through.convert("RGB"))).permute(2, 0, 1)
+    except Exception as error:  # of many kinds
+        raise _unreadable(path, error) from error
+
+
+_JPEG = b"\xff\xd8\xff"
 
 
 def _opened(path: Path) -> Image.Image:

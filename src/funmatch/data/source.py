@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from funmatch.images import Images
 from funmatch.stream import Source
 
 
@@ -23,16 +24,16 @@ class ArraySource:
 
     def __init__(self, images: Tensor, labels: Tensor | None, classes: Sequence[str]) -> None:
         self._images, self._labels, self.classes = images, labels, tuple(classes)
+        self._run = Images.of(images)
 
     def __len__(self) -> int:
         return len(self._images)
 
     def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        height, width = self._images.shape[-2:]
-        return np.full(len(indices), height), np.full(len(indices), width)
+        return self._run.heights[indices], self._run.widths[indices]
 
-    def images(self, indices: NDArray[np.int64]) -> Tensor:
-        return self._images[torch.from_numpy(indices)]
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        return self._run.take(indices)
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
         return None if self._labels is None else self._labels[torch.from_numpy(indices)]
@@ -63,7 +64,7 @@ class Joined:
         self._sources = [source for source in sources if len(source)]
         self._ends = np.cumsum([len(source) for source in self._sources], dtype=np.int64)
         first = np.zeros(1, dtype=np.int64)
-        channels = [source.images(first)[0].shape[0] for source in self._sources]
+        channels = [source.images(first).pixels.shape[1] for source in self._sources]
         if len(set(channels)) > 1:
             raise ValueError(f"sets of images with {channels} channels cannot be joined")
 
@@ -76,11 +77,11 @@ class Joined:
             heights[rows], widths[rows] = source.sizes(inside)
         return heights, widths
 
-    def images(self, indices: NDArray[np.int64]) -> list[Tensor]:
+    def images(self, indices: NDArray[np.int64]) -> Images:
         found: dict[int, Tensor] = {}
         for source, rows, inside in self._parts(indices):
             found.update(zip(rows.tolist(), source.images(inside), strict=True))
-        return [found[row] for row in range(len(indices))]
+        return Images.of(found[row] for row in range(len(indices)))
 
     def labels(self, indices: NDArray[np.int64]) -> None:
         return None

@@ -1,0 +1,81 @@
+"""Where decoded images are kept: on disk, on the device too, or nowhere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from funmatch import files, schema
+from funmatch.cli import parts
+from funmatch.data import cache
+from funmatch.data.source import ArraySource, Splits
+from funmatch.evaluation import EvaluationViews
+from funmatch.models.network import Network
+from funmatch.schema import UserError
+from funmatch.stream import Source
+
+_SHARE = 4  # auto takes at most one part in so many of what is free
+_SAMPLE = 64  # images by whose sizes auto estimates those of all
+
+
+def kept(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits, bool]:
+    """What a run reads its images from.
+
+    Returns:
+        Images to train on and the student's evaluation views of val and test, decoded once where
+        `data.cache` says so; and whether the images to train on belong on the device.
+
+    Raises:
+        UserError: there is no room for what `data.cache` asks for.
+    """
+    steps, train = schema.total_steps(cfg), data.train
+    val, test = (
+        EvaluationViews(data.part(part), student.resize, student.side) for part in ("val", "test")
+    )
+    seen: Source = val
+    if not isinstance(train, ArraySource) and _on_disk(
+        cfg, train, visits=steps * cfg.batch_size / len(train)
+    ):
+        train = cache.cached(train, _store(cfg))
+        if _on_disk(cfg, val, visits=steps / cfg.validate_every):
+            seen = cache.cached(val, _store(cfg))
+    return replace(data, train=train, val=seen, test=test), _on_device(cfg, train)
+
+
+def _store(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.cache)
+
+
+def _on_disk(cfg: DictConfig, source: Source, *, visits: float) -> bool:
+    if cfg.data.cache == "none":
+        return False
+    free = files.free(_store(cfg))
+    if cfg.data.cache == "auto":
+        return visits >= 2 and cache.size(source, _SAMPLE) <= free / _SHARE
+    if cache.at_hand(source, _store(cfg)) or (size := cache.size(source)) <= free:
+        return True
+    raise UserError(
+        f"data.cache={cfg.data.cache}: needs {size / 1e9:.3g} GB in {_store(cfg)}, where "
+        f"{free / 1e9:.3g} GB are free; give another paths.cache, or data.cache=none"
+    )
+
+
+def _on_device(cfg: DictConfig, train: Source) -> bool:
+    place, mode = parts.device(cfg), cfg.data.cache
+    if mode == "device" and place.type != "cuda":
+        return True
+    if place.type != "cuda" or mode in ("none", "disk"):
+        return False
+    if mode == "auto" and not isinstance(train, ArraySource | cache.Cached):
+        return False
+    free, _ = torch.cuda.mem_get_info(place)
+    size = cache.size(train)
+    if mode == "auto":
+        return size <= free / _SHARE
+    if size <= free:
+        return True
+    raise UserError(
+        f"data.cache=device: needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB of the device are "
+        "free; give data.cache=disk"
+    )

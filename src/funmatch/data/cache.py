@@ -1,0 +1,202 @@
+"""Decoded images in a file that is mapped into memory: decoded once, shared by all who read it.
+
+A cache is a folder. It appears in one piece when it is whole, so whoever finds it may read it, and
+a process that is killed while it builds leaves nothing that another would take for one.
+"""
+
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from funmatch import files
+from funmatch.data.listing import MissingData
+from funmatch.images import Images
+from funmatch.stream import Source
+
+_FORM = 1  # of the files: another one is another cache
+_COMPARED = 16  # images that are decoded again when a cache is opened
+_AT_A_TIME = 16  # images that a thread decodes
+
+
+class Cached:
+    """A source whose images are decoded already.
+
+    Each image is checked against its checksum the first time that this process reads it.
+
+    Args:
+        source: that the images are from; labels and classes are still its own.
+        folder: of the cache.
+    """
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.classes, self._source, self._folder = source.classes, source, folder
+        self._open()
+
+    def _open(self) -> None:
+        index = np.load(self._folder / _INDEX)
+        self._sums, self._checked = index["sums"], np.zeros(len(index["sums"]), dtype=bool)
+        # Copy on write: nobody writes, and torch takes no read-only memory.
+        run = np.memmap(self._folder / _PIXELS, dtype=np.uint8, mode="c")
+        pixels = torch.from_numpy(run).view(-1, int(index["channels"]))
+        self._images = Images.packed(pixels, index["sizes"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels: another process maps the file itself."""
+        return {key: self.__dict__[key] for key in ("classes", "_source", "_folder")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self._images.heights[indices], self._images.widths[indices]
+
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        """A view of the file.
+
+        Raises:
+            MissingData: an image is not as it was written.
+        """
+        for index in indices[~self._checked[indices]]:
+            if _checksum(self._images.image(index)) != self._sums[index]:
+                raise MissingData(f"cache: {self._folder} is damaged; remove it, it is made again")
+            self._checked[index] = True
+        return self._images.take(indices)
+
+    def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
+        return self._source.labels(indices)
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+    def fits(self) -> bool:
+        """Whether images taken all over the cache are those of the source."""
+        if len(self) != len(self._source):
+            return False
+        some = np.unique(np.linspace(0, len(self) - 1, _COMPARED).astype(np.int64))
+        pairs = zip(self._images.take(some), self._source.images(some), strict=True)
+        return all(torch.equal(here, there) for here, there in pairs)
+
+
+def at_hand(source: Source, store: Path) -> bool:
+    """Whether the source has a cache already."""
+    return _folder(source, store).is_dir()
+
+
+def _folder(source: Source, store: Path) -> Path:
+    return store / sha256(f"{_FORM} {source.fingerprint()}".encode()).hexdigest()[:16]
+
+
+def cached(source: Source, store: Path) -> Cached:
+    """The source with its images decoded once, by the first of all processes that ask for it.
+
+    Args:
+        source: the images.
+        store: where caches lie.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    folder = _folder(source, store)
+    with files.lock(store / f"{folder.name}.lock", wait=True):
+        if folder.is_dir():
+            if (there := _opened(source, folder)) is not None:
+                return there
+            print(f"  cache: {folder} is not what its source holds; made again", flush=True)
+            shutil.rmtree(folder)
+        for rest in store.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+            shutil.rmtree(rest)
+        _build(source, folder)
+    return Cached(source, folder)
+
+
+def size(source: Source, sample: int | None = None) -> int:
+    """Bytes of all images decoded, from their sizes, or from those of a sample."""
+    rows = np.arange(len(source))
+    if sample is not None and sample < len(source):
+        rows = np.linspace(0, len(source) - 1, sample).astype(np.int64)
+    heights, widths = source.sizes(rows)
+    channels = source.images(rows[:1]).pixels.shape[1]
+    return int((heights * widths).mean() * len(source)) * channels
+
+
+def _opened(source: Source, folder: Path) -> Cached | None:
+    """A cache that is whole and fits its source, else nothing."""
+    try:
+        there = Cached(source, folder)
+        return there if there.fits() else None
+    except (OSError, ValueError, KeyError, RuntimeError):  # files missing, cut off or foreign
+        return None
+
+
+_PIXELS, _INDEX = "pixels.bin", "index.npz"
+
+
+def _build(source: Source, folder: Path) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    total, start = size(source), time.perf_counter()
+    print(f"  cache: {len(source):,} images, {total / 1e9:.3g} GB decoded, in {folder}", flush=True)
+    try:
+        sizes, sums, channels = [], [], 0
+        with (temporary / _PIXELS).open("wb") as file, _bar() as bar:
+            task = bar.add_task("  cache", total=len(source))
+            for images in _decoded(source):
+                for image in images:
+                    channels = len(image)
+                    sizes.append(image.shape[1:])
+                    sums.append(_checksum(image))
+                    file.write(_bytes(image))
+                bar.update(task, advance=len(images))
+            file.flush()
+            os.fsync(file.fileno())
+        found = np.array(sums, dtype=np.uint32)
+        index = partial(np.savez, sizes=sizes, sums=found, channels=channels)
+        files.write(temporary / _INDEX, index)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    print(f"  cache: made in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def _decoded(source: Source) -> Iterator[Images]:
+    """All images in order, decoded by as many threads as there are cores."""
+    threads = os.cpu_count() or 1
+    rows = np.arange(len(source))
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(rows), 4 * threads * _AT_A_TIME):  # what is in memory at a time
+            block = rows[first : first + 4 * threads * _AT_A_TIME]
+            parts = [block[at : at + _AT_A_TIME] for at in range(0, len(block), _AT_A_TIME)]
+            yield from pool.map(source.images, parts)
+
+
+def _bytes(image: Tensor) -> bytes:
+    return image.permute(1, 2, 0).numpy().tobytes()
+
+
+def _checksum(image: Tensor) -> int:
+    return zlib.crc32(_bytes(image))
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TimeRemainingColumn())
+    bar = Progress(*columns, expand=True, transient=True)
+    bar.disable = not bar.console.is_terminal
+    return bar
