@@ -45,6 +45,14 @@ class Cropping:
     mild: tuple[int, int] = (160, 128)
     flip: bool = True
 
+    def crops(self, law: str) -> dict[str, object]:
+        """A law of crops with all that it depends on, by name."""
+        bounds: dict[str, dict[str, object]] = {
+            "inception": {"min_area": self.min_area, "flip": self.flip},
+            "mild": {"mild": self.mild, "flip": self.flip},
+        }
+        return {"crop": law, **bounds.get(law, {})}
+
 
 def _inception(heights: Sizes, widths: Sizes, rng: np.random.Generator, how: Cropping) -> Boxes:
     return geometry.inception(heights, widths, rng=rng, area=(how.min_area, 1.0))
@@ -102,6 +110,10 @@ class Recipe(Protocol):
         """The views of one step, by network; a teacher without one shares the student's."""
         ...
 
+    def law(self, seed: int) -> dict[str, object]:
+        """What decides how the teacher's views are cut and mixed, by name."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(Cropping):
@@ -126,6 +138,10 @@ class Shared(Cropping):
         draws = Draws(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
         return {"student": draws.view(self.crop, heights, widths, self)}
 
+    def law(self, seed: int) -> dict[str, object]:
+        mixing = self.alpha if self.mixing else None
+        return {"seed": seed, "shared": True, "mixing": mixing, **self.crops(self.crop)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Independent(Shared):
@@ -135,6 +151,9 @@ class Independent(Shared):
         draws = Draws(seed, step, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS)
         teacher = draws.view(self.crop, heights, widths, self)
         return {**super().views(seed, step, heights, widths), "teacher": teacher}
+
+    def law(self, seed: int) -> dict[str, object]:
+        return {**super().law(seed), "shared": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +192,14 @@ class Fixed(Cropping):
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         draws = Draws(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
         return {"student": draws.view(self.student_crop, heights, widths, self)}
+
+    def law(self, seed: int) -> dict[str, object]:
+        match self.teacher_crop:
+            case "centre":
+                return {"crop": "centre", "mild": self.mild}
+            case "inception_ensemble":
+                return {"seed": seed, "ensemble": self.ensemble, **self.crops("inception")}
+        return {"crop": self.teacher_crop}
 
     def teacher_views(self, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
         """The views [N] over which the teacher's prediction of each of N images is averaged."""

@@ -70,6 +70,12 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "data.min_area": (lambda value: 0 < value <= 1, "give a share in (0, 1]"),
     "data.images_per_class": (_COUNT[0], "give a whole number from 1, or null"),
     "teacher.combine": _one_of("probability", "logit", "sum"),
+    "targets.mode": _one_of("live", "auto", "record", "replay"),
+    "targets.form": (
+        re.compile(r"float32|float16|top[1-9]\d*").fullmatch,
+        "choose float32, float16 or top<k>, as in top10",
+    ),
+    "targets.verify": _FROM_ZERO,
     "save_as": (_NAME[0], f"{_NAME[1]}, or null"),
     "dry_run": _YES_OR_NO,
     "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
@@ -94,6 +100,9 @@ def check(cfg: DictConfig) -> None:
     if "teacher_crop" in cfg.recipe:
         remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
         _require(cfg, "recipe.mixing", lambda value: not value, remedy)
+    if str(OmegaConf.select(cfg, "targets.form", default="")).startswith("top"):
+        remedy = f"keep fewer than the {cfg.data.classes} classes of data={cfg.data.name}"
+        _require(cfg, "targets.form", lambda form: int(form[3:]) < cfg.data.classes, remedy)
     _check_budget(cfg)
     networks = {name: cfg[name] for name in ("student", "model") if name in cfg}
     for key in networks:

@@ -73,6 +73,7 @@ class Train(Base):
     teacher: Any = MISSING
     student: Any = MISSING
     objective: Any = MISSING
+    targets: Any = MISSING
 
 
 @dataclass
@@ -129,6 +130,9 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     }
     # Epochs are another way to say steps.
     plain |= {"steps": total_steps(cfg), "precision": cfg.trainer.precision}
+    targets = plain.pop("targets", None) or {"mode": "live"}
+    if targets["mode"] != "live" and "teacher_crop" not in plain["recipe"]:
+        plain["targets"] = targets["form"]  # read or asked, the target is rounded as a record is
     transfer = plain.get("transfer") or {}
     for name, data in transfer.items():
         transfer[name] = {key: data[key] for key in _IDENTITY_OF_TRANSFER if key in data}

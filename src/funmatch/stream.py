@@ -48,6 +48,7 @@ class Batch:
             row more in front: the partner of the first.
         partner_label: the labels of the mixing partners, in the same form.
         cuts: the views that are not rendered yet.
+        first: the place of the first image in the global batch.
     """
 
     index: Tensor
@@ -57,6 +58,7 @@ class Batch:
     coefficient: float | None = None
     partner_label: Tensor | None = None
     cuts: Cuts | None = None
+    first: int = 0
 
     def view(self, network: str) -> Tensor:
         """What a network sees, [B, C, S, S]."""
@@ -195,6 +197,7 @@ class Stream(Dataset[Batch]):
         share = batch_size // ranks
         first = rank * share - recipe.mixing  # the partner of the first row comes along
         self._rows = np.arange(first, (rank + 1) * share) % batch_size
+        self._first = rank * share
 
     def __getitem__(self, step: int) -> Batch:
         every = self._order.indices(step)
@@ -212,7 +215,8 @@ class Stream(Dataset[Batch]):
                 views[network] = (view[self._rows], side)
 
         label = self._source.labels(indices)
-        batch = Batch(torch.from_numpy(indices), label, step, {}, cuts=Cuts(indices, views))
+        cuts = Cuts(indices, views)
+        batch = Batch(torch.from_numpy(indices), label, step, {}, cuts=cuts, first=self._first)
         if self._rendered:
             batch = batch.rendered(self._source.images(indices))
         if not self._recipe.mixing:

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -13,7 +11,7 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from torch import nn
 
-from funmatch import schema, targets
+from funmatch import schema
 from funmatch.data.listing import MissingData
 from funmatch.data.module import DataModule
 from funmatch.data.source import Joined, Splits
@@ -22,7 +20,7 @@ from funmatch.models import weights, zoo
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import NAME, Teacher
-from funmatch.recipes import Fixed, Recipe
+from funmatch.recipes import Recipe
 from funmatch.schema import UserError
 from funmatch.stream import Source
 
@@ -127,26 +125,6 @@ def learning(cfg: DictConfig) -> Learning:
     )
 
 
-def training_targets(
-    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source
-) -> targets.Targets:
-    """The teacher's word on training batches: kept where the recipe fixes its views, else live."""
-    if not isinstance(law, Fixed):
-        return targets.Live(teacher)
-    return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **_asking(cfg))
-
-
-def reference(cfg: DictConfig, teacher: Teacher, source: Source) -> targets.Targets:
-    """The teacher's word on an evaluation split."""
-    return targets.on_evaluation_views(teacher, source, **_asking(cfg))
-
-
 def device(cfg: DictConfig) -> torch.device:
     """Where this process computes."""
     return Fabric(accelerator=cfg.trainer.accelerator, devices=1).device
-
-
-def _asking(cfg: DictConfig) -> dict[str, Any]:
-    store = Path(cfg.paths.logs) / "targets"
-    # Always as many at a time: the last bits of logits depend on it.
-    return {"store": store, "batch_size": 256, "device": device(cfg)}

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from funmatch import files, schema
-from funmatch.cli import fitting, parts, teaching
+from funmatch.cli import fitting, parts, recording, teaching
+from funmatch.data import cache
+from funmatch.data.source import ArraySource
 from funmatch.models import catalog, zoo
 from funmatch.models.network import Network
 from funmatch.runs import Run
@@ -74,7 +77,8 @@ def rehearse(cfg: DictConfig) -> None:
     seconds = sum(costs[key].seconds * shown[key] for key in costs) / _devices(cfg)
     print(f"  compute   {_number(flop, 'FLOP')}")
     print(f"  time      {_duration(seconds)} on {_machine(place, cfg)}, data and validation aside")
-    _print_disk(cfg, costs[learns].parameters)
+    _print_disk(cfg, costs[learns].parameters, steps)
+    _print_cache(cfg)
     missing = list(_missing(cfg))
     for line in missing:
         print(f"  missing   {line}")
@@ -131,17 +135,26 @@ def _seconds_per_image(go: Callable[[int], float]) -> float:
     return min([first, *(go(images) for _ in range(repeats))]) / images
 
 
-def _print_disk(cfg: DictConfig, parameters: int) -> None:
+def _print_disk(cfg: DictConfig, parameters: int, steps: int) -> None:
     state = 3 * 4 * parameters  # weights and two moments; the old file stays until the new is whole
-    logits = 0
+    targets = 0
     if "teacher" in cfg and "teacher_crop" in cfg.recipe:
-        logits = 4 * schema.train_size(cfg) * cfg.data.classes * len(schema.teachers(cfg))
+        targets = 4 * schema.train_size(cfg) * cfg.data.classes * len(schema.teachers(cfg))
+    elif "teacher" in cfg and cfg.targets.mode in ("auto", "record"):
+        targets = recording.size(cfg, steps)
     logs = Path(cfg.paths.logs)
-    free = files.free(logs)
     print(
-        f"  disk      about {_number(2 * state + 4 * parameters + logits, 'B')} in {logs}; "
-        f"{_number(free, 'B')} are free"
+        f"  disk      about {_number(2 * state + 4 * parameters + targets, 'B')} in {logs}; "
+        f"{_number(files.free(logs), 'B')} are free"
     )
+
+
+def _print_cache(cfg: DictConfig) -> None:
+    with suppress(UserError, ValueError):  # what is missing is said elsewhere
+        train = parts.splits(_without_download(cfg)).train
+        if cfg.data.cache != "none" and not isinstance(train, ArraySource):
+            size = cache.size(train, sample=64)
+            print(f"  cache     about {_number(size, 'B')} decoded, in {cfg.paths.cache}")
 
 
 def _missing(cfg: DictConfig) -> Iterator[str]:

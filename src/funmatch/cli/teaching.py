@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from funmatch import rules, schema
 from funmatch.callbacks.stopwatch import Stopwatch
-from funmatch.cli import caching, fitting, parts, session
+from funmatch.cli import caching, fitting, parts, recording, session
 from funmatch.clock import Clock
 from funmatch.distillation import Distillation
 from funmatch.evaluation import EvaluationStream, EvaluationViews
@@ -21,7 +21,6 @@ from funmatch.models import weights
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
-from funmatch.recipes import Fixed
 from funmatch.runs import Run
 from funmatch.schema import UserError
 from funmatch.stream import Batch
@@ -36,6 +35,9 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     teacher = loaded_teacher(cfg, objective.teacher_features)  # to make one is no part of the run
     if objective.teacher_features and len(teacher.members) > 1:
         raise UserError("teacher.members: an objective that matches features takes one teacher")
+    if objective.teacher_features and cfg.targets.mode != "live":
+        remedy = "records hold no features; choose targets=live"
+        raise UserError(f"targets={cfg.targets.mode}: {remedy}")
     softened = teacher.softened(getattr(objective, "temperature", 1.0))
     teacher_clock = Clock()
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
@@ -44,19 +46,20 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     images, resident = caching.kept(cfg, data, student)
 
     with teacher_clock(parts.device(cfg)):
-        words = parts.training_targets(cfg, softened, law, images.train)
+        words, asked = recording.training(cfg, softened, law, images.train)
     references = {
-        "val": parts.reference(cfg, teacher, data.val),
-        "test": parts.reference(cfg, teacher, data.test),
+        "val": recording.reference(cfg, teacher, data.val),
+        "test": recording.reference(cfg, teacher, data.test),
     }
     learner = Distillation(
         student, words, references, objective, parts.learning(cfg), teacher_clock
     )
-    sides = {"student": student.side}
-    if not isinstance(law, Fixed):  # else the teacher has spoken already
-        sides |= teacher.sides
+    sides = {"student": student.side, **(teacher.sides if asked else {})}
     stream = parts.stream(cfg, images, law, sides, resident=resident)
-    figures = fitting.fit(cfg, run, learner, stream, stopwatch)
+    try:
+        figures = fitting.fit(cfg, run, learner, stream, stopwatch)
+    finally:
+        words.close()
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
 
 
@@ -84,7 +87,7 @@ def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
         teacher = loaded_teacher(cfg)
         if run.result.get("teacher_fingerprint", teacher.fingerprint()) != teacher.fingerprint():
             raise UserError(f"{run.directory}: was taught by another teacher than the one at hand")
-        words = parts.reference(cfg, teacher, source)
+        words = recording.reference(cfg, teacher, source)
     place = parts.device(cfg)
     fidelity, frozen = Fidelity().to(place), Frozen(student)
     views = EvaluationViews(source, student.resize, student.side)
@@ -106,7 +109,7 @@ def appraise(cfg: DictConfig, split: str) -> dict[str, float]:
     label = source.labels(index)
     if label is None:
         raise UserError(f"data={cfg.data.name}: has no labels to measure a teacher by")
-    words = parts.reference(cfg, loaded_teacher(cfg), source)
+    words = recording.reference(cfg, loaded_teacher(cfg), source)
     fidelity = Fidelity()
     views = {"student": torch.empty(0)}  # the teacher has spoken already
     said = words(Batch(torch.from_numpy(index), label, 0, views)).logits

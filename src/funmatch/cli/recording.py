@@ -1,0 +1,121 @@
+"""Where the teacher's word comes from: the teacher, a record of what it said, or both."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from funmatch import files, records, runs, schema, targets
+from funmatch.cli import parts
+from funmatch.models.teacher import Teacher
+from funmatch.recipes import Fixed, Recipe
+from funmatch.records import Record
+from funmatch.schema import UserError
+from funmatch.stream import Source
+
+_SHARE = 4  # auto takes at most one part in so many of what is free
+
+
+def training(
+    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source
+) -> tuple[targets.Targets, bool]:
+    """The teacher's word on training batches, and whether it must see their views for it.
+
+    Raises:
+        UserError: there is no record to replay, or no room for one.
+    """
+    if isinstance(law, Fixed):
+        return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **_asking(cfg)), False
+    if cfg.targets.mode == "live":
+        return targets.Live(teacher), True
+    about = {
+        "kind": "steps",
+        **law.law(cfg.seed),
+        "batch_size": cfg.batch_size,
+        "precision": cfg.trainer.precision,
+    }
+    kept = {
+        name: Record(_store(cfg), {**targets.facts(member, source), **about}, cfg.targets.form)
+        for name, member in teacher.members.items()
+    }
+    steps = schema.total_steps(cfg)
+    there = _recorded(kept.values(), steps, cfg.batch_size)
+    keep = _keeps(cfg, next(iter(kept.values())), steps, int(there.sum()))
+    rng = np.random.default_rng(cfg.seed)
+    verify = rng.permutation(np.flatnonzero(there))[: cfg.targets.verify].tolist()
+    words = targets.Recorded(
+        teacher, kept, batch_size=cfg.batch_size, keep=keep, verify=frozenset(verify)
+    )
+    return words, bool(verify) or not there.all()
+
+
+def reference(cfg: DictConfig, teacher: Teacher, source: Source) -> targets.Targets:
+    """The teacher's word on an evaluation split."""
+    return targets.on_evaluation_views(teacher, source, **_asking(cfg))
+
+
+def size(cfg: DictConfig, steps: int) -> int:
+    """Bytes of the record of so many steps."""
+    row = records.form(cfg.targets.form).width(cfg.data.classes) + 4
+    return steps * cfg.batch_size * row * len(schema.teachers(cfg))
+
+
+def _recorded(kept: Iterable[Record], steps: int, batch_size: int) -> NDArray[np.bool_]:
+    """The steps [steps] of which every record has all rows."""
+    rows = slice(0, steps * batch_size)
+    each = [record.there(rows).reshape(steps, batch_size).all(axis=1) for record in kept]
+    return np.logical_and.reduce(each)
+
+
+def _keeps(cfg: DictConfig, record: Record, steps: int, there: int) -> bool:
+    """Whether what is asked is recorded; says so, or why it cannot be."""
+    store, mode = _store(cfg), cfg.targets.mode
+    have = f"{there:,} of {steps:,} steps are in {record.folder}"
+    if there == steps:
+        checked = min(cfg.targets.verify, steps)
+        _say(
+            f"{have}: the teacher is asked about {checked} to verify them"
+            if checked
+            else f"{have}: the teacher is not asked"
+        )
+        return False
+    if mode == "replay":
+        if there:
+            raise UserError(f"targets=replay: {have}; targets=auto asks the teacher for the others")
+        near = record.nearest()
+        near = f"the nearest record differs in {near}" if near else "there is no record"
+        raise UserError(
+            f"targets=replay: nothing is recorded of these views in {store}, {near}; "
+            "targets=record makes it"
+        )
+    need, free = size(cfg, steps - there), files.free(store)
+    text = f"{have}; {need / 1e6:,.3g} MB ({cfg.targets.form})"
+    if mode == "auto" and need > free / _SHARE:
+        _say(
+            f"{text} more are too much for {free / 1e9:,.3g} GB that are free: nothing is recorded"
+        )
+        return False
+    if need > free:
+        raise UserError(
+            f"targets=record: needs {need / 1e9:.3g} GB in {store}, where {free / 1e9:.3g} GB are "
+            "free; choose targets.form=top10, or targets=live"
+        )
+    _say(f"{text} are recorded")
+    return True
+
+
+def _say(text: str) -> None:
+    if runs.rank() == 0:
+        print(f"  targets: {text}", flush=True)
+
+
+def _asking(cfg: DictConfig) -> dict[str, Any]:
+    # Always as many at a time: the last bits of logits depend on it.
+    return {"store": _store(cfg), "batch_size": 256, "device": parts.device(cfg)}
+
+
+def _store(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.logs) / "targets"
