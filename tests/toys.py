@@ -97,6 +97,7 @@ def learning(steps: int) -> Learning:
         optimizer=lambda module: optimizers.adam(module, lr=0.01, wd=1e-3),
         schedule=lambda step: schedules.warmup_cosine(step, total_steps=steps, warmup_steps=1),
         log_every=1,
+        clip_norm=1.0,
     )
 
 
@@ -130,7 +131,6 @@ def fit(
         num_sanity_val_steps=0,
         limit_val_batches=0,
         check_val_every_n_epoch=None,
-        gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

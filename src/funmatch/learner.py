@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from funmatch.fidelity import Fidelity
 from funmatch.models.network import Network
@@ -20,11 +22,15 @@ class Learning:
         optimizer: makes the optimiser of a module.
         schedule: multiplier of the learning rate at a step.
         log_every: steps between two rows of training metrics.
+        clip_norm: largest norm of the gradient, or None.
+        micro_batch: images that are in memory at a time, or None for the whole batch.
     """
 
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     schedule: Callable[[int], float]
     log_every: int
+    clip_norm: float | None = None
+    micro_batch: int | None = None
 
 
 class Learner(LightningModule):
@@ -38,6 +44,8 @@ class Learner(LightningModule):
     def __init__(self, student: Network, learning: Learning) -> None:
         super().__init__()
         self.student, self.fidelity, self._learning = student, Fidelity(), learning
+        # Ours, so that the gradient of a step may come from several backward passes.
+        self.automatic_optimization = False
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised on a training batch, and its named parts for the log."""
@@ -49,18 +57,38 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         optimizer = self._learning.optimizer(self)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning.schedule)
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
+        scheduler = LambdaLR(optimizer, self._learning.schedule)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def training_step(self, batch: Batch, number: int) -> Tensor:
-        loss, parts = self.loss(batch)
-        if (batch.step + 1) % self._learning.log_every == 0:
-            named = {f"train/{name}": value for name, value in {"loss": loss, **parts}.items()}
-            self._log(named, batch.step + 1)
-        return loss
+    def training_step(self, batch: Batch, number: int) -> None:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, LRScheduler)
+        shown: dict[str, Tensor] = {}
+        logs = (batch.step + 1) % self._learning.log_every == 0
+
+        def gradient() -> None:
+            optimizer.zero_grad()
+            for piece, share in batch.pieces(self._learning.micro_batch):
+                loss, parts = self.loss(piece)
+                self.manual_backward(loss * share if share < 1 else loss)
+                for name, value in {"loss": loss, **parts}.items() if logs else ():
+                    name = f"train/{name}"
+                    shown[name] = shown.get(name, 0) + share * value.detach()
+
+        optimizer.step(gradient)
+        schedule.step()
+        if logs:
+            self._log(shown, batch.step + 1)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradient: here, where that of mixed precision is to scale again."""
+        if self._learning.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._learning.clip_norm)
 
     def validation_step(self, batch: Batch, number: int) -> None:
         self._measure(batch, "val")

@@ -30,6 +30,7 @@ class Trainer:
     log_every: int = 50
     workers: int = 0
     threads: int | None = None
+    micro_batch: int | None = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ once, ranks and workers take slices of one and the same batch, and any view can 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
@@ -89,6 +90,16 @@ class Batch:
         assert self.cuts is not None
         views = {name: cut(images, view, side) for name, (view, side) in self.cuts.views.items()}
         return replace(self, views=views, cuts=None)
+
+    def pieces(self, size: int | None) -> Iterator[tuple["Batch", float]]:
+        """The mixed batch in parts of at most `size` images, each with its share of the batch."""
+        total = len(self.index)
+        if size is None or size >= total:
+            yield self, 1.0
+            return
+        for start in range(0, total, size):
+            piece = self._each(itemgetter(slice(start, start + size)))
+            yield replace(piece, first=self.first + start), len(piece.index) / total
 
     def mixed(self) -> "Batch":
         """The batch with its views mixed, once, for all networks alike."""

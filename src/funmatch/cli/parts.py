@@ -122,6 +122,8 @@ def learning(cfg: DictConfig) -> Learning:
         # Hydra's own partial checks its target at each call: 0.16 ms a step.
         schedule=partial(schedule.func, *schedule.args, **schedule.keywords),
         log_every=cfg.trainer.log_every,
+        clip_norm=cfg.clip_norm,
+        micro_batch=cfg.trainer.micro_batch,
     )
 
 
