@@ -1,7 +1,6 @@
 """Files that are either whole or not there, and locks that die with their process."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -56,9 +55,3 @@ def once(path: Path, make: Callable[[], bytes]) -> bytes:
             if not path.exists():
                 write(path, make())
     return path.read_bytes()
-
-
-def free(folder: Path) -> int:
-    """Bytes that are free where a folder lies, or will lie."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import schedules
+from funmatch import machine, schedules
 from funmatch.data import folder
 from funmatch.models import catalog
 from funmatch.schema import Finetune, Train, UserError, run_id, total_steps
@@ -26,12 +26,6 @@ def register() -> None:
     store.store(name="finetune_schema", node=Finetune)
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-
-
-def _cores() -> int:
-    """Those that this process was given."""
-    given = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(given(0)) if given else os.cpu_count() or 1
 
 
 def _scaled(side: int, resize: int, reference: int) -> int:
@@ -94,7 +88,7 @@ def _saved(key: str, name: str, logs: str) -> Any:
 
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
-    "cores": lambda most: min(most, _cores()),
+    "cores": lambda most: min(most, machine.cores()),
     "scratch": lambda: str(Path(tempfile.gettempdir()) / f"funmatch-dry-run-{os.getpid()}"),
     "choose": lambda condition, yes, no: yes if condition else no,
     "unless": lambda given, default: default if given is None else None,

@@ -83,9 +83,21 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "trainer.num_nodes": _COUNT,
     "trainer.workers": _FROM_ZERO,
     "trainer.threads": (_COUNT[0], "give a whole number from 1, or null"),
+    "trainer.micro_batch": (_COUNT[0], "give a whole number from 1, or null"),
+    "trainer.channels_last": (
+        lambda value: value == "auto" or isinstance(value, bool),
+        "choose auto, true or false",
+    ),
+    "trainer.compile": _one_of("none", "teacher", "student", "both"),
     "trainer.log_every": _COUNT,
 }
-_MAY_BE_NULL = ("data.images_per_class", "trainer.threads", "clip_norm", "save_as")
+_MAY_BE_NULL = (
+    "data.images_per_class",
+    "trainer.threads",
+    "trainer.micro_batch",
+    "clip_norm",
+    "save_as",
+)
 _ABSENT = object()
 
 

@@ -31,6 +31,8 @@ class Trainer:
     workers: int = 0
     threads: int | None = None
     micro_batch: int | None = None
+    channels_last: Any = "auto"
+    compile: str = "none"
 
 
 @dataclass

@@ -228,4 +228,9 @@ def _kept(
 
 def facts(member: Frozen, source: Source) -> dict[str, Any]:
     """What every record of a network's word is about."""
-    return {"network": member.fingerprint(), "side": member.side, "data": source.fingerprint()}
+    return {
+        "network": member.fingerprint(),
+        "dtype": str(member.dtype).removeprefix("torch."),
+        "side": member.side,
+        "data": source.fingerprint(),
+    }

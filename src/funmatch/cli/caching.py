@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from funmatch import files, schema
+from funmatch import machine, schema
 from funmatch.cli import parts
 from funmatch.data import cache
 from funmatch.data.source import ArraySource, Splits
@@ -34,26 +34,41 @@ def kept(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits, bool]
         EvaluationViews(data.part(part), student.resize, student.side) for part in ("val", "test")
     )
     seen: Source = val
-    if not isinstance(train, ArraySource) and _on_disk(
-        cfg, train, visits=steps * cfg.batch_size / len(train)
-    ):
-        train = cache.cached(train, _store(cfg))
-        if _on_disk(cfg, val, visits=steps / cfg.validate_every):
-            seen = cache.cached(val, _store(cfg))
+    if not isinstance(train, ArraySource):
+        visits = steps * cfg.batch_size / len(train), steps / cfg.validate_every
+        wanted = [_on_disk(cfg, *each) for each in zip((train, val), visits, strict=True)]
+        train, seen = (
+            _cached(cfg, source) if want else source
+            for source, want in zip((train, val), wanted, strict=True)
+        )
     return replace(data, train=train, val=seen, test=test), _on_device(cfg, train)
+
+
+def _cached(cfg: DictConfig, source: Source) -> Source:
+    try:
+        return cache.cached(source, _store(cfg))
+    except OSError as error:
+        why = f"{_store(cfg)}: {error.strerror}"
+        if cfg.data.cache == "auto":
+            print(f"  cache: {why}; the run goes on without it", flush=True)
+            return source
+        remedy = "give another paths.cache, or data.cache=none"
+        raise UserError(f"data.cache={cfg.data.cache}: {why}; {remedy}") from error
 
 
 def _store(cfg: DictConfig) -> Path:
     return Path(cfg.paths.cache)
 
 
-def _on_disk(cfg: DictConfig, source: Source, *, visits: float) -> bool:
+def _on_disk(cfg: DictConfig, source: Source, visits: float) -> bool:
     if cfg.data.cache == "none":
         return False
-    free = files.free(_store(cfg))
+    if cache.at_hand(source, _store(cfg)):
+        return True
+    free = machine.disk(_store(cfg))
     if cfg.data.cache == "auto":
         return visits >= 2 and cache.size(source, _SAMPLE) <= free / _SHARE
-    if cache.at_hand(source, _store(cfg)) or (size := cache.size(source)) <= free:
+    if (size := cache.size(source)) <= free:
         return True
     raise UserError(
         f"data.cache={cfg.data.cache}: needs {size / 1e9:.3g} GB in {_store(cfg)}, where "

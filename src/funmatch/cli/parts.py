@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from funmatch import schema
@@ -25,12 +26,13 @@ from funmatch.schema import UserError
 from funmatch.stream import Source
 
 
-def network(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
-    """A network as its config describes it, with the weights it starts from."""
-    bare = blank(cfg, features)
-    if cfg.weights is not None:
-        weights.load(bare.net, cfg.weights, head=cfg.head)
-    return bare
+def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Network:
+    """The network that learns, `cfg.student` or `cfg.model`, with the weights it starts from."""
+    part = cfg[role]
+    bare = blank(part, features)
+    if part.weights is not None:
+        weights.load(bare.net, part.weights, head=part.head)
+    return bare.tuned(**_tuning(cfg, bare, role))
 
 
 def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
@@ -42,9 +44,13 @@ def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
 
 def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
     """The teacher, of one network or several, each made by `load` from its config."""
-    networks = {
-        key.rpartition(".")[2]: Frozen(load(part)) for key, part in schema.teachers(cfg).items()
-    }
+    dtype = torch.bfloat16 if cfg.trainer.precision == "bf16-mixed" else torch.float32
+
+    def frozen(part: DictConfig) -> Frozen:
+        network = load(part)
+        return Frozen(network, dtype=dtype, **_tuning(cfg, network, "teacher"))
+
+    networks = {key.rpartition(".")[2]: frozen(part) for key, part in schema.teachers(cfg).items()}
     if not cfg.teacher.get("members"):
         return Teacher({NAME: networks["teacher"]})
     shares = cfg.teacher.shares
@@ -53,6 +59,29 @@ def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
         combine=cfg.teacher.combine,
         weights=None if shares is None else tuple(float(shares[name]) for name in networks),
     )
+
+
+def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
+    """How a network computes: its memory layout, and whether it is compiled."""
+    channels_last = cfg.trainer.channels_last
+    if channels_last == "auto":
+        # On a CPU GroupNorm is slower in this layout, all else is faster.
+        channels_last = not any(isinstance(m, nn.GroupNorm) for m in network.modules())
+    asked = {"none": (), "teacher": ("teacher",), "student": ("student", "model")}
+    rows = None
+    if role in asked.get(cfg.trainer.compile, (role,)):
+        rows = cfg.trainer.micro_batch or cfg.batch_size // ranks(cfg)
+    return {"channels_last": channels_last, "compiled": rows}
+
+
+def ranks(cfg: DictConfig) -> int:
+    """Of how many processes a run is."""
+    devices = cfg.trainer.devices
+    if isinstance(devices, ListConfig):
+        devices = len(devices)
+    elif not isinstance(devices, int) or devices < 1:  # all there are
+        devices = max(1, torch.cuda.device_count())
+    return devices * int(cfg.trainer.num_nodes)
 
 
 def splits(cfg: DictConfig) -> Splits:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from funmatch import files, records, runs, schema, targets
+from funmatch import machine, records, runs, schema, targets
 from funmatch.cli import parts
 from funmatch.models.teacher import Teacher
 from funmatch.recipes import Fixed, Recipe
@@ -91,7 +91,7 @@ def _keeps(cfg: DictConfig, record: Record, steps: int, there: int) -> bool:
             f"targets=replay: nothing is recorded of these views in {store}, {near}; "
             "targets=record makes it"
         )
-    need, free = size(cfg, steps - there), files.free(store)
+    need, free = size(cfg, steps - there), machine.disk(store)
     text = f"{have}; {need / 1e6:,.3g} MB ({cfg.targets.form})"
     if mode == "auto" and need > free / _SHARE:
         _say(

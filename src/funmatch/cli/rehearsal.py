@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from funmatch import files, schema
+from funmatch import machine, schema
 from funmatch.cli import fitting, parts, recording, teaching
 from funmatch.data import cache
 from funmatch.data.source import ArraySource
@@ -74,7 +74,7 @@ def rehearse(cfg: DictConfig) -> None:
         views = cfg.recipe.ensemble if cfg.recipe.teacher_crop == "inception_ensemble" else 1
         shown |= {key: images * views for key in costs if key != learns}
     flop = sum(costs[key].flop * shown[key] for key in costs)
-    seconds = sum(costs[key].seconds * shown[key] for key in costs) / _devices(cfg)
+    seconds = sum(costs[key].seconds * shown[key] for key in costs) / parts.ranks(cfg)
     print(f"  compute   {_number(flop, 'FLOP')}")
     print(f"  time      {_duration(seconds)} on {_machine(place, cfg)}, data and validation aside")
     _print_disk(cfg, costs[learns].parameters, steps)
@@ -145,7 +145,7 @@ def _print_disk(cfg: DictConfig, parameters: int, steps: int) -> None:
     logs = Path(cfg.paths.logs)
     print(
         f"  disk      about {_number(2 * state + 4 * parameters + targets, 'B')} in {logs}; "
-        f"{_number(files.free(logs), 'B')} are free"
+        f"{_number(machine.disk(logs), 'B')} are free"
     )
 
 
@@ -186,17 +186,12 @@ def _without_download(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _devices(cfg: DictConfig) -> int:
-    count = cfg.trainer.devices
-    return (count if isinstance(count, int) and count > 0 else 1) * int(cfg.trainer.num_nodes)
-
-
 def _machine(place: torch.device, cfg: DictConfig) -> str:
     if place.type == "cuda":
         name = torch.cuda.get_device_name(place)
     else:
         name = f"{place.type} with {torch.get_num_threads()} threads"
-    return f"{_devices(cfg)} x {name}"
+    return f"{parts.ranks(cfg)} x {name}"
 
 
 def _number(value: float, unit: str = "") -> str:

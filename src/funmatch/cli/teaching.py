@@ -42,7 +42,7 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
     teacher_clock = Clock()
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
     seed_everything(cfg.seed, verbose=False)
-    student = parts.network(cfg.student, objective.student_features)
+    student = parts.learner(cfg, "student", objective.student_features)
     images, resident = caching.kept(cfg, data, student)
 
     with teacher_clock(parts.device(cfg)):
@@ -68,7 +68,7 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     fitting.quiet()
     data = parts.splits(cfg)
     seed_everything(cfg.seed, verbose=False)
-    student = parts.network(cfg.model)
+    student = parts.learner(cfg, "model")
     learner = Supervision(student, parts.learning(cfg))
     images, resident = caching.kept(cfg, data, student)
     sides = {"student": student.side}

@@ -7,6 +7,8 @@ a process that is killed while it builds leaves nothing that another would take 
 import os
 import shutil
 import time
+import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from funmatch import files
+from funmatch import files, machine
 from funmatch.data.listing import MissingData
 from funmatch.images import Images
 from funmatch.stream import Source
@@ -46,12 +48,17 @@ class Cached:
         self._open()
 
     def _open(self) -> None:
-        index = np.load(self._folder / _INDEX)
-        self._sums, self._checked = index["sums"], np.zeros(len(index["sums"]), dtype=bool)
-        # Copy on write: nobody writes, and torch takes no read-only memory.
-        run = np.memmap(self._folder / _PIXELS, dtype=np.uint8, mode="c")
-        pixels = torch.from_numpy(run).view(-1, int(index["channels"]))
-        self._images = Images.packed(pixels, index["sizes"])
+        with (self._folder / _INDEX).open("rb") as file, np.load(file) as index:
+            self._sums, sizes, channels = index["sums"], index["sizes"], int(index["channels"])
+        self._checked = np.zeros(len(self._sums), dtype=bool)
+        # Read-only, not copy-on-write: that would be counted as memory of this process.
+        run = np.memmap(self._folder / _PIXELS, dtype=np.uint8, mode="r")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)
+            pixels = torch.from_numpy(run.reshape(-1, channels))
+        self._images = Images.packed(pixels, sizes)
+        if int(sizes.prod(axis=1).sum()) != len(pixels) or len(sizes) != len(self._sums):
+            raise ValueError(f"cache: {self._folder} is cut off")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the pixels: another process maps the file itself."""
@@ -116,7 +123,8 @@ def cached(source: Source, store: Path) -> Cached:
     folder = _folder(source, store)
     with files.lock(store / f"{folder.name}.lock", wait=True):
         if folder.is_dir():
-            if (there := _opened(source, folder)) is not None:
+            there = _opened(source, folder)
+            if there is not None and there.fits():
                 return there
             print(f"  cache: {folder} is not what its source holds; made again", flush=True)
             shutil.rmtree(folder)
@@ -137,11 +145,10 @@ def size(source: Source, sample: int | None = None) -> int:
 
 
 def _opened(source: Source, folder: Path) -> Cached | None:
-    """A cache that is whole and fits its source, else nothing."""
+    """A cache, if it is whole."""
     try:
-        there = Cached(source, folder)
-        return there if there.fits() else None
-    except (OSError, ValueError, KeyError, RuntimeError):  # files missing, cut off or foreign
+        return Cached(source, folder)
+    except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -150,9 +157,9 @@ _PIXELS, _INDEX = "pixels.bin", "index.npz"
 
 def _build(source: Source, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     total, start = size(source), time.perf_counter()
     print(f"  cache: {len(source):,} images, {total / 1e9:.3g} GB decoded, in {folder}", flush=True)
+    temporary.mkdir(parents=True)
     try:
         sizes, sums, channels = [], [], 0
         with (temporary / _PIXELS).open("wb") as file, _bar() as bar:
@@ -178,7 +185,7 @@ def _build(source: Source, folder: Path) -> None:
 
 def _decoded(source: Source) -> Iterator[Images]:
     """All images in order, decoded by as many threads as there are cores."""
-    threads = os.cpu_count() or 1
+    threads = machine.cores()
     rows = np.arange(len(source))
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(rows), 4 * threads * _AT_A_TIME):  # what is in memory at a time

@@ -86,7 +86,7 @@ def decoded(path: Path) -> Tensor:
     """An image file as uint8 [3, H, W], RGB."""
     try:
         file = np.fromfile(path, dtype=np.uint8)
-        if codec is not None and file[:3].tobytes() == _JPEG:
+        if codec is not None and file[:3].tobytes() == _JPEG and not _turned(path, file):
             return codec.decode_jpeg(torch.from_numpy(file))
         with Image.open(path) as picture:
             # Pillow warns of a palette with transparency unless it goes through RGBA.
@@ -97,6 +97,16 @@ def decoded(path: Path) -> Tensor:
 
 
 _JPEG = b"\xff\xd8\xff"
+_HEAD = 2**16  # bytes, in which a file says how the camera was held
+_ORIENTATION = 0x0112
+
+
+def _turned(path: Path, file: NDArray[np.uint8]) -> bool:
+    """Whether a viewer would turn the image: torchcodec does, the data sets' own readers do not."""
+    if b"Exif\0\0" not in file[:_HEAD].tobytes():
+        return False
+    with Image.open(path) as picture:
+        return picture.getexif().get(_ORIENTATION, 1) != 1
 
 
 def _opened(path: Path) -> Image.Image:

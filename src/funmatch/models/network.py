@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from funmatch.models.compiled import Compiled
+
 
 @dataclass
 class Output:
@@ -59,7 +61,9 @@ class Network(nn.Module):
         mean_, std_ = torch.tensor(list(mean)), torch.tensor(list(std))
         self.register_buffer("scale", (1 / (255 * std_))[:, None, None], persistent=False)
         self.register_buffer("shift", (mean_ / std_)[:, None, None], persistent=False)
-        self._features: dict[str, Tensor] = {}
+        self._wanted, self._features = tuple(features), dict[str, Tensor]()
+        self._layout, self._dtype = torch.contiguous_format, torch.float32
+        self._compiled: Compiled | None = None
         modules = dict(net.named_modules())
         for name in features:
             if name not in modules:
@@ -68,9 +72,32 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> Output:
         """Args: pixels [B, channels, S, S] in [0, 255], uint8 or floating point."""
-        logits = self.net(pixels * self.scale - self.shift)
+        images = (pixels * self.scale - self.shift).to(self._dtype, memory_format=self._layout)
+        logits = self.net(images) if self._compiled is None else self._compiled(images)
         features, self._features = self._features, {}
         return Output(logits, features)
+
+    def tuned(
+        self,
+        *,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        compiled: int | None = None,
+    ) -> "Network":
+        """Itself, computing in another way what is the same but for the last bits.
+
+        Args:
+            dtype: of weights and activations.
+            channels_last: memory layout of images and activations.
+            compiled: rows of the batches for which the network is compiled; None: it is not. One
+                whose features are asked for is not compiled.
+        """
+        self._dtype = dtype
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.net.to(dtype).to(memory_format=self._layout)
+        if compiled is not None and not self._wanted:
+            self._compiled = Compiled(self.net, rows=compiled, training=self.training)
+        return self
 
     def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
