@@ -21,6 +21,7 @@ def either(choices: Iterable[str]) -> str:
 
 _COUNT = (lambda value: value >= 1 and value == int(value), "give a whole number from 1")
 _FROM_ZERO = (lambda value: value >= 0 and value == int(value), "give a whole number from 0")
+_SEED = (lambda value: 0 <= value < 2**32, "give a whole number from 0 to 4294967295")
 _POSITIVE = (lambda value: 0 < value < float("inf"), "give a positive number")
 _YES_OR_NO = (lambda value: isinstance(value, bool), "choose true or false")
 _NAME = (
@@ -46,7 +47,8 @@ def _rise(value: Any) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "name": _NAME,
     "recipe.name": _NAME,
-    "seed": (lambda value: 0 <= value < 2**32, "give a whole number from 0 to 4294967295"),
+    "seed": _SEED,
+    "init_seed": _SEED,
     "resume": _one_of("auto", "never"),
     "batch_size": _COUNT,
     "validate_every": _COUNT,

@@ -57,6 +57,7 @@ class Base:
     callbacks: Any = MISSING
     paths: Paths = field(default_factory=Paths)
     seed: int = 0
+    init_seed: int = 0
     name: str = MISSING
     batch_size: int = MISSING
     epochs: int | None = None
@@ -136,6 +137,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     targets = plain.pop("targets", None) or {"mode": "live"}
     if targets["mode"] != "live" and "teacher_crop" not in plain["recipe"]:
         plain["targets"] = targets["form"]  # read or asked, the target is rounded as a record is
+    if plain.get("init_seed") == plain["seed"]:
+        del plain["init_seed"]
     transfer = plain.get("transfer") or {}
     for name, data in transfer.items():
         transfer[name] = {key: data[key] for key in _IDENTITY_OF_TRANSFER if key in data}

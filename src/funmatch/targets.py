@@ -30,14 +30,41 @@ class Targets:
         """Called when no more batches come."""
 
 
-class Live(Targets):
-    """Asks the teacher about its view of the batch."""
+class Asked:
+    """The word of each member of a teacher on its view of a batch, asked for once.
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
+    Several students may learn from it, at different temperatures.
+    """
+
+    def __init__(self, members: Mapping[str, Frozen]) -> None:
+        self._members = members
+        self._said: dict[tuple[str, int], Output] = {}
+        self._step = -1
+
+    def __call__(self, name: str, batch: Batch) -> Output:
+        """What a member says."""
+        if batch.step != self._step:
+            self._said.clear()
+            self._step = batch.step
+        key = (name, batch.first)
+        if key not in self._said:
+            self._said[key] = self._members[name](batch.view(name))
+        return self._said[key]
+
+
+class Live(Targets):
+    """Asks the teacher about its view of the batch.
+
+    Args:
+        teacher: whose word it is.
+        asked: its members, where others ask them too.
+    """
+
+    def __init__(self, teacher: Teacher, asked: Asked | None = None) -> None:
+        self._teacher, self._asked = teacher, asked or Asked(teacher.members)
 
     def __call__(self, batch: Batch) -> Output:
-        return self._teacher(batch.view)
+        return self._teacher.heard([self._asked(name, batch) for name in self._teacher.members])
 
 
 class Kept(Targets):
@@ -68,6 +95,7 @@ class Recorded(Targets):
         batch_size: of the global batch.
         keep: record what is asked; else the teacher's word is lost.
         verify: steps at which a recorded word is compared with the teacher's.
+        asked: the members of the teacher, where others ask them too.
     """
 
     def __init__(
@@ -78,28 +106,28 @@ class Recorded(Targets):
         batch_size: int,
         keep: bool,
         verify: frozenset[int] = frozenset(),
+        asked: Asked | None = None,
     ) -> None:
         self._teacher, self._records, self._batch_size = teacher, records, batch_size
+        self._asked = asked or Asked(teacher.members)
         self._keep, self._verify = keep, verify
         self._pending: deque[tuple[Record, int, Tensor, torch.cuda.Event | None]] = deque()
 
     def __call__(self, batch: Batch) -> Output:
         first = batch.step * self._batch_size + batch.first
-        said = [
-            self._said(record, self._teacher.members[name], batch, name, first)
-            for name, record in self._records.items()
-        ]
+        said = [self._said(name, batch, first) for name in self._records]
         return self._teacher.combined(torch.stack(said))
 
-    def _said(self, record: Record, member: Frozen, batch: Batch, name: str, first: int) -> Tensor:
+    def _said(self, name: str, batch: Batch, first: int) -> Tensor:
+        record = self._records[name]
         recorded = record.read(slice(first, first + len(batch.index)))
         if recorded is None:
-            rows = record.packed(member(batch.view(name)).logits)
+            rows = record.packed(self._asked(name, batch).logits)
             self._write(record, first, rows)
             return record.unpacked(rows)
         recorded = recorded.to(batch.index.device, non_blocking=True)
         if batch.step in self._verify:
-            self._compare(record, recorded, member(batch.view(name)).logits.float(), batch.step)
+            self._compare(record, recorded, self._asked(name, batch).logits, batch.step)
         return recorded
 
     def _compare(self, record: Record, recorded: Tensor, said: Tensor, step: int) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -197,6 +198,13 @@ def _keys(config_name: str) -> list[str]:
             else:
                 yield f"{prefix}{key}"
 
+    with composing():
+        return list(walk(hydra.compose(config_name), ""))
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Where configurations can be composed though no job runs."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf()), version_base="1.3"):
-        return list(walk(hydra.compose(config_name), ""))
+        yield

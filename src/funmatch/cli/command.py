@@ -20,6 +20,13 @@ def train() -> None:
     session.launch("train", teach)
 
 
+def cohort() -> None:
+    """Distils several students in one pass of the teacher: the jobs of a sweep, side by side."""
+    from funmatch.cli import cohort
+
+    cohort.launch()
+
+
 def finetune() -> None:
     """Teaches a network from labels: makes teachers and label-only baselines."""
 
@@ -41,7 +48,13 @@ def report() -> None:
     app.launch("report", evaluation.report)
 
 
-COMMANDS = {"train": train, "finetune": finetune, "evaluate": evaluate, "report": report}
+COMMANDS = {
+    "train": train,
+    "cohort": cohort,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "report": report,
+}
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -19,7 +19,6 @@ from funmatch.callbacks.best import BestStudent
 from funmatch.callbacks.checkpoint import AtomicCheckpointIO, Latest
 from funmatch.callbacks.progress import StepsLeft
 from funmatch.callbacks.stopwatch import Stopwatch
-from funmatch.data.module import DataModule
 from funmatch.learner import Learner
 from funmatch.loggers.csv import CsvLogger
 from funmatch.models import weights
@@ -27,7 +26,7 @@ from funmatch.runs import Run
 
 
 def fit(
-    cfg: DictConfig, run: Run, learner: Learner, data: DataModule, stopwatch: Stopwatch
+    cfg: DictConfig, run: Run, learner: Learner, data: LightningDataModule, stopwatch: Stopwatch
 ) -> dict[str, Any]:
     """Trains to the last step, then measures val, and test once with the best student."""
     steps = schema.total_steps(cfg)

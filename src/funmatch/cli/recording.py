@@ -20,9 +20,16 @@ _SHARE = 4  # auto takes at most one part in so many of what is free
 
 
 def training(
-    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source
+    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source, asked: targets.Asked
 ) -> tuple[targets.Targets, bool]:
     """The teacher's word on training batches, and whether it must see their views for it.
+
+    Args:
+        cfg: of the run.
+        teacher: with the temperature of the run.
+        law: which views it gets.
+        source: the images.
+        asked: its members, where other runs ask them too.
 
     Raises:
         UserError: there is no record to replay, or no room for one.
@@ -30,7 +37,7 @@ def training(
     if isinstance(law, Fixed):
         return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **_asking(cfg)), False
     if cfg.targets.mode == "live":
-        return targets.Live(teacher), True
+        return targets.Live(teacher, asked), True
     about = {
         "kind": "steps",
         **law.law(cfg.seed),
@@ -47,7 +54,12 @@ def training(
     rng = np.random.default_rng(cfg.seed)
     verify = rng.permutation(np.flatnonzero(there))[: cfg.targets.verify].tolist()
     words = targets.Recorded(
-        teacher, kept, batch_size=cfg.batch_size, keep=keep, verify=frozenset(verify)
+        teacher,
+        kept,
+        batch_size=cfg.batch_size,
+        keep=keep,
+        verify=frozenset(verify),
+        asked=asked,
     )
     return words, bool(verify) or not there.all()
 

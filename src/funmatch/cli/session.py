@@ -44,7 +44,7 @@ def launch(config_name: str, teach: Teach) -> None:
         finally:
             if not known:
                 comparison.write(run.directory.parent, [run.directory.parent])
-        print(f"  {_outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
+        print(f"  {outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
         if cfg.get("save_as") is not None:
             print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
         score = row["student_val_top1"]
@@ -79,7 +79,8 @@ def _save(cfg: DictConfig, run: Run) -> Path:
     return place
 
 
-def _outcome(row: dict[str, Any]) -> str:
+def outcome(row: dict[str, Any]) -> str:
+    """What a run has come to, in a line."""
     shown = ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher")
     figures = [f"{name} {row[name]:.4f}" for name in shown if row[name] is not None]
     return f"{', '.join(figures)} in {row['wall_seconds']:.0f} s"

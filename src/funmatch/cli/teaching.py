@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from hydra import compose
 from hydra.utils import instantiate
-from lightning import seed_everything
+from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch import rules, schema
 from funmatch.callbacks.stopwatch import Stopwatch
 from funmatch.cli import caching, fitting, parts, recording, session
 from funmatch.clock import Clock
+from funmatch.data.lessons import Classmate, Lessons
+from funmatch.data.module import DataModule
+from funmatch.data.source import Splits
 from funmatch.distillation import Distillation
 from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.fidelity import Fidelity
@@ -25,14 +28,50 @@ from funmatch.runs import Run
 from funmatch.schema import UserError
 from funmatch.stream import Batch
 from funmatch.supervision import Supervision
+from funmatch.targets import Asked
+from funmatch.turns import Seat
 
 
-def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """Teaches a student from a teacher; returns the figures of the run."""
+class Lesson:
+    """What runs share that are taught together: the data, the teacher, its word, the batches.
+
+    Args:
+        cfg: of any of them.
+        features: of the teacher that the objectives ask for.
+    """
+
+    def __init__(self, cfg: DictConfig, features: tuple[str, ...] = ()) -> None:
+        self.splits, self.law = parts.splits(cfg), parts.recipe(cfg)
+        self.teacher = loaded_teacher(cfg, features)
+        self.asked = Asked(self.teacher.members)
+        self._device, self._lessons = parts.device(cfg), dict[frozenset[str], Lessons]()
+        self._images: tuple[Splits, bool] | None = None
+
+    def images(self, cfg: DictConfig, student: Network) -> tuple[Splits, bool]:
+        """What `caching.kept` says of the first student's images; the others see as many pixels."""
+        self._images = self._images or caching.kept(cfg, self.splits, student)
+        return self._images
+
+    def shared(self, data: DataModule, seen: frozenset[str]) -> Lessons:
+        """The batches with the views of some networks, for all who need the same."""
+        return self._lessons.setdefault(seen, Lessons(data, self._device))
+
+
+def distil(
+    cfg: DictConfig, run: Run, lesson: Lesson | None = None, seat: Seat | None = None
+) -> dict[str, Any]:
+    """Teaches a student from a teacher; returns the figures of the run.
+
+    Args:
+        cfg: of the run.
+        run: what it leaves.
+        lesson: shared with the other runs of a cohort.
+        seat: of the run in the cohort.
+    """
     fitting.quiet()
     objective = instantiate(cfg.objective)
-    data, law = parts.splits(cfg), parts.recipe(cfg)
-    teacher = loaded_teacher(cfg, objective.teacher_features)  # to make one is no part of the run
+    lesson = lesson or Lesson(cfg, objective.teacher_features)
+    teacher = lesson.teacher
     if objective.teacher_features and len(teacher.members) > 1:
         raise UserError("teacher.members: an objective that matches features takes one teacher")
     if objective.teacher_features and cfg.targets.mode != "live":
@@ -40,24 +79,28 @@ def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
         raise UserError(f"targets={cfg.targets.mode}: {remedy}")
     softened = teacher.softened(getattr(objective, "temperature", 1.0))
     teacher_clock = Clock()
-    stopwatch = Stopwatch(cfg.batch_size, teacher_clock)
-    seed_everything(cfg.seed, verbose=False)
+    stopwatch = Stopwatch(cfg.batch_size, teacher_clock)  # to make a teacher is no part of the run
+    seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "student", objective.student_features)
-    images, resident = caching.kept(cfg, data, student)
+    images, resident = lesson.images(cfg, student)
 
     with teacher_clock(parts.device(cfg)):
-        words, asked = recording.training(cfg, softened, law, images.train)
+        words, needed = recording.training(cfg, softened, lesson.law, images.train, lesson.asked)
     references = {
-        "val": recording.reference(cfg, teacher, data.val),
-        "test": recording.reference(cfg, teacher, data.test),
+        "val": recording.reference(cfg, teacher, lesson.splits.val),
+        "test": recording.reference(cfg, teacher, lesson.splits.test),
     }
     learner = Distillation(
         student, words, references, objective, parts.learning(cfg), teacher_clock
     )
-    sides = {"student": student.side, **(teacher.sides if asked else {})}
-    stream = parts.stream(cfg, images, law, sides, resident=resident)
+    sides = {"student": student.side, **(teacher.sides if needed else {})}
+    data: LightningDataModule = parts.stream(cfg, images, lesson.law, sides, resident=resident)
+    if seat is not None:
+        assert isinstance(data, DataModule)
+        shared = lesson.shared(data, frozenset(sides))
+        data = Classmate(shared, schema.total_steps(cfg), seat.wait)
     try:
-        figures = fitting.fit(cfg, run, learner, stream, stopwatch)
+        figures = fitting.fit(cfg, run, learner, data, stopwatch)
     finally:
         words.close()
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
@@ -67,7 +110,7 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Teaches a network from labels; returns the figures of the run."""
     fitting.quiet()
     data = parts.splits(cfg)
-    seed_everything(cfg.seed, verbose=False)
+    seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "model")
     learner = Supervision(student, parts.learning(cfg))
     images, resident = caching.kept(cfg, data, student)

@@ -45,6 +45,11 @@ class DataModule(LightningDataModule):
         self._images: Images | None = None  # all of them, on the device
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        return self.training_loader(start=self.trainer.global_step)  # restored before
+
+    def training_loader(self, *, start: int) -> DataLoader[Batch]:
+        """The training batches from a step on."""
         stream = Stream(
             self._splits.train,
             self._recipe,
@@ -54,8 +59,6 @@ class DataModule(LightningDataModule):
             rendered=not self._resident,
             **self._ranks(),
         )
-        assert self.trainer is not None
-        start = self.trainer.global_step  # restored before the loader is asked for
         return self._loader(stream, Steps(start, self._steps))
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -89,7 +92,8 @@ class DataModule(LightningDataModule):
         return self._loader(stream)
 
     def _ranks(self) -> dict[str, int]:
-        assert self.trainer is not None
+        if self.trainer is None:
+            return {"rank": 0, "ranks": 1}
         return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
 
     def _loader(

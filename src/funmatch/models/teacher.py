@@ -1,7 +1,7 @@
 """The teacher: one frozen network, or several that speak as one."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,7 +67,10 @@ class Teacher:
 
     def __call__(self, view: Callable[[str], Tensor]) -> Output:
         """What the teacher says of the views [B, channels, S, S] that `view` gives by name."""
-        outputs = [member(view(name)) for name, member in self.members.items()]
+        return self.heard([member(view(name)) for name, member in self.members.items()])
+
+    def heard(self, outputs: Sequence[Output]) -> Output:
+        """What the members say, in their order, as the word of one teacher."""
         if len(outputs) == 1:
             return outputs[0]
         return self.combined(torch.stack([output.logits for output in outputs]))
