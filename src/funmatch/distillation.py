@@ -1,6 +1,7 @@
 """Distillation: a frozen teacher, a student, and what it means to match."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -43,6 +44,9 @@ class Distillation(Learner):
             target = self._targets(batch)
         loss = self.objective(self.student(batch.view("student")), target, batch)
         return loss.total, loss.parts
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._targets.flush()  # a run that goes on from here does not ask for them again
 
     def reference(self, batch: Batch, split: str) -> Tensor:
         return self._references[split](batch).logits

@@ -49,7 +49,7 @@ class Cropping:
         """A law of crops with all that it depends on, by name."""
         bounds: dict[str, dict[str, object]] = {
             "inception": {"min_area": self.min_area, "flip": self.flip},
-            "mild": {"mild": self.mild, "flip": self.flip},
+            "mild": {"mild": tuple(self.mild), "flip": self.flip},
         }
         return {"crop": law, **bounds.get(law, {})}
 
@@ -196,10 +196,15 @@ class Fixed(Cropping):
     def law(self, seed: int) -> dict[str, object]:
         match self.teacher_crop:
             case "centre":
-                return {"crop": "centre", "mild": self.mild}
+                return {"crop": "centre", "mild": tuple(self.mild)}
             case "inception_ensemble":
                 return {"seed": seed, "ensemble": self.ensemble, **self.crops("inception")}
         return {"crop": self.teacher_crop}
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the teacher's views are drawn: then those of one image hang on all others."""
+        return self.teacher_crop == "inception_ensemble"
 
     def teacher_views(self, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
         """The views [N] over which the teacher's prediction of each of N images is averaged."""

@@ -5,6 +5,7 @@ the same table, and the next one goes on with the rows that are missing.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from funmatch import files
 
+_VERSION = 1  # of rows and of the views behind them: another one is another record
 _ABOUT, _ROWS, _SUMS = "about.json", "rows.bin", "sums.bin"
 
 
@@ -119,11 +121,15 @@ class Record:
     """
 
     def __init__(self, store: Path, about: Mapping[str, Any], name: str) -> None:
-        self.about = json.loads(json.dumps({**about, "form": name}))
+        self.about = json.loads(json.dumps({"version": _VERSION, **about, "form": name}))
         self.folder = store / sha256(json.dumps(self.about).encode()).hexdigest()[:16]
-        self._form, self._classes = form(name), 0
-        with suppress(OSError, ValueError):
-            self._classes = int(json.loads((self.folder / _ABOUT).read_text())["classes"])
+        self._form, self._classes = form(name), 0  # until it is packed or read
+
+    def __len__(self) -> int:
+        """The rows up to the last that is recorded."""
+        with suppress(FileNotFoundError):
+            return (self.folder / _SUMS).stat().st_size // 4
+        return 0
 
     def there(self, rows: slice) -> NDArray[np.bool_]:
         """Which of some rows are recorded."""
@@ -139,6 +145,7 @@ class Record:
             ValueError: the form cannot hold so few classes.
         """
         self._classes = logits.shape[-1]
+        self._form.width(self._classes)
         return self._form.pack(logits)
 
     def unpacked(self, rows: Tensor) -> Tensor:
@@ -152,14 +159,10 @@ class Record:
             OSError: the disk is full.
         """
         if not (self.folder / _ABOUT).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (_ROWS, _SUMS):
-                (self.folder / name).touch()
             about = {**self.about, "classes": self._classes}
             files.write(self.folder / _ABOUT, json.dumps(about, indent=2) + "\n")
-        content = rows.numpy()
-        sums = np.array([_checksum(row) for row in content], dtype=np.uint32)
-        self._put(_ROWS, content.tobytes(), first * content.shape[1])
+        sums = np.array(_checksums(rows.numpy()), dtype=np.uint32)
+        self._put(_ROWS, rows.numpy().tobytes(), first * rows.shape[1])
         self._put(_SUMS, sums.tobytes(), first * sums.itemsize)  # only now do the rows count
 
     def read(self, rows: slice) -> Tensor | None:
@@ -171,12 +174,19 @@ class Record:
         sums = self._sums(rows)
         if len(sums) < rows.stop - rows.start or not sums.all():
             return None
+        self._classes = self._classes or json.loads((self.folder / _ABOUT).read_text())["classes"]
         width = self._form.width(self._classes)
         content = np.frombuffer(self._bytes(_ROWS, rows, width), np.uint8).reshape(-1, width)
-        if [_checksum(row) for row in content] != sums.tolist():
-            self._put(_SUMS, bytes(sums.nbytes), rows.start * sums.itemsize)
-            again = "the same command makes what is damaged again"
-            raise ValueError(f"{self.folder}: damaged in rows {rows.start} to {rows.stop}; {again}")
+        found = np.zeros_like(sums)
+        found[: len(content)] = _checksums(content)
+        if (damaged := np.flatnonzero(found != sums)).size:
+            for row in damaged:
+                self._put(_SUMS, bytes(sums.itemsize), int(rows.start + row) * sums.itemsize)
+            first = rows.start + int(damaged[0])
+            raise ValueError(
+                f"{self.folder}: {damaged.size} damaged rows, the first is {first}; the same "
+                "command makes them again (targets=auto in place of replay)"
+            )
         return self.unpacked(torch.from_numpy(content))
 
     def lock(self) -> FileLock:
@@ -207,20 +217,26 @@ class Record:
 
     def _bytes(self, name: str, rows: slice, width: int) -> bytearray:
         """The whole rows of a file; fewer than asked for where it ends before."""
-        found = bytearray((rows.stop - rows.start) * width)
         try:
             with (self.folder / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                found = bytearray(max(0, min(rows.stop, size // width) - rows.start) * width)
                 file.seek(rows.start * width)
-                length = file.readinto(found)
+                file.readinto(found)
+                return found
         except FileNotFoundError:
-            length = 0
-        return found[: length - length % width]
+            return bytearray()
 
     def _put(self, name: str, content: bytes, place: int) -> None:
-        with (self.folder / name).open("r+b") as file:
+        path = self.folder / name
+        path.touch()
+        with path.open("r+b") as file:
             file.seek(place)
             file.write(content)
 
 
-def _checksum(row: NDArray[np.uint8]) -> int:
-    return zlib.crc32(row.tobytes()) or 1  # 0 marks a row that is missing
+def _checksums(rows: NDArray[np.uint8]) -> list[int]:
+    width, content = rows.shape[1], memoryview(rows.tobytes())
+    places = range(0, len(content), width)
+    # 0 marks a row that is missing.
+    return [zlib.crc32(content[place : place + width]) or 1 for place in places]

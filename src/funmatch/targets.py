@@ -26,23 +26,27 @@ class Targets:
     def __call__(self, batch: Batch) -> Output:
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Called when no more batches come."""
+    def flush(self) -> None:
+        """Called before a checkpoint, and when no more batches come."""
 
 
 class Asked:
-    """The word of each member of a teacher on its view of a batch, asked for once.
+    """The word of each member of a teacher on its view of a batch.
 
-    Several students may learn from it, at different temperatures.
+    Args:
+        members: of the teacher.
+        several: students learn from it, at different temperatures: it is asked once for all.
     """
 
-    def __init__(self, members: Mapping[str, Frozen]) -> None:
-        self._members = members
+    def __init__(self, members: Mapping[str, Frozen], *, several: bool = False) -> None:
+        self._members, self._several = members, several
         self._said: dict[tuple[str, int], Output] = {}
         self._step = -1
 
     def __call__(self, name: str, batch: Batch) -> Output:
         """What a member says."""
+        if not self._several:
+            return self._members[name](batch.view(name))
         if batch.step != self._step:
             self._said.clear()
             self._step = batch.step
@@ -94,6 +98,7 @@ class Recorded(Targets):
         records: by member.
         batch_size: of the global batch.
         keep: record what is asked; else the teacher's word is lost.
+        complete: nothing will be missing, and the batches come without the teacher's views.
         verify: steps at which a recorded word is compared with the teacher's.
         asked: the members of the teacher, where others ask them too.
     """
@@ -105,12 +110,13 @@ class Recorded(Targets):
         *,
         batch_size: int,
         keep: bool,
+        complete: bool = False,
         verify: frozenset[int] = frozenset(),
         asked: Asked | None = None,
     ) -> None:
         self._teacher, self._records, self._batch_size = teacher, records, batch_size
         self._asked = asked or Asked(teacher.members)
-        self._keep, self._verify = keep, verify
+        self._complete, self._keep, self._verify = complete, keep, verify
         self._pending: deque[tuple[Record, int, Tensor, torch.cuda.Event | None]] = deque()
 
     def __call__(self, batch: Batch) -> Output:
@@ -121,6 +127,9 @@ class Recorded(Targets):
     def _said(self, name: str, batch: Batch, first: int) -> Tensor:
         record = self._records[name]
         recorded = record.read(slice(first, first + len(batch.index)))
+        if recorded is None and self._complete:
+            gone = "is no longer there; the same command asks the teacher for it"
+            raise ValueError(f"{record.folder}: step {batch.step} {gone} with targets=auto")
         if recorded is None:
             rows = record.packed(self._asked(name, batch).logits)
             self._write(record, first, rows)
@@ -132,7 +141,8 @@ class Recorded(Targets):
 
     def _compare(self, record: Record, recorded: Tensor, said: Tensor, step: int) -> None:
         now = record.unpacked(record.packed(said))
-        difference = float((recorded - now).norm() / now.norm().clamp(min=1e-12))
+        there, now = (logits - logits.mean(dim=-1, keepdim=True) for logits in (recorded, now))
+        difference = float((there - now).norm() / now.norm().clamp(min=1e-12))
         if not difference < _TOLERANCE:
             raise ValueError(
                 f"targets.verify: step {step} in {record.folder} differs from what the teacher "
@@ -150,9 +160,9 @@ class Recorded(Targets):
             event.record()
         self._pending.append((record, first, rows, event))
         while len(self._pending) > (_LAG if event is not None else 0):
-            self._flush()
+            self._write_next()
 
-    def _flush(self) -> None:
+    def _write_next(self) -> None:
         record, first, rows, event = self._pending.popleft()
         if event is not None:
             event.synchronize()
@@ -164,9 +174,9 @@ class Recorded(Targets):
             lost = "the run goes on and records no further targets"
             print(f"  targets: {record.folder}: {error.strerror}; {lost}", flush=True)
 
-    def close(self) -> None:
+    def flush(self) -> None:
         while self._pending:
-            self._flush()
+            self._write_next()
 
 
 _LAG = 4  # steps
@@ -195,8 +205,11 @@ def on_fixed_views(
     def mean(member: Frozen, rows: NDArray[np.int64]) -> Tensor:
         images = source.images(rows)  # opened once, however many views
         total = torch.zeros(0)
-        for number, view in enumerate(recipe.teacher_views(seed, *sizes()), 1):
-            logits = _ask(member, cut(images, view[rows], member.side), device)
+        views = recipe.teacher_views(seed, *(sizes() if recipe.drawn else source.sizes(rows)))
+        if recipe.drawn:
+            views = (view[rows] for view in views)
+        for number, view in enumerate(views, 1):
+            logits = _ask(member, cut(images, view, member.side), device)
             if number == 1:
                 first, total = logits, logits.double().softmax(dim=-1)
             else:

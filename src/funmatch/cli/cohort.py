@@ -67,7 +67,8 @@ def _teach_together(group: list[DictConfig]) -> bool:
 
     def lesson(cfg: DictConfig) -> Lesson:
         if not lessons:
-            lessons.append(Lesson(cfg, instantiate(cfg.objective).teacher_features))
+            features = instantiate(cfg.objective).teacher_features
+            lessons.append(Lesson(cfg, features, several=True))
         return lessons[0]
 
     def task(cfg: DictConfig, seat: Seat) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The commands, by name: `python src/train.py ...` is `funmatch train ...`."""
 
+import runpy
 import sys
 from typing import Any
 
@@ -7,6 +8,7 @@ from omegaconf import DictConfig
 
 from funmatch.cli import app, evaluation, session
 from funmatch.runs import Run
+from funmatch.schema import UserError
 
 
 def train() -> None:
@@ -48,12 +50,22 @@ def report() -> None:
     app.launch("report", evaluation.report)
 
 
+def benchmark() -> None:
+    """Measures speed and memory side by side with a bare loop and other frameworks."""
+    folder = app.conf().parent / "benchmarks"
+    if not (folder / "__main__.py").is_file():
+        app.say(UserError("benchmark: its contenders are in the repository; clone it"), "benchmark")
+        raise SystemExit(1)
+    runpy.run_path(str(folder), run_name="__main__")
+
+
 COMMANDS = {
     "train": train,
     "cohort": cohort,
     "finetune": finetune,
     "evaluate": evaluate,
     "report": report,
+    "benchmark": benchmark,
 }
 
 

@@ -16,6 +16,7 @@ from funmatch.records import Record
 from funmatch.schema import UserError
 from funmatch.stream import Source
 
+_BLOCK = 4096  # steps whose rows are looked for at a time
 _SHARE = 4  # auto takes at most one part in so many of what is free
 
 
@@ -35,6 +36,8 @@ def training(
         UserError: there is no record to replay, or no room for one.
     """
     if isinstance(law, Fixed):
+        if cfg.targets.mode != "live":
+            _say(f"targets={cfg.targets.mode} changes nothing: a fixed teacher is always recorded")
         return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **_asking(cfg)), False
     if cfg.targets.mode == "live":
         return targets.Live(teacher, asked), True
@@ -53,15 +56,17 @@ def training(
     keep = _keeps(cfg, next(iter(kept.values())), steps, int(there.sum()))
     rng = np.random.default_rng(cfg.seed)
     verify = rng.permutation(np.flatnonzero(there))[: cfg.targets.verify].tolist()
+    needed = bool(verify) or not there.all()
     words = targets.Recorded(
         teacher,
         kept,
         batch_size=cfg.batch_size,
+        complete=not needed,
         keep=keep,
         verify=frozenset(verify),
         asked=asked,
     )
-    return words, bool(verify) or not there.all()
+    return words, needed
 
 
 def reference(cfg: DictConfig, teacher: Teacher, source: Source) -> targets.Targets:
@@ -77,9 +82,15 @@ def size(cfg: DictConfig, steps: int) -> int:
 
 def _recorded(kept: Iterable[Record], steps: int, batch_size: int) -> NDArray[np.bool_]:
     """The steps [steps] of which every record has all rows."""
-    rows = slice(0, steps * batch_size)
-    each = [record.there(rows).reshape(steps, batch_size).all(axis=1) for record in kept]
-    return np.logical_and.reduce(each)
+    found = np.ones(steps, dtype=bool)
+    for record in kept:
+        end = min(steps, len(record) // batch_size)
+        found[end:] = False
+        for first in range(0, end, _BLOCK):
+            last = min(first + _BLOCK, end)
+            rows = record.there(slice(first * batch_size, last * batch_size))
+            found[first:last] &= rows.reshape(-1, batch_size).all(axis=1)
+    return found
 
 
 def _keeps(cfg: DictConfig, record: Record, steps: int, there: int) -> bool:
@@ -125,8 +136,9 @@ def _say(text: str) -> None:
 
 
 def _asking(cfg: DictConfig) -> dict[str, Any]:
-    # Always as many at a time: the last bits of logits depend on it.
-    return {"store": _store(cfg), "batch_size": 256, "device": parts.device(cfg)}
+    # Always as many at a time: the last bits of logits depend on it. And no more than a step takes:
+    # 256 images were the peak of a run's memory.
+    return {"store": _store(cfg), "batch_size": 64, "device": parts.device(cfg)}
 
 
 def _store(cfg: DictConfig) -> Path:

@@ -38,12 +38,15 @@ class Lesson:
     Args:
         cfg: of any of them.
         features: of the teacher that the objectives ask for.
+        several: runs take part.
     """
 
-    def __init__(self, cfg: DictConfig, features: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, cfg: DictConfig, features: tuple[str, ...] = (), *, several: bool = False
+    ) -> None:
         self.splits, self.law = parts.splits(cfg), parts.recipe(cfg)
         self.teacher = loaded_teacher(cfg, features)
-        self.asked = Asked(self.teacher.members)
+        self.asked = Asked(self.teacher.members, several=several)
         self._device, self._lessons = parts.device(cfg), dict[frozenset[str], Lessons]()
         self._images: tuple[Splits, bool] | None = None
 
@@ -102,7 +105,7 @@ def distil(
     try:
         figures = fitting.fit(cfg, run, learner, data, stopwatch)
     finally:
-        words.close()
+        words.flush()
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
 
 
@@ -168,13 +171,14 @@ def _columns(fidelity: Fidelity, split: str) -> dict[str, float]:
 
 def loaded_teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
     """The teacher with its weights; it is made first where it can be and is not there."""
+    return parts.teacher(cfg, lambda part: member(cfg, part, features))
 
-    def load(part: DictConfig) -> Network:
-        network = parts.blank(part, features)
-        weights.load(network.net, part.weights or _made_here(cfg, part), head=part.head)
-        return network
 
-    return parts.teacher(cfg, load)
+def member(cfg: DictConfig, part: DictConfig, features: tuple[str, ...] = ()) -> Network:
+    """One of the networks that teach, not frozen yet."""
+    network = parts.blank(part, features)
+    weights.load(network.net, part.weights or _made_here(cfg, part), head=part.head)
+    return network
 
 
 def making(cfg: DictConfig, teacher: DictConfig) -> DictConfig:

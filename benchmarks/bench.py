@@ -1,0 +1,83 @@
+"""A place to measure in: what is trained there, who trains it, and what they leave."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+import pairs
+from duel import ROOT, Contender, ContenderError, Result, duel
+from funmatch.schema import UserError
+
+Spec = tuple[str, Sequence[str]]  # of a contender: its script and its overrides
+
+
+def funmatch(overrides: Sequence[str], script: str = "src/train.py") -> Spec:
+    """The framework itself, as a contender."""
+    return script, [*overrides, "+callbacks.beat._target_=metronome.Beat"]
+
+
+class Bench:
+    """A place to measure in.
+
+    Args:
+        cfg: of the command.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg, self.folder = cfg, Path(cfg.out)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        root = Path(cfg.photographs) if cfg.photographs else pairs.made(self.folder)
+        if not root.is_dir():
+            raise UserError(f"photographs={root}: no such folder; null makes some")
+        self.root = root = root.resolve()
+        self._threads = [] if cfg.threads is None else [f"trainer.threads={cfg.threads}"]
+        self.pairs: dict[str, tuple[list[str], float]] = {
+            "digits": (pairs.digits(), 0.90),
+            "128 px, small batch": (pairs.photographs(root, self.folder), 0.95),
+            "BiT, large steps": (pairs.large(root, self.folder), 0.98),
+        }
+
+    def contender(self, script: str, overrides: Sequence[str]) -> Contender:
+        """A contender that has been started."""
+        return Contender(script, [*overrides, *self._threads], self.folder)
+
+    def duel(self, contenders: Mapping[str, Spec], **how: int) -> Result:
+        """Lets contenders take turns."""
+        how = {"rounds": self.cfg.rounds, "seconds": self.cfg.seconds, **how}
+        with ExitStack() as stack:
+            there = {
+                name: stack.enter_context(self.contender(*spec))
+                for name, spec in contenders.items()
+            }
+            return duel(there, **how)
+
+    def run(self, script: str, overrides: Sequence[str]) -> float:
+        """Seconds of a whole command."""
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, str(ROOT / script), *overrides, *self._threads],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise ContenderError(f"{script} {' '.join(overrides)}: {done.stderr.strip()}")
+        return time.perf_counter() - start
+
+    def summary(self, name: str) -> list[dict[str, Any]]:
+        """The summaries of the runs of a name."""
+        paths = sorted((self.folder / "logs" / name).glob("*/summary.json"))
+        return [json.loads(path.read_text()) for path in paths]
+
+    def forget(self, *names: str) -> None:
+        """Removes the runs of some names."""
+        for name in names:
+            shutil.rmtree(self.folder / "logs" / name, ignore_errors=True)

@@ -1,0 +1,256 @@
+"""What is measured: each figure gives rows, each row one ratio with its spread and its target."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from omegaconf import DictConfig
+
+import pairs
+import report
+from bench import Bench, funmatch
+from duel import ContenderError, Result
+from funmatch.schema import UserError
+from report import Row
+
+
+def overhead(bench: Bench) -> Iterator[Row]:
+    """The framework against a bare loop: speed and memory."""
+    for pair, (overrides, target) in bench.pairs.items():
+        every = pairs.endless(overrides, "bench")
+        found = bench.duel(
+            {
+                "bare": ("benchmarks/bare.py", every),
+                "funmatch": funmatch(every),
+            }
+        )
+        yield _speed("overhead", pair, found, "funmatch", "bare", target)
+        memory = found.peaks["funmatch"] / found.peaks["bare"]
+        detail = " / ".join(f"{found.peaks[n] / 1e6:,.0f} MB" for n in ("funmatch", "bare"))
+        what = "peak memory, funmatch / bare"
+        yield Row("overhead", pair, what, memory, target=1.1, most=True, detail=detail)
+
+
+def others(bench: Bench) -> Iterator[Row]:
+    """The framework against others, on the recipe that all of them know: same views, not mixed."""
+    for pair, (overrides, _) in bench.pairs.items():
+        every = pairs.endless([*overrides, "recipe=consistent"], "bench")
+        contenders = {"funmatch": funmatch(every)}
+        for name, package in (("torchdistill", "torchdistill"), ("timm", "timm")):
+            script = f"benchmarks/{name}_kd.py"
+            if _version(package) is None:
+                what = f"funmatch / {name}"
+                yield Row("others", pair, what, None, detail=f"{package} is not installed")
+                continue
+            contenders[name] = (script, every)
+        if len(contenders) > 1:
+            found = bench.duel(contenders)
+            target = 2.0 if torch.cuda.is_available() else 1.0
+            for name in list(contenders)[1:]:
+                yield _speed("others", pair, found, "funmatch", name, target)
+
+
+def device(bench: Bench) -> Iterator[Row]:
+    """One GPU against what its tensor cores could do at most."""
+    # images/s at 790 TFLOP/s, GFLOP of an image, batch.
+    for side, (limit, flop, batch) in {224: (6814, 115.9, 128), 128: (20861, 37.87, 192)}.items():
+        pair = f"R152x2 to R50 at {side} px"
+        if not torch.cuda.is_available():
+            detail = "needs a GPU: python src/benchmark.py figures=[device]"
+            yield Row("device", pair, "of the limit", None, target=0.5, detail=detail)
+            continue
+        overrides = pairs.paper(bench.root, bench.folder, side, batch)
+        found = bench.duel({"funmatch": funmatch(pairs.endless(overrides, "device"))})
+        speed = batch / statistics.median(found.seconds["funmatch"])
+        detail = f"{speed:,.0f} images/s, {speed * flop / 1000:,.0f} TFLOP/s"
+        yield Row("device", pair, "of the limit", speed / limit, target=0.5, detail=detail)
+
+
+def stall(bench: Bench) -> Iterator[Row]:
+    """What data cost beyond input that costs nothing, and what a run writes beside."""
+    for pair, (overrides, _) in bench.pairs.items():
+        found = bench.duel(
+            {
+                "no input": funmatch(
+                    pairs.endless(overrides, "synthetic"), "benchmarks/synthetic.py"
+                ),
+                "funmatch": funmatch(pairs.endless(overrides, "bench")),
+            }
+        )
+        yield _lost(pair, found, "time for data", "funmatch", "no input", 0.03)
+    every = pairs.endless(pairs.digits(), "kept")
+    kept = [e for e in every if "validate_every" not in e and "checkpoint_every" not in e]
+    found = bench.duel(
+        {"alone": funmatch(pairs.endless(pairs.digits(), "bench")), "with all": funmatch(kept)},
+        rounds=max(2, bench.cfg.rounds // 3),
+        seconds=5 * bench.cfg.seconds,
+    )
+    what = "time for validations and checkpoints"
+    yield _lost("digits", found, what, "with all", "alone", 0.01)
+
+
+def targets(bench: Bench) -> Iterator[Row]:
+    """Targets that are there already, against learning from labels with the same student."""
+    for pair, (overrides, _) in bench.pairs.items():
+        labels = [o.replace("student", "model") for o in overrides if not o.startswith("teacher")]
+        if "data=digits" in overrides:
+            labels += ["model=digits_student"]
+        turn, rounds = 200 if pair == "digits" else 8, min(bench.cfg.rounds, 8)
+        finite = [o for o in pairs.endless(overrides, "record") if not o.startswith("steps=")]
+        finite.append(f"steps={turn * (rounds + 2)}")
+        bench.run("src/train.py", [*finite, "targets=record"])
+        found = bench.duel(
+            {
+                "labels": funmatch(pairs.endless(labels, "labels"), "src/finetune.py"),
+                "fixed teacher": funmatch(
+                    pairs.endless([*overrides, "recipe=fixed_teacher"], "fixed")
+                ),
+                "replayed": funmatch([*finite, "targets=replay", "name=replay"]),
+            },
+            rounds=rounds,
+            steps=turn,
+        )
+        for name in ("fixed teacher", "replayed"):
+            yield _speed("targets", pair, found, name, "labels", 0.95)
+
+
+def sweep(bench: Bench) -> Iterator[Row]:
+    """The second run of a sweep, whose targets are recorded, against one that asks the teacher."""
+    overrides, _ = bench.pairs["BiT, large steps"]
+    run = [*overrides, "steps=60", "schedule.warmup_steps=5", "logger=none", "resume=never"]
+    bench.forget("live", "first", "second")
+    live = bench.run("src/train.py", [*run, "name=live"])
+    first = bench.run("src/train.py", [*run, "name=first", "targets=record"])
+    again = ["name=second", "targets=auto", "optimizer.lr=0.003"]
+    second = bench.run("src/train.py", [*run, *again])
+    (row,) = bench.summary("live")
+    share = row["teacher_seconds"] / (row["teacher_seconds"] + row["student_seconds"])
+    detail = (
+        f"live {live:.0f} s, recording {first:.0f} s, second {second:.0f} s; teacher {share:.0%}"
+    )
+    yield Row(
+        "sweep", "BiT, large steps", "live / second run", live / second, target=2.5, detail=detail
+    )
+
+
+def cohort(bench: Bench) -> Iterator[Row]:
+    """Five students of one teacher, one after the other, against all together."""
+    overrides, _ = bench.pairs["BiT, large steps"]
+    rates = "optimizer.lr=0.01,0.006,0.003,0.001,0.0003"
+    run = [*overrides, "steps=30", "schedule.warmup_steps=3", "logger=none", rates]
+    bench.forget("singles", "together")
+    singles = bench.run("src/train.py", ["-m", *run, "name=singles"])
+    together = bench.run("src/cohort.py", [*run, "name=together"])
+    detail = f"{singles:.0f} s and {together:.0f} s"
+    yield Row(
+        "cohort",
+        "BiT, large steps",
+        "singles / cohort of 5",
+        singles / together,
+        target=2.2,
+        detail=detail,
+    )
+
+
+def epochs(bench: Bench) -> Iterator[Row]:
+    """What the end of an epoch costs: one in each step, against one in each 10.77 steps."""
+    every = pairs.endless([*pairs.digits(), "recipe=consistent"], "bench")
+    found = bench.duel(
+        {
+            "one": funmatch([*every, "data.images_per_class=10"]),
+            "many": funmatch([*every, "data.images_per_class=null"]),
+        }
+    )
+    differences = sorted(
+        (one - many) * 1e3 / (1 - 1 / 10.77)
+        for one, many in zip(found.seconds["one"], found.seconds["many"], strict=True)
+    )
+    middle = differences[len(differences) // 2]
+    quartiles = differences[len(differences) // 4], differences[-len(differences) // 4]
+    yield Row("epochs", "digits", "ms of an epoch", middle, *quartiles, 0.5, True, _steps(found))
+
+
+def growth(bench: Bench) -> Iterator[Row]:
+    """A long run: time of the last tenth against the first, memory, and what a resume costs."""
+    tiny = ["batch_size=10", "objective.temperature=2"]
+    total = bench.cfg.steps
+    with bench.contender(*funmatch(pairs.endless(tiny, "growth"))) as contender:
+        contender.ready()
+        contender.train(1000)
+        reports = [contender.train(total // 10) for _ in range(10)]
+    ratio = reports[-1]["seconds"] / reports[0]["seconds"]
+    detail = f"{total:,} steps, {1e3 * reports[0]['seconds'] / (total // 10):.2f} ms each"
+    yield Row(
+        "growth", "digits, tiny", "last tenth / first", ratio, target=1.02, most=True, detail=detail
+    )
+    grown = (reports[-1]["peak"] - reports[0]["peak"]) / 1e6
+    yield Row("growth", "digits, tiny", "MB more at the end", grown, target=5, most=True)
+    far = total // 5
+    short = [o for o in pairs.endless(tiny, "") if not o.startswith(("name=", "resume=", "check"))]
+    ready: dict[int, list[float]] = {1000: [], far: []}
+    for step in ready:
+        run = [*short, f"name=resume_{step}", f"checkpoint_every={step}"]
+        bench.forget(f"resume_{step}")
+        with bench.contender(*funmatch(run)) as contender:
+            contender.ready()
+            contender.train(step + 1)
+    for _ in range(5):
+        for step, seconds in ready.items():
+            run = [*short, f"name=resume_{step}", f"checkpoint_every={step}"]
+            start = time.perf_counter()
+            with bench.contender(*funmatch(run)) as contender:
+                contender.ready()
+                seconds.append(time.perf_counter() - start)
+    near_, far_ = (statistics.median(seconds) for seconds in ready.values())
+    what, detail = f"resume at step {far:,} / at 1,000", f"{far_:.1f} s and {near_:.1f} s"
+    yield Row("growth", "digits, tiny", what, far_ / near_, target=1.05, most=True, detail=detail)
+
+
+FIGURES: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    figure.__name__: figure
+    for figure in (overhead, others, device, stall, targets, sweep, cohort, epochs, growth)
+}
+
+
+def measure(cfg: DictConfig) -> None:
+    """Measures what is asked for, and writes benchmark.json, benchmark.md and benchmark.png."""
+    for name in cfg.figures:
+        if name not in FIGURES:
+            raise UserError(f"figures=[{name}]: no such figure; choose {', '.join(FIGURES)}")
+    bench = Bench(cfg)
+    rows: list[Row] = []
+    for name in cfg.figures:
+        try:
+            for row in FIGURES[name](bench):
+                rows.append(row)
+                report.say(row)
+        except ContenderError as error:
+            raise UserError(str(error)) from error
+        report.write(bench.folder, rows)
+    report.show(rows)
+    print(f"{bench.folder}/benchmark.json, benchmark.md, benchmark.png")
+
+
+def _speed(figure: str, pair: str, found: Result, one: str, other: str, target: float) -> Row:
+    value, low, high = found.ratio(one, other)
+    return Row(figure, pair, f"{one} / {other}", value, low, high, target, detail=_steps(found))
+
+
+def _lost(pair: str, found: Result, what: str, one: str, other: str, target: float) -> Row:
+    """The share of one's time that the other does not need."""
+    value, low, high = found.ratio(one, other)
+    return Row("stall", pair, what, 1 - value, 1 - high, 1 - low, target, True, _steps(found))
+
+
+def _steps(found: Result) -> str:
+    each = {name: sorted(times)[len(times) // 2] * 1e3 for name, times in found.seconds.items()}
+    return ", ".join(f"{name} {milliseconds:,.1f} ms" for name, milliseconds in each.items())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,133 @@
+"""The figures of a benchmark as a table, as JSON and as a picture."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from funmatch import files
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchdistill", "torchcodec")
+_HEAD = ("figure", "pair", "what", "value", "quartiles", "target", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        figure: its group.
+        pair: what was trained.
+        what: the ratio in words.
+        value: its median.
+        low: lower quartile.
+        high: upper quartile.
+        target: the least value, or the largest if `most`.
+        most: whether the target is an upper bound.
+        detail: what stands behind it.
+    """
+
+    figure: str
+    pair: str
+    what: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    target: float | None = None
+    most: bool = False
+    detail: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the target is met; None where it was not measured."""
+        if self.value is None or self.target is None:
+            return None
+        return self.value <= self.target if self.most else self.value >= self.target
+
+
+def say(row: Row) -> None:
+    """One row at once: the whole takes minutes."""
+    figure, pair, what, value, _, target, holds = _cells(row)
+    print(f"{figure}: {pair}: {what} {value} ({target}) {holds} {row.detail}", flush=True)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """The table in the terminal."""
+    table = Table(box=SIMPLE_HEAD, title=_machine())
+    for name in _HEAD:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*_cells(row))
+    Console().print(table)
+
+
+def write(folder: Path, rows: Sequence[Row]) -> None:
+    """benchmark.json, benchmark.md and benchmark.png."""
+    facts = {"machine": _machine(), "versions": _versions()}
+    content = {**facts, "rows": [{**asdict(row), "holds": row.holds} for row in rows]}
+    files.write(folder / "benchmark.json", json.dumps(content, indent=2) + "\n")
+    lines = [" | ".join(("", *_HEAD, "detail", "")).strip(), "|" + " --- |" * (len(_HEAD) + 1)]
+    lines += [" | ".join(("", *_cells(row), row.detail, "")).strip() for row in rows]
+    versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
+    text = "\n".join((f"{_machine()}; {versions}.", "", *lines, ""))
+    files.write(folder / "benchmark.md", text)
+    _draw(folder / "benchmark.png", [row for row in rows if row.value is not None and row.target])
+
+
+def _draw(path: Path, rows: Sequence[Row]) -> None:
+    """Each value in units of its target, with quartiles; which side is good is written beside."""
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.36 * len(rows)), layout="constrained")
+    for place, row in enumerate(reversed(rows)):
+        assert row.value is not None
+        assert row.target
+        low, high = (row.value if edge is None else edge for edge in (row.low, row.high))
+        bounds = [[(row.value - low) / row.target], [(high - row.value) / row.target]]
+        colour = "tab:blue" if row.holds else "tab:orange"
+        marker = "o" if row.holds else "X"
+        axes.errorbar(row.value / row.target, place, xerr=bounds, fmt=marker, color=colour)
+    axes.axvline(1, color="grey", linestyle="--")
+    labels = [
+        f"{r.figure}: {r.pair}, {r.what} {'<=' if r.most else '>='} {r.target:g}" for r in rows
+    ]
+    axes.set_yticks(range(len(rows)), reversed(labels), fontsize=8)
+    axes.set_xlabel("measured / target (o met, x missed; bars are quartiles)")
+    axes.set_title(_machine(), fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    value = "–" if row.value is None else f"{row.value:.3f}"
+    spread = "" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
+    target = "" if row.target is None else f"{'at most' if row.most else 'at least'} {row.target:g}"
+    holds = {None: "open", True: "met", False: "missed"}[row.holds] if row.target else ""
+    return row.figure, row.pair, row.what, value, spread, target, holds
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

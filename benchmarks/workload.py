@@ -1,0 +1,96 @@
+"""What all contenders train: the parts of one configuration, without a trainer around them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from torch import nn
+from torch.utils.data import DataLoader
+
+from funmatch import resolvers, schema
+from funmatch.cli import app, parts, teaching
+from funmatch.data.source import Splits
+from funmatch.models.network import Network
+from funmatch.models.teacher import Teacher
+from funmatch.objectives import Objective
+from funmatch.recipes import Recipe
+from funmatch.stream import Batch, Steps, Stream
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The parts of a distillation.
+
+    `plain` makes student and teacher anew, as others find them: not folded, in no layout of ours.
+    """
+
+    plain: Callable[[], tuple[Network, Network]]
+    student: Network
+    teacher: Teacher
+    objective: Objective
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Callable[[int], float]
+    clip_norm: float | None
+    device: torch.device
+    autocast: bool
+    data: Splits
+    recipe: Recipe
+    batch_size: int
+    seed: int
+    steps: int
+    workers: int
+
+    def batches(self) -> Iterator[Batch]:
+        """The training batches of the run, not yet mixed, on the host."""
+        stream = Stream(
+            self.data.train,
+            self.recipe,
+            sides={"student": self.student.side, **self.teacher.sides},
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        return iter(
+            DataLoader(
+                stream,
+                batch_size=None,
+                sampler=Steps(0, self.steps),
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+
+def workload(overrides: list[str]) -> Workload:
+    """What `src/train.py` would train with these overrides."""
+    resolvers.register()
+    with app.composing():
+        cfg = hydra.compose("train", overrides)
+        if cfg.trainer.threads is not None:
+            torch.set_num_threads(cfg.trainer.threads)
+        torch.manual_seed(cfg.seed)
+        learning = parts.learning(cfg)
+
+        def plain() -> tuple[Network, Network]:
+            with app.composing():
+                return parts.blank(cfg.student), teaching.member(cfg, cfg.teacher)
+
+        return Workload(
+            plain=plain,
+            student=parts.learner(cfg, "student"),
+            teacher=teaching.loaded_teacher(cfg),
+            objective=instantiate(cfg.objective),
+            optimizer=learning.optimizer,
+            schedule=learning.schedule,
+            clip_norm=cfg.clip_norm,
+            device=parts.device(cfg),
+            autocast=cfg.trainer.precision == "bf16-mixed",
+            data=parts.splits(cfg),
+            recipe=parts.recipe(cfg),
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+            steps=schema.total_steps(cfg),
+            workers=cfg.trainer.workers,
+        )

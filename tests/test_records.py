@@ -1,0 +1,905 @@
+"""What a teacher said is recorded once and replayed, and no run ends otherwise for it."""
+
+import csv
+import io
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from commands import QUICK, ROOT, answers, command, environment
+from funmatch import machine, rules, schema, targets
+from funmatch.cli import app, parts, recording
+from funmatch.cli.command import COMMANDS
+from funmatch.distillation import Distillation
+from funmatch.models.frozen import Frozen
+from funmatch.models.network import Network
+from funmatch.models.teacher import Teacher
+from funmatch.objectives.function_matching import FunctionMatching
+from funmatch.recipes import Fixed
+from funmatch.records import Record, form
+from funmatch.runs import Run
+from funmatch.schema import UserError
+from small import only_run
+from toys import array_source, fit, learning, network, teacher_of
+
+FORMS = ("float32", "float16", "top3")
+
+
+def logits(rows: int, classes: int = 7, seed: int = 0) -> Tensor:
+    return 4 * torch.randn(rows, classes, generator=torch.manual_seed(seed))
+
+
+# --- forms: logits as bytes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rows_have_the_promised_width(name: str) -> None:
+    rows = form(name).pack(logits(5))
+    assert rows.dtype == torch.uint8
+    assert rows.shape == (5, form(name).width(7))
+
+
+def test_float32_keeps_every_bit_and_float16_is_half() -> None:
+    said = logits(50)
+    for name, kept in (("float32", said), ("float16", said.half().float())):
+        assert torch.equal(form(name).unpack(form(name).pack(said), 7), kept)
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) -> None:
+    said = logits(50)
+    kept = form(f"top{k}").unpack(form(f"top{k}").pack(said), 7)
+    assert torch.equal(kept.topk(k).indices, said.topk(k).indices)
+    before, after = said.softmax(-1), kept.softmax(-1)
+    rounding = 4 * 2**-11 * float(kept.abs().max())  # of a difference of two halves, doubled
+    top = said.topk(k).indices
+    torch.testing.assert_close(after.gather(-1, top), before.gather(-1, top), rtol=rounding, atol=0)
+    rest = [p.scatter(-1, top, 0).sum(-1) for p in (after, before)]
+    torch.testing.assert_close(*rest, rtol=rounding, atol=0)
+    others = kept.scatter(-1, top, torch.nan)  # all alike
+    assert all(len(row[~row.isnan()].unique()) == 1 for row in others)
+
+
+def test_top_k_of_half_precision_logits_is_that_of_their_values() -> None:
+    said = logits(9).bfloat16()
+    assert torch.equal(form("top3").pack(said), form("top3").pack(said.float()))
+
+
+@pytest.mark.parametrize("name", ["top7", "top8", "top0"])
+def test_a_form_of_no_or_all_classes_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"targets.form={name}: there are 7 classes; keep fewer"):
+        form(name).width(7)
+
+
+@pytest.mark.parametrize("name", ["top7", "top8"])
+def test_a_record_refuses_fewer_classes_than_it_is_to_keep(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="there are 7 classes; keep fewer"):
+        Record(tmp_path, {}, name).packed(logits(5))
+
+
+@pytest.mark.parametrize("name", ["half", "top", "top-1", "top1.5", "float64", ""])
+def test_an_unknown_form_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"targets.form={name}: choose float32, float16 or top<k>"):
+        Record(tmp_path, {}, name)
+
+
+def test_wrong_targets_are_refused_at_the_door(tmp_path: Path) -> None:
+    mistakes = {
+        "targets=record targets.form=top10": "keep fewer than the 10 classes of data=digits",
+        "targets=record targets.form=top0": "choose float32, float16 or top<k>, as in top10",
+        "targets=record targets.form=half": "choose float32, float16 or top<k>, as in top10",
+        "targets=replay targets.verify=-1": "give a whole number from 0",
+        "targets.mode=once": "choose live, auto, record or replay",
+        "targets=once": "no such targets; choose auto, live, record or replay",
+    }
+    said = answers([("train", wrong) for wrong in mistakes], cwd=tmp_path)
+    for (_, wrong), found in said.items():
+        assert found == (1, "", f"error: {wrong.split()[-1]}: {mistakes[wrong]}\n")
+    assert not list(tmp_path.iterdir())
+
+
+# --- records: tables that many may write ---------------------------------------------------------
+
+ABOUT = {"kind": "steps", "seed": 0}
+SAID = logits(12)
+
+
+def record(store: Path, name: str = "float32", **about: object) -> Record:
+    return Record(store, {**ABOUT, **about}, name)
+
+
+def write(into: Record, first: int, last: int, said: Tensor = SAID) -> None:
+    into.write(first, into.packed(said[first:last]))
+
+
+def there(of: Record, rows: int = 12) -> str:
+    """The rows that are recorded, as in 1101."""
+    return "".join("01"[int(found)] for found in of.there(slice(0, rows)))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rows_are_written_in_any_order_by_several(tmp_path: Path, name: str) -> None:
+    one, other = record(tmp_path, name), record(tmp_path, name)
+    write(one, 8, 12)
+    assert there(other) == "000000001111"
+    write(other, 0, 4)
+    assert there(one) == "111100001111"
+    assert one.read(slice(2, 10)) is None
+    write(other, 4, 8)
+    expected = one.unpacked(one.packed(SAID))
+    for reader in (one, other, record(tmp_path, name)):
+        assert torch.equal(reader.read(slice(0, 12)), expected)
+        assert torch.equal(reader.read(slice(3, 9)), expected[3:9])
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_who_comes_before_the_first_row_reads_what_another_writes(
+    tmp_path: Path, name: str
+) -> None:
+    """Two jobs of a sweep start at once; the slower one meets the rows of the faster."""
+    early = record(tmp_path, name)
+    write(record(tmp_path, name), 0, 12)
+    assert torch.equal(early.read(slice(0, 12)), early.unpacked(early.packed(SAID)))
+
+
+def test_to_ask_for_rows_makes_no_record(tmp_path: Path) -> None:
+    empty = record(tmp_path / "store")
+    assert there(empty) == "000000000000"
+    assert empty.read(slice(0, 12)) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_value_or_form_is_another_record(tmp_path: Path) -> None:
+    places = [record(tmp_path), record(tmp_path, seed=1), record(tmp_path, crop="mild")]
+    places += [record(tmp_path, name) for name in FORMS[1:]]
+    assert len({place.folder for place in places}) == len(places)
+    assert record(tmp_path, mild=(160, 128)).folder == record(tmp_path, mild=[160, 128]).folder
+    write(places[0], 0, 12)
+    assert [there(place).count("1") for place in places] == [12, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("left", [0, 3, 4, 30])
+def test_rows_whose_checksums_are_cut_off_are_missing(tmp_path: Path, left: int) -> None:
+    write(record(tmp_path), 0, 12)
+    with (record(tmp_path).folder / "sums.bin").open("r+b") as file:
+        file.truncate(left)
+    whole = left // 4
+    assert there(record(tmp_path)) == "1" * whole + "0" * (12 - whole)
+    assert record(tmp_path).read(slice(0, whole + 1)) is None
+    assert torch.equal(record(tmp_path).read(slice(0, whole)), SAID[:whole])
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path, place: int) -> None:
+    path.write_bytes(path.read_bytes()[:place])
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_a_damaged_row_is_named_once_and_missing_from_then_on(tmp_path: Path, damage) -> None:
+    write(record(tmp_path), 0, 12)
+    folder = record(tmp_path).folder
+    damage(folder / "rows.bin", 9 * 28 + 5)
+    assert torch.equal(record(tmp_path).read(slice(0, 8)), SAID[:8])
+    with pytest.raises(
+        ValueError, match=f"^{folder}: . damaged rows, the first is 9; the same command"
+    ):
+        record(tmp_path).read(slice(8, 12))
+    assert record(tmp_path).read(slice(8, 12)) is None
+    assert there(record(tmp_path)).startswith("11111111")
+    write(record(tmp_path), 8, 12)
+    assert torch.equal(record(tmp_path).read(slice(0, 12)), SAID)
+
+
+def test_a_damaged_row_takes_no_other_with_it(tmp_path: Path) -> None:
+    write(record(tmp_path), 0, 12)
+    flip(record(tmp_path).folder / "rows.bin", 9 * 28 + 5)
+    with pytest.raises(ValueError, match="damaged"):
+        record(tmp_path).read(slice(0, 12))
+    assert there(record(tmp_path)) == "111111111011"
+
+
+@pytest.mark.parametrize("name", ["rows.bin", "sums.bin"])
+def test_a_record_that_lost_a_file_is_filled_again(tmp_path: Path, name: str) -> None:
+    write(record(tmp_path), 0, 12)
+    (record(tmp_path).folder / name).unlink()
+    write(record(tmp_path), 0, 12)
+    assert torch.equal(record(tmp_path).read(slice(0, 12)), SAID)
+
+
+WRITER = """
+import itertools, sys, torch
+from pathlib import Path
+from funmatch.records import Record
+record = Record(Path(sys.argv[1]), {"kind": "steps", "seed": 0}, "float32")
+for step in itertools.count():
+    rows = torch.arange(step * 64, step * 64 + 64)[:, None].expand(64, 500).float()
+    record.write(step * 64, record.packed(rows))
+    print(step, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_only_rows_that_are_right(tmp_path: Path) -> None:
+    asked = [sys.executable, "-c", WRITER, str(tmp_path)]
+    home = environment(tmp_path, PYTHONPATH=str(ROOT / "src"))
+    with subprocess.Popen(asked, env=home, stdout=subprocess.PIPE, text=True) as process:
+        while int(process.stdout.readline()) < 20:
+            pass
+        process.send_signal(signal.SIGKILL)
+        steps = 21 + len(process.stdout.readlines())
+    assert process.returncode == -signal.SIGKILL
+    left = record(tmp_path)
+    found = np.flatnonzero(left.there(slice(0, 64 * (steps + 10))))
+    assert 64 * steps <= len(found) <= 64 * (steps + 1)
+    for row in found.tolist():
+        assert torch.equal(left.read(slice(row, row + 1)), torch.full((1, 500), float(row)))
+
+
+# --- lessons of toys: what is asked and what is read ---------------------------------------------
+
+
+class Lesson:
+    """A real distillation of a toy student, after which the teacher's networks can be looked at."""
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        nets: dict[str, Network],
+        source: Any,
+        **combination: Any,
+    ) -> None:
+        rules.check(cfg)
+        self.cfg, self.nets, self.source = cfg, nets, source
+        self.law = parts.recipe(cfg)
+        members = {name: Frozen(net) for name, net in nets.items()}
+        self.teacher = Teacher(members, **combination).softened(cfg.objective.temperature)
+        asked = targets.Asked(self.teacher.members)
+        self.words, self.asked = recording.training(cfg, self.teacher, self.law, source, asked)
+
+    def given(self, side: int = 8) -> Tensor:
+        """The weights of the student in the end."""
+        objective = FunctionMatching(self.cfg.objective.temperature)
+        student = network(side, seed=1)
+        learner = Distillation(student, self.words, {}, objective, learning(self.cfg.steps))
+        sides = {"student": side, **(self.teacher.sides if self.asked else {})}
+        budget = {"steps": self.cfg.steps, "batch_size": self.cfg.batch_size}
+        fit(learner, self.source, self.law, sides=sides, seed=self.cfg.seed, **budget)
+        self.words.flush()
+        return student.net.linear.weight.detach()
+
+    @property
+    def images(self) -> list[int]:
+        """How many images each network was asked about."""
+        return [sum(map(len, net.net.seen)) for net in self.nets.values()]
+
+
+@pytest.fixture
+def lesson(compose, tmp_path: Path) -> Callable[..., Lesson]:
+    """Prepares a lesson of five steps of six images; its logs are those of all the test's."""
+
+    def prepare(*overrides: str, nets: Any = None, source: Any = None, **more: Any) -> Lesson:
+        common = ("steps=5", "batch_size=6", "schedule.warmup_steps=1", "trainer.accelerator=cpu")
+        cfg = compose(*common, f"paths.logs={tmp_path}", "objective.temperature=300", *overrides)
+        nets = nets or {"teacher": network(10, seed=2)}
+        return Lesson(cfg, nets, source or array_source(), **more)
+
+    return prepare
+
+
+def pair() -> dict[str, Network]:
+    return {"teacher.large": network(10, seed=2), "teacher.small": network(6, seed=3)}
+
+
+RECIPES = ("independent_noise", "consistent", "function_matching")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("nets", [None, pair], ids=["one teacher", "two teachers"])
+def test_what_is_recorded_in_full_is_what_is_said_live(lesson, recipe: str, nets) -> None:
+    """To the last bit, where the record rounds nothing."""
+
+    def given(targets: str) -> tuple[Tensor, list[int]]:
+        made = lesson(
+            f"recipe={recipe}",
+            f"targets={targets}",
+            "targets.form=float32",
+            nets=nets and nets(),
+            **({"combine": "sum", "weights": (1.0, 3.0)} if nets else {}),
+        )
+        return made.given(), made.images
+
+    live, asked = given("live")
+    assert set(asked) == {5 * 6}
+    recorded, asked_to_record = given("record")
+    assert asked_to_record == asked
+    replayed, asked_to_replay = given("replay")
+    assert set(asked_to_replay) == {0}
+    assert torch.equal(recorded, live)
+    assert torch.equal(replayed, live)
+
+
+@pytest.mark.parametrize("name", ["float16", "top3"])
+def test_what_is_said_is_rounded_whether_or_not_it_was_recorded(lesson, name: str) -> None:
+    """The first three steps are read, the others asked."""
+    rounded = f"targets.form={name}"
+    short = lesson("targets=record", "steps=3", rounded)
+    short.given()
+    auto = lesson("targets=auto", rounded)
+    mixed = auto.given()
+    assert auto.images == [2 * 6]
+    assert torch.equal(lesson("targets=replay", rounded).given(), mixed)
+    live = lesson("targets=live").given()
+    assert not torch.equal(mixed, live)
+    if name == "float16":
+        torch.testing.assert_close(mixed, live, rtol=1e-2, atol=1e-3)
+
+
+def test_a_replay_never_asks_the_teacher(lesson) -> None:
+    recorded = lesson("targets=record").given()
+    replay = lesson("targets=replay")
+
+    def mute(images: Tensor) -> Tensor:
+        raise AssertionError("the teacher was asked")
+
+    replay.nets["teacher"].net.forward = mute
+    assert torch.equal(replay.given(), recorded)
+
+
+def test_the_teachers_own_crops_are_recorded(lesson) -> None:
+    lesson("targets=record", "recipe=consistent", "targets.form=float32").given()
+    independent = lesson("targets=record", "recipe=independent_noise", "targets.form=float32")
+    assert independent.asked  # nothing is taken from the other recipe
+    independent.given()
+    assert independent.images == [5 * 6]
+    net = independent.nets["teacher"].net
+    said = net.linear(torch.cat(net.seen).flatten(1)).detach()
+    (about,) = (p for p in targets_of(independent) if json.loads(p.read_text())["shared"] is False)
+    rows = torch.from_numpy(np.fromfile(about.with_name("rows.bin"), np.float32).reshape(30, 7))
+    torch.testing.assert_close(rows, said)
+
+
+def said_last(capsys) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def targets_of(given: Lesson) -> list[Path]:
+    return sorted(Path(given.cfg.paths.logs).glob("targets/*/about.json"))
+
+
+def test_each_member_is_recorded_for_any_combination(lesson) -> None:
+    made = lesson("targets=record", nets=pair(), combine="sum")
+    made.given()
+    assert made.images == [5 * 6, 5 * 6]
+    assert len(targets_of(made)) == 2
+    for how in ({"combine": "logit"}, {"combine": "probability", "weights": (2.0, 1.0)}):
+        other = lesson("targets=replay", nets=pair(), **how)
+        assert not other.asked
+        other.given()
+        assert other.images == [0, 0]
+    alone = lesson("targets=replay", nets={"teacher": pair()["teacher.small"]})
+    assert not alone.asked
+
+
+def test_only_the_member_without_a_record_is_asked(lesson, capsys) -> None:
+    lesson("targets=record", nets={"teacher": pair()["teacher.large"]}).given()
+    both = lesson("targets=auto", nets=pair())
+    assert both.asked
+    assert "0 of 5 steps are in " in said_last(capsys)
+    both.given()
+    assert both.images == [0, 5 * 6]
+    assert not lesson("targets=replay", nets=pair()).asked
+
+
+SAME = [
+    ("objective.temperature=2",),
+    ("optimizer.lr=0.5",),
+    ("optimizer=sgd", "clip_norm=null", "validate_every=7"),
+    ("student.net.widths=[8,8]",),
+    ("steps=4", "init_seed=7"),
+    ("trainer.workers=1", "trainer.micro_batch=2", "data.cache=none"),
+    ("recipe=consistent", "recipe.mixing=true"),
+]
+OTHER = [
+    ("recipe.alpha=0.5",),
+    ("recipe=consistent",),
+    ("recipe=independent_noise", "recipe.mixing=true"),
+    ("data.min_area=0.5",),
+    ("data.flip=true",),
+    ("seed=1",),
+    ("batch_size=5",),
+    ("trainer.precision=bf16-mixed",),
+    ("targets.form=float32",),
+]
+
+
+def test_other_students_share_a_record(lesson) -> None:
+    lesson("targets=record").given()
+    for change in SAME:
+        assert not lesson("targets=auto", *change).asked, change
+
+
+def of_any_side(side: int) -> Network:
+    """A network whose weights do not tell its side."""
+    parts = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7)
+    for number, parameter in enumerate(parts[-1].parameters()):
+        nn.init.constant_(parameter, number)
+    return Network(nn.Sequential(*parts), mean=[0.5] * 3, std=[0.5] * 3, side=side, resize=side)
+
+
+def test_other_views_and_other_teachers_are_recorded_anew(lesson, capsys) -> None:
+    made = lesson("targets=record")
+    made.given()
+    others = [lesson("targets=auto", *change) for change in OTHER]
+    for net in (network(10, seed=3), of_any_side(10), of_any_side(9)):  # weights, then sides
+        others.append(lesson("targets=auto", nets={"teacher": net}))
+    others.append(lesson("targets=auto", source=array_source(seed=1)))
+    said = re.findall(r"targets: (\d) of 5 steps are in (\S+);", capsys.readouterr().out)
+    assert [steps for steps, _ in said] == ["0"] * (1 + len(others))
+    assert len({folder for _, folder in said}) == len(said)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["recipe.crop=mild", "recipe=fixed_teacher recipe.teacher_crop=centre"]
+)
+def test_mild_crops_are_recorded_too(lesson, recipe: str) -> None:
+    first = lesson("targets=record", *recipe.split())
+    weights = first.given()
+    again = lesson("targets=record", *recipe.split())
+    assert torch.equal(again.given(), weights)
+    assert again.images == [0]
+    other = lesson("targets=record", *recipe.split(), "data.mild=[120,100]")
+    other.given()
+    assert other.images == first.images
+
+
+def test_a_teacher_that_is_normalised_otherwise_is_another(lesson) -> None:
+    lesson("targets=record").given()
+    net = network(10, seed=2)
+    shifted = Network(net.net, mean=[0.5] * 3, std=[1 / 255] * 3, side=10, resize=10)
+    assert lesson("targets=auto", nets={"teacher": shifted}).asked
+
+
+# --- lessons of toys: refusals, checks, faults ---------------------------------------------------
+
+
+def test_the_key_in_which_the_nearest_record_differs_is_named(lesson) -> None:
+    """With both values; of several records, that which differs least."""
+    with pytest.raises(UserError, match=r"nothing is recorded of .*, there is no record; "):
+        lesson("targets=replay")
+    lesson("targets=record").given()
+    lesson("targets=record", "seed=3", "data.min_area=0.5").given()
+    for change, named in (
+        ("seed=1", "seed (there 0, here 1)"),
+        ("batch_size=5", "batch_size (there 6, here 5)"),
+        ("recipe.alpha=0.5", "mixing (there 1.0, here 0.5)"),
+        ("data.min_area=0.4", "min_area (there 0.25, here 0.4)"),
+        ("targets.form=top2", "form (there float16, here top2)"),
+        ("seed=3 data.min_area=0.4", "min_area (there 0.5, here 0.4)"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"the nearest record differs in {named}; ")):
+            lesson("targets=replay", *change.split())
+
+
+def test_a_good_record_is_verified_at_so_many_steps(lesson) -> None:
+    recorded = lesson("targets=record").given()
+    verified = lesson("targets=replay", "targets.verify=3")
+    assert torch.equal(verified.given(), recorded)
+    assert verified.images == [3 * 6]
+    all_of_it = lesson("targets=auto", "targets.verify=99")
+    assert torch.equal(all_of_it.given(), recorded)
+    assert all_of_it.images == [5 * 6]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rows_of_another_seed_are_not_verified(lesson, name: str) -> None:
+    for seed in (0, 1):
+        lesson("targets=record", f"targets.form={name}", f"seed={seed}").given()
+    wrong = lesson("targets=replay", f"targets.form={name}", "targets.verify=1")
+    folders = {json.loads(p.read_text())["seed"]: p.parent for p in targets_of(wrong)}
+    for file in ("rows.bin", "sums.bin"):
+        shutil.copy(folders[1] / file, folders[0] / file)
+    with pytest.raises(ValueError, match=rf"^targets\.verify: step \d in {folders[0]} differs "):
+        wrong.given()
+
+
+@pytest.mark.parametrize("mode", ["auto", "replay"])
+def test_rows_lost_in_the_middle_are_never_asked_of_another_view(lesson, mode: str) -> None:
+    """Another run met damage, or someone removed the record, after this one had looked it up."""
+    views, same_side = "recipe=independent_noise", {"teacher": network(10, seed=2)}
+    recorded = lesson("targets=record", views, nets=same_side).given(side=10)
+    reading = lesson(f"targets={mode}", views)
+    (about,) = targets_of(reading)
+    about.with_name("sums.bin").write_bytes(b"")
+    found = recorded
+    with suppress(ValueError):  # to refuse to go on is right, too
+        found = reading.given(side=10)
+    assert torch.equal(found, recorded)
+
+
+# --- disks that are full -------------------------------------------------------------------------
+
+NEED = 5 * 6 * (2 * 10 + 4)  # steps, images, float16 of ten classes with a checksum
+
+
+def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(machine, "disk", lambda folder: size)
+
+
+def test_record_is_refused_where_there_is_no_room(lesson, monkeypatch, tmp_path: Path) -> None:
+    free(monkeypatch, NEED - 1)
+    with pytest.raises(UserError, match=r"^targets=record: needs .* GB in .*/targets, where ") as e:
+        lesson("targets=record")
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.iterdir())
+    free(monkeypatch, NEED)
+    assert lesson("targets=record").asked
+
+
+def test_auto_takes_a_quarter_of_what_is_free_and_goes_on_without(
+    lesson, monkeypatch, capsys
+) -> None:
+    free(monkeypatch, 4 * NEED - 1)
+    unrecorded = lesson("targets=auto")
+    weights = unrecorded.given()
+    assert "are too much for" in (said := capsys.readouterr().out)
+    assert said.rstrip().endswith("nothing is recorded")
+    assert not targets_of(unrecorded)
+    free(monkeypatch, 4 * NEED)
+    recorded = lesson("targets=auto")
+    assert torch.equal(recorded.given(), weights)
+    assert len(targets_of(recorded)) == 1
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """To write further is an OSError, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("nets", [None, pair], ids=["one teacher", "two teachers"])
+def test_a_disk_that_fills_up_does_not_end_the_run(lesson, capsys, nets) -> None:
+    settings = ("steps=20", "targets.form=float32")
+    filling = lesson("targets=record", *settings, nets=nets and nets())
+    with files_of_at_most(2000):  # of the rows: there are 20 * 6 of 28 bytes
+        weights = filling.given()
+    said = capsys.readouterr().out
+    assert said.count("File too large; the run goes on and records no further targets") == 1
+    assert torch.equal(weights, lesson("targets=live", *settings, nets=nets and nets()).given())
+    again = lesson("targets=auto", *settings, nets=nets and nets())
+    assert f": {2000 // 28 // 6} of 20 steps are in" in said_last(capsys)
+    assert torch.equal(again.given(), weights)
+    assert set(again.images) <= {9 * 6, 10 * 6}  # two members need not have come equally far
+    assert torch.equal(lesson("targets=replay", *settings, nets=nets and nets()).given(), weights)
+
+
+# --- a fixed teacher -----------------------------------------------------------------------------
+
+
+def test_a_fixed_teacher_is_kept_in_the_same_store_whatever_the_targets(lesson) -> None:
+    first = lesson("targets=live", "recipe=fixed_teacher")
+    weights = first.given()
+    assert first.images == [20]
+    for mode in ("auto", "record", "replay", "live"):
+        again = lesson(f"targets={mode}", "recipe=fixed_teacher")
+        assert torch.equal(again.given(), weights)
+        assert again.images == [0]
+    assert [json.loads(p.read_text())["kind"] for p in targets_of(again)] == ["fixed"]
+
+
+ASKING = """
+import os, signal, sys
+import test_records
+record = test_records.ensemble_of_crops(sys.argv[1], lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def ensemble_of_crops(folder: str | Path, fault: Callable[[], None] | None = None) -> Any:
+    """Asks a toy about three crops of each of 20 images, five images at a time.
+
+    Returns the targets and the network, and which images were opened; a fault strikes before the
+    eighth question, which is about the second crop of the third five.
+    """
+    net, source, opened = network(8, seed=2), array_source(), []
+    images, ask = source.images, net.net.forward
+    source.images = lambda rows: (opened.extend(rows.tolist()), images(rows))[1]
+
+    def forward(pixels: Tensor) -> Tensor:
+        if fault is not None and len(net.net.seen) == 7:
+            fault()
+        return ask(pixels)
+
+    net.net.forward = forward
+    recipe = Fixed(name="x", teacher_crop="inception_ensemble", ensemble=3, min_area=0.3)
+    asking = {"store": Path(folder), "batch_size": 6, "device": torch.device("cpu")}
+    kept = targets.on_fixed_views(teacher_of(net), source, recipe, seed=0, **asking)
+    return kept._logits, len(net.net.seen), opened
+
+
+def test_a_teacher_killed_while_it_is_asked_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", ASKING, str(tmp_path / "killed")],
+        env=environment(tmp_path, PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}"),
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    found, asked, opened = ensemble_of_crops(tmp_path / "killed")
+    assert asked == 2 * 3
+    assert opened == list(range(10, 20))
+    whole, asked, opened = ensemble_of_crops(tmp_path / "whole")
+    assert (asked, opened) == (4 * 3, list(range(20)))
+    assert torch.equal(found, whole)
+
+
+def test_damaged_words_on_evaluation_views_are_made_again_by_the_same_command(
+    tmp_path: Path,
+) -> None:
+    asking = {"store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
+    net, source = network(8, seed=2), array_source()
+    kept = targets.on_evaluation_views(teacher_of(net), source, **asking)
+    (rows,) = tmp_path.glob("*/rows.bin")
+    flip(rows, 100)
+    with pytest.raises(ValueError, match=f"^{rows.parent}: 1 damaged rows, .*; the same command"):
+        targets.on_evaluation_views(teacher_of(net), source, **asking)
+    again = targets.on_evaluation_views(teacher_of(net), source, **asking)
+    assert torch.equal(again._logits, kept._logits)
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+def test_a_run_is_named_by_the_form_and_not_by_where_it_is_read_from(compose) -> None:
+    def name(*overrides: str) -> str:
+        return schema.run_id(compose(*overrides))
+
+    read = {name(f"targets={mode}") for mode in ("auto", "record", "replay")}
+    assert len(read) == 1
+    assert name("targets=record", "targets.verify=3") in read
+    live = name("targets=live")
+    assert live == name("targets.form=float32") == name("targets.verify=3")
+    forms = {name("targets=auto", f"targets.form={form}") for form in FORMS}
+    assert len({*forms, live}) == 4
+    assert read < forms
+
+
+def test_the_directory_of_a_fixed_teachers_run_is_that_of_the_live_one(compose) -> None:
+    modes = ("live", "auto", "record", "replay")
+    runs = [compose("recipe=fixed_teacher", f"targets={mode}") for mode in modes]
+    assert len({schema.run_directory(cfg) for cfg in runs}) == 1
+
+
+# --- real commands -------------------------------------------------------------------------------
+
+TEACHER = ("data=digits", "data.images_per_class=null", "model=digits_teacher", "steps=60")
+TEACHER += ("schedule.warmup_steps=5", "validate_every=30", "optimizer.lr=0.003")
+SETTINGS = (
+    *QUICK,
+    f"teacher.finetune={json.dumps(TEACHER)}",
+    *("steps=60", "schedule.warmup_steps=5", "validate_every=30", "trainer.log_every=5"),
+    *("optimizer.lr=0.003", "checkpoint_every=30"),
+)
+
+
+def train(home: Path, *overrides: str, script: str = "train") -> tuple[int, str, str]:
+    """The real command, in this process: to import torch takes longer than such a run.
+
+    Returns its exit code, output and errors.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(home)
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # what the command sets is put back
+        patch.setattr(app.Door, "jobs", 1)
+        patch.setattr(sys, "argv", [f"{script}.py", *SETTINGS, *overrides])
+        try:
+            COMMANDS[script]()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:
+    """A run of its own name that went well, and what it said."""
+    code, out, err = train(home, f"name={name}", *overrides)
+    assert (code, err) == (0, "")
+    return only_run(home, name), out
+
+
+def same(one: Run, other: Run) -> bool:
+    """The same weights and the same metrics, to the last byte."""
+    return (one.student.read_bytes(), one.metrics.read_bytes()) == (
+        other.student.read_bytes(),
+        other.metrics.read_bytes(),
+    )
+
+
+def losses(run: Run) -> list[float]:
+    rows = csv.DictReader(run.metrics.read_text().splitlines())
+    return [float(row["train/loss"]) for row in rows if row["train/loss"]]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run without a record, and the teacher that it made."""
+    return trained(tmp_path_factory.mktemp("home"), "live", "targets=live")[0]
+
+
+@pytest.fixture(scope="module")
+def home(live: Run) -> Path:
+    return live.directory.parents[2]
+
+
+@pytest.fixture(scope="module")
+def recorded(home: Path) -> Run:
+    """A run that recorded all its targets."""
+    run, said = trained(home, "recorded", "targets=record")
+    assert "  targets: 0 of 60 steps are in logs/targets/" in said
+    assert "; 0.144 MB (float16) are recorded\n" in said
+    return run
+
+
+@pytest.fixture
+def elsewhere(home: Path, tmp_path: Path) -> Path:
+    """A home with the same teacher, and no record."""
+    shutil.copytree(home / "logs" / "teachers", tmp_path / "logs" / "teachers")
+    return tmp_path
+
+
+def steps_record(home: Path) -> Path:
+    """Of the steps of runs with seed 0, all of which see the same views."""
+    for path in (home / "logs" / "targets").glob("*/about.json"):
+        about = json.loads(path.read_text())
+        if (about["kind"], about.get("seed")) == ("steps", 0):
+            return path.parent
+    raise AssertionError("there is none")
+
+
+def test_a_replay_ends_as_the_run_that_recorded(home: Path, recorded: Run) -> None:
+    replayed, said = trained(home, "replayed", "targets=replay", "targets.verify=5")
+    assert "60 of 60 steps are in logs/targets/" in said
+    assert ": the teacher is asked about 5 to verify them\n" in said
+    assert same(replayed, recorded)
+    assert replayed.directory.name == recorded.directory.name
+
+
+def test_auto_replays_what_auto_recorded(home: Path, recorded: Run) -> None:
+    first, said = trained(home, "first", "targets=auto", "seed=1")
+    assert "0 of 60 steps are in logs/targets/" in said
+    again, said = trained(home, "again", "targets=auto", "seed=1")
+    assert "60 of 60 steps are in logs/targets/" in said
+    assert ": the teacher is not asked\n" in said
+    assert same(first, again)
+    assert losses(first) != losses(recorded)
+
+
+def test_a_record_teaches_what_the_teacher_says_but_for_rounding(live: Run, recorded: Run) -> None:
+    assert losses(recorded) == pytest.approx(losses(live), rel=2e-3)
+    assert losses(recorded) != losses(live)
+    assert recorded.directory.name != live.directory.name
+
+
+def test_a_longer_run_uses_the_record_as_far_as_it_goes(
+    home: Path, recorded: Run, elsewhere: Path
+) -> None:
+    shutil.copytree(home / "logs" / "targets", elsewhere / "logs" / "targets")
+    longer, said = trained(elsewhere, "longer", "targets=auto", "steps=90")
+    assert "60 of 90 steps are in logs/targets/" in said
+    assert "; 0.072 MB (float16) are recorded\n" in said
+    shutil.rmtree(elsewhere / "logs" / "targets")
+    anew, said = trained(elsewhere, "anew", "targets=record", "steps=90")
+    assert "0 of 90 steps are in logs/targets/" in said
+    assert same(longer, anew)
+
+
+def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
+    pieces, said = trained(home, "pieces", "targets=replay", "trainer.micro_batch=30")
+    assert "60 of 60 steps are in logs/targets/" in said
+    assert losses(pieces) == pytest.approx(losses(recorded), rel=2e-3)
+
+
+def test_a_cohort_records_what_one_student_records(elsewhere: Path, recorded: Run) -> None:
+    students = ("name=cohort", "targets=record", "objective.temperature=1,5")
+    code, out, err = train(elsewhere, *students, script="cohort")
+    assert (code, err) == (0, "")
+    assert out.count("0 of 60 steps are in logs/targets/") == 2
+    assert same(Run(elsewhere / "logs" / "cohort" / recorded.directory.name), recorded)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("steps=90", "60 of 90 steps are in logs/targets/"),
+        ("seed=2", "the nearest record differs in seed (there "),
+        ("batch_size=50", "the nearest record differs in batch_size (there 100, here 50); "),
+        ("recipe.mixing=false", "the nearest record differs in mixing (there 1.0, here None); "),
+    ],
+)
+def test_a_replay_of_what_is_not_recorded_is_refused_in_one_line(
+    home: Path, recorded: Run, change: str, told: str
+) -> None:
+    before = {p: p.read_bytes() for p in (home / "logs" / "targets").rglob("*.*")}
+    name = f"refused-{change.partition('=')[0]}"
+    code, _, err = train(home, "targets=replay", f"name={name}", change)
+    assert code == 1
+    assert err.startswith("error: targets=replay: ")
+    assert told in err
+    assert err.count("\n") == 1
+    assert {p: p.read_bytes() for p in (home / "logs" / "targets").rglob("*.*")} == before
+    refused = only_run(home, name)
+    assert refused.result["status"] == "failed"
+    assert not refused.student.exists()
+    assert not refused.checkpoint.exists()
+
+
+def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(
+    home: Path, elsewhere: Path, recorded: Run
+) -> None:
+    shutil.copytree(home / "logs" / "targets", elsewhere / "logs" / "targets")
+    flip(steps_record(elsewhere) / "rows.bin", 47 * 100 * 20 + 3)
+    where = steps_record(elsewhere).relative_to(elsewhere)
+    code, _, err = train(elsewhere, "name=damaged", "targets=replay")
+    told = (
+        "1 damaged rows, the first is 4700; the same command makes them again "
+        "(targets=auto in place of replay)"
+    )
+    assert (code, err) == (1, f"error: {where}: {told}\n")
+    code, _, err = train(elsewhere, "name=damaged", "targets=replay")
+    assert code == 1
+    assert f"targets=replay: 59 of 60 steps are in {where}; targets=auto asks the teacher" in err
+    healed, said = trained(elsewhere, "damaged", "targets=auto")
+    assert f"59 of 60 steps are in {where}; " in said
+    assert same(healed, recorded)
+    healed_rows, rows = (place / where / "rows.bin" for place in (elsewhere, home))
+    assert healed_rows.read_bytes() == rows.read_bytes()
+
+
+def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded: Run) -> None:
+    settings = ("name=killed", "targets=record")
+    fault = ("+callbacks.fault._target_=faults.KillAt", "+callbacks.fault.step=37")
+    killed = command("train", *SETTINGS, *settings, *fault, cwd=elsewhere)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed, said = trained(elsewhere, "killed", "targets=record")
+    assert "37 of 60 steps are in logs/targets/" in said
+    assert "going on from step 30 of 60" in said
+    assert same(resumed, recorded)
+    assert (steps_record(elsewhere) / "rows.bin").stat().st_size == 60 * 100 * 20
+
+
+def test_one_rank_replays_what_two_recorded(elsewhere: Path, recorded: Run) -> None:
+    two = ("name=two", "targets=record", "trainer.devices=2", "trainer.strategy=ddp")
+    done = command("train", *SETTINGS, *two, cwd=elsewhere)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("0 of 60 steps are in logs/targets/") == 1  # one of them tells
+    replayed, said = trained(elsewhere, "one", "targets=replay")
+    assert "60 of 60 steps are in logs/targets/" in said
+    weights = [
+        safetensors.torch.load_file(run.student)
+        for run in (replayed, only_run(elsewhere, "two"), recorded)
+    ]
+    for name, found in weights[0].items():  # but for the order in which gradients are summed
+        for other in weights[1:]:
+            torch.testing.assert_close(found, other[name], rtol=1e-3, atol=1e-4)
