@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo train test experiments coverage check format lock clean
+.PHONY: help setup install demo train test experiments coverage bench check format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ experiments:  ## list the rows of the paper: python src/train.py experiment=...
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
 		$(foreach module,losses mixing schedules optimizers ensembles geometry render models.bit,--cov=funmatch.$(module))
+
+bench: setup  ## measure speed and memory side by side; ARGS="figures=[overhead]" for some of it
+	$(RUN) src/benchmark.py $(ARGS)
 
 check: setup  ## format, lint, types, floors, notebooks: what CI runs
 	$(VENV)/bin/ruff format --check
