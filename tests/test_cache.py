@@ -194,7 +194,7 @@ def test_every_view_of_a_recipe_is_the_same(
 ) -> None:
     form = {"sides": {"student": 8, "teacher": 12}, "batch_size": 10, "seed": 3}
     plain, fast = Stream(source, recipe, **form), Stream(kept, recipe, **form)
-    late, run = Stream(kept, recipe, **form, rendered=False), kept.images(everything(kept))
+    late, run = Stream(kept, recipe, **form, brings="cuts"), kept.images(everything(kept))
     for step in range(6):
         expected, left = plain[step], late[step]
         assert expected.views
@@ -532,10 +532,10 @@ def test_auto_takes_what_pays_and_fits(
     source: Photographs, configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_room(monkeypatch)
-    without, resident = configured("auto")
+    without, brings = configured("auto")
     assert without.train is source
     assert not isinstance(without.val, Cached)
-    assert not resident
+    assert brings == "views"
     monkeypatch.undo()
     once, _ = configured("auto", "steps=5")  # 40 views of 24 images
     assert once.train is source
@@ -543,10 +543,10 @@ def test_auto_takes_what_pays_and_fits(
     train_only, _ = configured("auto", "validate_every=100")
     assert isinstance(train_only.train, Cached)
     assert isinstance(train_only.val, EvaluationViews)
-    both, resident = configured("auto")
+    both, brings = configured("auto")
     assert isinstance(both.train, Cached)
     assert isinstance(both.val, Cached)
-    assert not resident  # on a CPU there is nothing to win
+    assert brings == "views"  # on a CPU there is nothing to win
     assert len(both.val.images(np.array([0])).image(0)[0]) == 8
 
 
@@ -562,9 +562,9 @@ def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.Mon
 def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> None:
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
-    found, resident = caching.kept(cfg, Splits(digits, digits, digits), toys.network())
+    found, brings = caching.kept(cfg, Splits(digits, digits, digits), toys.network())
     assert found.train is digits
-    assert resident
+    assert brings == "cuts"
     assert not (tmp_path / "kept").exists()
 
 

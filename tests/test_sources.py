@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from funmatch.data import datasets, layouts
-from funmatch.data.listing import Listing
+from funmatch.data import datasets, layouts, photographs
+from funmatch.data.listing import Listing, MissingData
 from funmatch.data.photographs import Photographs, decoded
 from funmatch.data.source import ArraySource, Joined, Splits
 from funmatch.fidelity import Fidelity
@@ -158,3 +158,32 @@ def test_fidelity_counts_what_has_a_label(several: bool) -> None:
         assert found[name] == pytest.approx(np.mean(values))
     agree = (student.argmax(-1) == teacher.argmax(-1)).float().mean()
     assert found["agreement_top1"] == pytest.approx(agree.item())  # of all, with a label or without
+
+
+@pytest.mark.skipif(photographs.codec is None, reason="torchcodec is not there")
+def test_files_decoded_on_the_device_are_the_same_images(tmp_path: Path) -> None:
+    """Here the device is the CPU, whose pixels are equal; those of a GPU may differ."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(tmp_path / "a.jpg")
+    picture.save(tmp_path / "b.png")
+    picture.convert("L").save(tmp_path / "c.jpg", progressive=True)
+    picture.convert("CMYK").save(tmp_path / "d.jpg")
+    picture.save(tmp_path / "e.jpg", exif=turned)
+    names = tuple(sorted(path.name for path in tmp_path.iterdir()))
+    source = Photographs(Listing(tmp_path, names, None), ())
+    every = np.arange(len(names))
+    files = source.encoded(every)
+    assert [file.ndim for file in files] == [1, 3, 1, 3, 3]  # what only Pillow can, it does
+    found = photographs.on_device(files, torch.device("cpu"))
+    for here, there in zip(source.images(every), found, strict=True):
+        assert torch.equal(here, there)
+    stream = {
+        brings: Stream(source, RECIPE, sides={"student": 8}, batch_size=5, seed=0, brings=brings)[3]
+        for brings in ("views", "files")
+    }
+    late = stream["files"].rendered(photographs.on_device(stream["files"].files, "cpu"))
+    assert torch.equal(late.view("student"), stream["views"].view("student"))
+    with pytest.raises(MissingData, match="decode=host names the file"):
+        photographs.on_device([files[0][:100]], torch.device("cpu"))

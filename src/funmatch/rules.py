@@ -67,6 +67,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "recipe.alpha": _POSITIVE,
     "data.flip": _YES_OR_NO,
     "data.download": _YES_OR_NO,
+    "data.decode": _one_of("host", "device"),
     "data.cache": _one_of("none", "disk", "device", "auto"),
     "data.mild": (_is_mild, "give two sides, resize and crop, crop <= resize: [160,128]"),
     "data.min_area": (lambda value: 0 < value <= 1, "give a share in (0, 1]"),
@@ -117,6 +118,9 @@ def check(cfg: DictConfig) -> None:
     if str(OmegaConf.select(cfg, "targets.form", default="")).startswith("top"):
         remedy = f"keep fewer than the {cfg.data.classes} classes of data={cfg.data.name}"
         _require(cfg, "targets.form", lambda form: int(form[3:]) < cfg.data.classes, remedy)
+    if cfg.data.get("decode") == "device":
+        remedy = "images that are decoded at each step are not kept; choose none, or decode=host"
+        _require(cfg, "data.cache", lambda value: value in ("none", "auto"), remedy)
     _check_budget(cfg)
     networks = {name: cfg[name] for name in ("student", "model") if name in cfg}
     for key in networks:

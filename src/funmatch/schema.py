@@ -142,6 +142,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     transfer = plain.get("transfer") or {}
     for name, data in transfer.items():
         transfer[name] = {key: data[key] for key in _IDENTITY_OF_TRANSFER if key in data}
+    if plain["data"].get("decode") == "host":
+        del plain["data"]["decode"]
     for data in (plain["data"], *transfer.values()):
         # What the splits are made with is said beside them, unless someone changed it there.
         said = [key for key, value in data["splits"].items() if data.get(key) == value]

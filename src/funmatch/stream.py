@@ -7,7 +7,7 @@ once, ranks and workers take slices of one and the same batch, and any view can 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from funmatch.geometry import Purpose
 from funmatch.images import Images
 from funmatch.recipes import Recipe, View
 from funmatch.render import render_batch
+
+Brings = Literal["views", "cuts", "files"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Batch:
             row more in front: the partner of the first.
         partner_label: the labels of the mixing partners, in the same form.
         cuts: the views that are not rendered yet.
+        files: what the images of the cuts are decoded from, where they are not at hand.
         first: the place of the first image in the global batch.
     """
 
@@ -59,6 +62,7 @@ class Batch:
     coefficient: float | None = None
     partner_label: Tensor | None = None
     cuts: Cuts | None = None
+    files: list[Tensor] | None = None
     first: int = 0
 
     def view(self, network: str) -> Tensor:
@@ -89,7 +93,7 @@ class Batch:
         """The batch with its views cut from the images of its rows."""
         assert self.cuts is not None
         views = {name: cut(images, view, side) for name, (view, side) in self.cuts.views.items()}
-        return replace(self, views=views, cuts=None)
+        return replace(self, views=views, cuts=None, files=None)
 
     def pieces(self, size: int | None) -> Iterator[tuple["Batch", float]]:
         """The mixed batch in parts of at most `size` images, each with its share of the batch."""
@@ -131,6 +135,15 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """A digest of images and labels."""
+        ...
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """A source whose images may be decoded elsewhere."""
+
+    def encoded(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        """Whatever they are decoded from."""
         ...
 
 
@@ -180,7 +193,8 @@ class Stream(Dataset[Batch]):
         seed: of the run.
         rank: of this process.
         ranks: number of processes.
-        rendered: cut the views; else they are left to where the images are, see `Batch.rendered`.
+        brings: views; or cuts alone, for whoever has the images; or cuts and files, for whoever
+            decodes them (see `Batch.rendered`).
 
     Raises:
         ValueError: the ranks do not divide the batch, or the batch is larger than the source.
@@ -196,14 +210,14 @@ class Stream(Dataset[Batch]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
-        rendered: bool = True,
+        brings: Brings = "views",
     ) -> None:
         if batch_size % ranks:
             raise ValueError(f"batch_size={batch_size} is not divisible by {ranks} ranks")
         if batch_size > len(source):
             raise ValueError(f"batch_size={batch_size} is more than the {len(source)} images")
         self._source, self._recipe, self._sides, self._seed = source, recipe, sides, seed
-        self._rendered = rendered
+        self._brings = brings
         self._order = Order(len(source), batch_size, seed)
         share = batch_size // ranks
         first = rank * share - recipe.mixing  # the partner of the first row comes along
@@ -228,8 +242,11 @@ class Stream(Dataset[Batch]):
         label = self._source.labels(indices)
         cuts = Cuts(indices, views)
         batch = Batch(torch.from_numpy(indices), label, step, {}, cuts=cuts, first=self._first)
-        if self._rendered:
+        if self._brings == "views":
             batch = batch.rendered(self._source.images(indices))
+        elif self._brings == "files":
+            assert isinstance(self._source, Encoded)
+            batch = replace(batch, files=self._source.encoded(indices))
         if not self._recipe.mixing:
             return batch
         draws = geometry.generator(self._seed, step, Purpose.MIXING)

@@ -8,26 +8,27 @@ from omegaconf import DictConfig
 
 from funmatch import machine, schema
 from funmatch.cli import parts
-from funmatch.data import cache
+from funmatch.data import cache, photographs
 from funmatch.data.source import ArraySource, Splits
 from funmatch.evaluation import EvaluationViews
 from funmatch.models.network import Network
 from funmatch.schema import UserError
-from funmatch.stream import Source
+from funmatch.stream import Brings, Source
 
 _SHARE = 4  # auto takes at most one part in so many of what is free
 _SAMPLE = 64  # images by whose sizes auto estimates those of all
 
 
-def kept(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits, bool]:
+def kept(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits, Brings]:
     """What a run reads its images from.
 
     Returns:
         Images to train on and the student's evaluation views of val and test, decoded once where
-        `data.cache` says so; and whether the images to train on belong on the device.
+        `data.cache` says so; and what of the images to train on workers bring to the device.
 
     Raises:
-        UserError: there is no room for what `data.cache` asks for.
+        UserError: there is no room for what `data.cache` asks for, or no decoder for what
+            `data.decode` asks for.
     """
     steps, train = schema.total_steps(cfg), data.train
     val, test = (
@@ -37,11 +38,24 @@ def kept(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits, bool]
     if not isinstance(train, ArraySource):
         visits = steps * cfg.batch_size / len(train), steps / cfg.validate_every
         wanted = [_on_disk(cfg, *each) for each in zip((train, val), visits, strict=True)]
+        wanted[0] &= cfg.data.get("decode") != "device"
         train, seen = (
             _cached(cfg, source) if want else source
             for source, want in zip((train, val), wanted, strict=True)
         )
-    return replace(data, train=train, val=seen, test=test), _on_device(cfg, train)
+    found = replace(data, train=train, val=seen, test=test)
+    if cfg.data.get("decode") == "device":
+        _check_decoder(train)
+        return found, "files"
+    return found, "cuts" if _on_device(cfg, train) else "views"
+
+
+def _check_decoder(train: Source) -> None:
+    if photographs.codec is None:
+        remedy = "install torchcodec (the extra funmatch[torchcodec]), or choose host"
+        raise UserError(f"data.decode=device: torchcodec is not there; {remedy}")
+    if not isinstance(train, photographs.Photographs):
+        raise UserError("data.decode=device: several sets are taught on; choose host")
 
 
 def _cached(cfg: DictConfig, source: Source) -> Source:

@@ -23,7 +23,7 @@ from funmatch.models.network import Network
 from funmatch.models.teacher import NAME, Teacher
 from funmatch.recipes import Recipe
 from funmatch.schema import UserError
-from funmatch.stream import Source
+from funmatch.stream import Brings, Source
 
 
 def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Network:
@@ -128,7 +128,7 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 
 def stream(
-    cfg: DictConfig, data: Splits, law: Recipe, sides: dict[str, int], *, resident: bool
+    cfg: DictConfig, data: Splits, law: Recipe, sides: dict[str, int], brings: Brings
 ) -> DataModule:
     """The data module of a run, over images to train on and views to measure on."""
     return DataModule(
@@ -139,7 +139,7 @@ def stream(
         steps=schema.total_steps(cfg),
         seed=cfg.seed,
         workers=cfg.trainer.workers,
-        resident=resident,
+        brings=brings,
     )
 
 

@@ -26,7 +26,7 @@ from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.runs import Run
 from funmatch.schema import UserError
-from funmatch.stream import Batch
+from funmatch.stream import Batch, Brings
 from funmatch.supervision import Supervision
 from funmatch.targets import Asked
 from funmatch.turns import Seat
@@ -48,9 +48,9 @@ class Lesson:
         self.teacher = loaded_teacher(cfg, features)
         self.asked = Asked(self.teacher.members, several=several)
         self._device, self._lessons = parts.device(cfg), dict[frozenset[str], Lessons]()
-        self._images: tuple[Splits, bool] | None = None
+        self._images: tuple[Splits, Brings] | None = None
 
-    def images(self, cfg: DictConfig, student: Network) -> tuple[Splits, bool]:
+    def images(self, cfg: DictConfig, student: Network) -> tuple[Splits, Brings]:
         """What `caching.kept` says of the first student's images; the others see as many pixels."""
         self._images = self._images or caching.kept(cfg, self.splits, student)
         return self._images
@@ -85,7 +85,7 @@ def distil(
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)  # to make a teacher is no part of the run
     seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "student", objective.student_features)
-    images, resident = lesson.images(cfg, student)
+    images, brings = lesson.images(cfg, student)
 
     with teacher_clock(parts.device(cfg)):
         words, needed = recording.training(cfg, softened, lesson.law, images.train, lesson.asked)
@@ -97,7 +97,7 @@ def distil(
         student, words, references, objective, parts.learning(cfg), teacher_clock
     )
     sides = {"student": student.side, **(teacher.sides if needed else {})}
-    data: LightningDataModule = parts.stream(cfg, images, lesson.law, sides, resident=resident)
+    data: LightningDataModule = parts.stream(cfg, images, lesson.law, sides, brings)
     if seat is not None:
         assert isinstance(data, DataModule)
         shared = lesson.shared(data, frozenset(sides))
@@ -116,9 +116,9 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "model")
     learner = Supervision(student, parts.learning(cfg))
-    images, resident = caching.kept(cfg, data, student)
+    images, brings = caching.kept(cfg, data, student)
     sides = {"student": student.side}
-    stream = parts.stream(cfg, images, parts.recipe(cfg), sides, resident=resident)
+    stream = parts.stream(cfg, images, parts.recipe(cfg), sides, brings)
     return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size))
 
 

@@ -5,11 +5,12 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from funmatch.data import photographs
 from funmatch.data.source import Splits
 from funmatch.evaluation import EvaluationStream
 from funmatch.images import Images
 from funmatch.recipes import Recipe
-from funmatch.stream import Batch, Steps, Stream
+from funmatch.stream import Batch, Brings, Steps, Stream
 
 
 class DataModule(LightningDataModule):
@@ -23,7 +24,8 @@ class DataModule(LightningDataModule):
         steps: length of the run.
         seed: of the run.
         workers: processes that render; 0 renders in the main process.
-        resident: keep all training images on the device, and render there.
+        brings: what comes from the workers: views; or cuts, for training images that are all kept
+            on the device; or files, which are decoded there.
     """
 
     def __init__(
@@ -36,12 +38,12 @@ class DataModule(LightningDataModule):
         steps: int,
         seed: int,
         workers: int = 0,
-        resident: bool = False,
+        brings: Brings = "views",
     ) -> None:
         super().__init__()
         self._splits, self._recipe = splits, recipe
         self._sides, self._batch_size, self._steps, self._seed = sides, batch_size, steps, seed
-        self._workers, self._resident = workers, resident
+        self._workers, self._brings = workers, brings
         self._images: Images | None = None  # all of them, on the device
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -56,7 +58,7 @@ class DataModule(LightningDataModule):
             sides=self._sides,
             batch_size=self._batch_size,
             seed=self._seed,
-            rendered=not self._resident,
+            brings=self._brings,
             **self._ranks(),
         )
         return self._loader(stream, Steps(start, self._steps))
@@ -74,6 +76,8 @@ class DataModule(LightningDataModule):
         there = batch.to(device, non_blocking=True)
         if batch.cuts is None:
             return there
+        if batch.files is not None:
+            return there.rendered(photographs.on_device(batch.files, device))
         if self._images is None:
             train = self._splits.train
             self._images = train.images(np.arange(len(train))).to(device)

@@ -70,6 +70,10 @@ class Photographs:
             place.copy_(decoded(self._root / self.name(index)))
         return images
 
+    def encoded(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        """What `on_device` decodes: bytes of JPEG files, uint8 [n]; others decoded, [3, H, W]."""
+        return [_encoded(self._root / self.name(index)) for index in indices]
+
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
         """int64 [B]; or bool [B, C] where several classes are right."""
         return None if self._labels is None else torch.from_numpy(self._labels[indices])
@@ -94,6 +98,31 @@ def decoded(path: Path) -> Tensor:
             return torch.from_numpy(np.array(through.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:  # of many kinds
         raise _unreadable(path, error) from error
+
+
+def on_device(files: list[Tensor], device: torch.device) -> Images:
+    """Images of `Photographs.encoded`, decoded together where they are needed.
+
+    A GPU rounds otherwise than a CPU: some pixels differ by some grey levels.
+
+    Raises:
+        MissingData: a file is damaged.
+    """
+    jpegs = [file for file in files if file.ndim == 1]
+    try:
+        decoded = iter(codec.decode_jpeg(jpegs, device=device) if jpegs else [])
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise MissingData(f"decode=device: {reason}; decode=host names the file") from error
+    return Images.of(next(decoded) if file.ndim == 1 else file.to(device) for file in files)
+
+
+def _encoded(path: Path) -> Tensor:
+    with _opened(path) as picture:
+        upright = picture.getexif().get(_ORIENTATION, 1) == 1
+        if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or not upright:
+            return decoded(path)
+    return torch.from_numpy(np.fromfile(path, dtype=np.uint8))
 
 
 _JPEG = b"\xff\xd8\xff"
