@@ -29,20 +29,24 @@ class Bench:
 
     Args:
         cfg: of the command.
+
+    Raises:
+        UserError: a pair is unknown, or there are no photographs.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.folder = cfg, Path(cfg.out)
+        if unknown := [name for name in cfg.pairs if name not in pairs.PAIRS]:
+            raise UserError(f"pairs=[{unknown[0]}]: no such pair; choose {', '.join(pairs.PAIRS)}")
+        if cfg.photographs and not Path(cfg.photographs).is_dir():
+            raise UserError(f"photographs={cfg.photographs}: no such folder; null makes some")
         self.folder.mkdir(parents=True, exist_ok=True)
-        root = Path(cfg.photographs) if cfg.photographs else pairs.made(self.folder)
-        if not root.is_dir():
-            raise UserError(f"photographs={root}: no such folder; null makes some")
-        self.root = root = root.resolve()
+        self.root = Path(cfg.photographs or pairs.made(self.folder)).resolve()
         self._threads = [] if cfg.threads is None else [f"trainer.threads={cfg.threads}"]
-        self.pairs: dict[str, tuple[list[str], float]] = {
-            "digits": (pairs.digits(), 0.90),
-            "128 px, small batch": (pairs.photographs(root, self.folder), 0.95),
-            "BiT, large steps": (pairs.large(root, self.folder), 0.98),
+        self.pairs = {
+            name: (make(self.root, self.folder), target)
+            for name, (make, target) in pairs.PAIRS.items()
+            if name in cfg.pairs
         }
 
     def contender(self, script: str, overrides: Sequence[str]) -> Contender:

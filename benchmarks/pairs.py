@@ -1,6 +1,6 @@
 """What is trained in a benchmark: pairs of networks with data, as overrides of `src/train.py`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ ENDLESS = 10**9
 _CLASSES = 16
 
 
-def digits() -> list[str]:
+def digits(root: Path, folder: Path) -> list[str]:
     """Steps of some milliseconds."""
     return ["data=digits"]
 
@@ -27,6 +27,11 @@ def photographs(root: Path, folder: Path) -> list[str]:
 def large(root: Path, folder: Path) -> list[str]:
     """Steps of more than 50 ms."""
     return [*_data(root, 8), *_teacher("resnetv2_50x1_bit", root, folder), "student=bit_tiny"]
+
+
+def heavy(root: Path, folder: Path) -> list[str]:
+    """The teacher is more than 75 % of a step, as in the paper."""
+    return [*large(root, folder), "student.side=64", "student.resize=64"]
 
 
 def paper(root: Path, folder: Path, side: int, batch_size: int) -> list[str]:
@@ -89,3 +94,11 @@ def _teacher(name: str, root: Path, folder: Path, side: int = 128) -> list[str]:
         f"teacher.side={side}",
         f"teacher.resize={side}",
     ]
+
+
+# By name: what makes them, and how near to a bare loop the framework must come.
+PAIRS: dict[str, tuple[Callable[[Path, Path], list[str]], float]] = {
+    "digits": (digits, 0.90),
+    "mobilenet": (photographs, 0.95),
+    "bit": (large, 0.98),
+}

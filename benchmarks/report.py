@@ -88,23 +88,36 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def _draw(path: Path, rows: Sequence[Row]) -> None:
-    """Each value in units of its target, with quartiles; which side is good is written beside."""
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.36 * len(rows)), layout="constrained")
-    for place, row in enumerate(reversed(rows)):
-        assert row.value is not None
-        assert row.target
-        low, high = (row.value if edge is None else edge for edge in (row.low, row.high))
-        bounds = [[(row.value - low) / row.target], [(high - row.value) / row.target]]
-        colour = "tab:blue" if row.holds else "tab:orange"
-        marker = "o" if row.holds else "X"
-        axes.errorbar(row.value / row.target, place, xerr=bounds, fmt=marker, color=colour)
-    axes.axvline(1, color="grey", linestyle="--")
-    labels = [
-        f"{r.figure}: {r.pair}, {r.what} {'<=' if r.most else '>='} {r.target:g}" for r in rows
+    """Speeds above, costs below, each in units of its target, with quartiles."""
+    panels = [
+        ("measured / target: right of the line is better", [r for r in rows if not r.most]),
+        ("measured / target: left of the line is better", [r for r in rows if r.most]),
     ]
-    axes.set_yticks(range(len(rows)), reversed(labels), fontsize=8)
-    axes.set_xlabel("measured / target (o met, x missed; bars are quartiles)")
-    axes.set_title(_machine(), fontsize=9)
+    panels = [(title, shown) for title, shown in panels if shown]
+    heights = [0.6 + 0.32 * len(shown) for _, shown in panels]
+    figure, axes = plt.subplots(
+        len(panels),
+        figsize=(10, 1 + sum(heights)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+        layout="constrained",
+    )
+    for panel, (title, shown) in zip(axes[:, 0], panels, strict=True):
+        for place, row in enumerate(reversed(shown)):
+            assert row.value is not None
+            assert row.target
+            low, high = (row.value if edge is None else edge for edge in (row.low, row.high))
+            bounds = [[(row.value - low) / row.target], [(high - row.value) / row.target]]
+            marker, colour = ("o", "tab:blue") if row.holds else ("X", "tab:orange")
+            panel.errorbar(row.value / row.target, place, xerr=bounds, fmt=marker, color=colour)
+        panel.axvline(1, color="grey", linestyle="--")
+        bound = "at most" if shown[0].most else "at least"
+        names = [f"{row.pair}: {row.what} {bound} {row.target:g}" for row in shown]
+        panel.set_yticks(range(len(shown)), names[::-1], fontsize=8)
+        panel.set_xlabel(f"{title} (o met, x missed; bars are quartiles)", fontsize=8)
+        if shown[0].most:  # a cost of nothing may be measured below it
+            panel.set_xlim(-2, max(4.0, *(1.1 * row.value / row.target for row in shown)))
+    axes[0, 0].set_title(_machine(), fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

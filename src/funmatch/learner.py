@@ -79,11 +79,11 @@ class Learner(LightningModule):
                 for name, value in {"loss": loss, **parts}.items() if logs else ():
                     name = f"train/{name}"
                     shown[name] = shown.get(name, 0) + share * value.detach()
+            if logs:  # which refuses a loss that is no number, before the weights follow it
+                self._log(shown, batch.step + 1)
 
         optimizer.step(gradient)
         schedule.step()
-        if logs:
-            self._log(shown, batch.step + 1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the gradient: here, where that of mixed precision is to scale again."""

@@ -1,6 +1,7 @@
 """Freezing is a type, not a flag that someone may forget."""
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ class Frozen:
     follows its input to the device.
 
     Args:
-        network: is changed: what its weights alone decide is computed once.
+        network: is changed when it is first asked: what its weights alone decide is computed once.
         dtype: of its weights and activations; its logits are float32.
         channels_last: memory layout of its activations.
         compiled: rows of the batches for which it is compiled, or None.
@@ -31,15 +32,19 @@ class Frozen:
         compiled: int | None = None,
     ) -> None:
         self._network = network.eval().requires_grad_(False)
-        self._fingerprint = _digest(network)  # of what it was
-        self._device, self.dtype = torch.device("cpu"), dtype
-        self.side, self.resize = network.side, network.resize
-        folding.fold(network.net)
-        network.tuned(dtype=dtype, channels_last=channels_last, compiled=compiled)
+        self._tuning: dict[str, Any] = {"channels_last": channels_last, "compiled": compiled}
+        self._fingerprint, self._device = "", torch.device("cpu")
+        self.side, self.resize, self.dtype = network.side, network.resize, dtype
+        self._asked = False
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Output:
         """Args: pixels [B, channels, S, S] in [0, 255]."""
+        if not self._asked:
+            self.fingerprint()  # of what it was before
+            folding.fold(self._network.net)
+            self._network.tuned(dtype=self.dtype, **self._tuning)
+            self._asked = True
         if pixels.device != self._device:
             self._network.to(pixels.device)
             self._device = pixels.device
@@ -52,6 +57,7 @@ class Frozen:
 
     def fingerprint(self) -> str:
         """A digest of the architecture, the weights and the normalisation."""
+        self._fingerprint = self._fingerprint or _digest(self._network)
         return self._fingerprint
 
 

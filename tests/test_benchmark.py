@@ -1,0 +1,69 @@
+"""The benchmark as a command, on steps of some milliseconds; its figures are not judged here."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from commands import ROOT, command
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+QUICK = ("pairs=[digits]", "rounds=2", "seconds=0.05", "threads=1")
+
+
+def test_contenders_take_turns_and_figures_are_written(workplace: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "benchmark"
+    shutil.copytree(workplace / "logs" / "teachers", folder / "logs" / "teachers")
+    done = command("benchmark", "figures=[overhead,targets]", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "benchmark.json").read_text())
+    assert [(row["figure"], row["what"]) for row in found["rows"]] == [
+        ("overhead", "funmatch / bare"),
+        ("overhead", "peak memory, funmatch / bare"),
+        ("targets", "fixed teacher / labels"),
+        ("targets", "replayed / labels"),
+    ]
+    assert all(row["value"] > 0 for row in found["rows"])
+    assert all(row["holds"] == (row["value"] >= row["target"]) for row in found["rows"][2:])
+    table = (folder / "benchmark.md").read_text()
+    assert all(row["detail"] in table for row in found["rows"])
+    assert (folder / "benchmark.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("figures=[sped]", "figures=[sped]: no such figure; choose overhead, others"),
+        ("pairs=[imagenet]", "pairs=[imagenet]: no such pair; choose digits, mobilenet, bit"),
+        ("photographs=nowhere", "photographs=nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    tmp_path: Path, override: str, told: str
+) -> None:
+    done = command("benchmark", override, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {told}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_ratio_is_that_of_each_round() -> None:
+    """A machine that slows down by half in the second round changes no ratio."""
+    from duel import Result
+
+    found = Result({"one": [1.0, 2.0, 1.0], "other": [1.5, 3.0, 1.5]}, {})
+    assert found.ratio("one", "other") == (1.5, 1.5, 1.5)
+    assert found.ratio("other", "one")[0] == pytest.approx(2 / 3)
+
+
+def test_a_contender_that_ends_is_named(tmp_path: Path) -> None:
+    from duel import Contender, ContenderError
+
+    with (
+        Contender("benchmarks/bare.py", ["recipe=none_such"], tmp_path) as contender,
+        pytest.raises(ContenderError, match=r"bare\.py recipe=none_such has ended; see .*log"),
+    ):
+        contender.ready()
