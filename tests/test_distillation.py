@@ -1,5 +1,6 @@
 """The teacher is only ever asked; the student learns; labels count where they are taught from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,11 @@ MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area
 SIDES = {"student": 8, "teacher": 8}
 
 
-def distillation(steps: int = 5) -> tuple[Distillation, Network]:
+def distillation(steps: int = 5, **how: object) -> tuple[Distillation, Network]:
     teacher = network(8, seed=2)
     words = targets.Live(teacher_of(teacher))
-    return Distillation(
-        network(8, seed=1), words, {}, FunctionMatching(1.0), learning(steps)
-    ), teacher
+    learns = replace(learning(steps), **how)
+    return Distillation(network(8, seed=1), words, {}, FunctionMatching(1.0), learns), teacher
 
 
 def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
@@ -47,6 +47,17 @@ def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
     assert mine.isdisjoint(id(p) for group in optimizer.param_groups for p in group["params"])
     saved = torch.load(tmp_path / "state.ckpt", weights_only=True)  # plain types only
     assert set(saved["state_dict"]) == {"student.net.linear.weight", "student.net.linear.bias"}
+
+
+def test_a_fused_update_is_the_same_update() -> None:
+    weights = []
+    for fused in (False, True):
+        learner, _ = distillation(fused=fused)
+        trainer = fit(learner, array_source(), MIXED, sides=SIDES, steps=5, batch_size=8)
+        (optimizer,) = trainer.optimizers
+        assert [bool(group["fused"]) for group in optimizer.param_groups] == [fused] * 2
+        weights.append(learner.student.net.linear.weight)
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
 def test_one_step_is_the_formula() -> None:

@@ -24,6 +24,7 @@ class Learning:
         log_every: steps between two rows of training metrics.
         clip_norm: largest norm of the gradient, or None.
         micro_batch: images that are in memory at a time, or None for the whole batch.
+        fused: update all weights in one kernel, where the optimiser knows how.
     """
 
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -31,6 +32,7 @@ class Learning:
     log_every: int
     clip_norm: float | None = None
     micro_batch: int | None = None
+    fused: bool = False
 
 
 class Learner(LightningModule):
@@ -57,6 +59,10 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         optimizer = self._learning.optimizer(self)
+        for group in optimizer.param_groups if self._learning.fused else ():
+            # Not by the constructor: then the gradient would not be scaled back before it is
+            # clipped, in float16.
+            group.update({"fused": True} if "fused" in group else {})
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         scheduler = LambdaLR(optimizer, self._learning.schedule)
         return {

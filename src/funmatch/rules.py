@@ -23,6 +23,7 @@ _COUNT = (lambda value: value >= 1 and value == int(value), "give a whole number
 _FROM_ZERO = (lambda value: value >= 0 and value == int(value), "give a whole number from 0")
 _SEED = (lambda value: 0 <= value < 2**32, "give a whole number from 0 to 4294967295")
 _POSITIVE = (lambda value: 0 < value < float("inf"), "give a positive number")
+_AUTO = (lambda value: value == "auto" or isinstance(value, bool), "choose auto, true or false")
 _YES_OR_NO = (lambda value: isinstance(value, bool), "choose true or false")
 _NAME = (
     re.compile(r"(?!\.+$)[A-Za-z0-9._-]+").fullmatch,
@@ -87,10 +88,8 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "trainer.workers": _FROM_ZERO,
     "trainer.threads": (_COUNT[0], "give a whole number from 1, or null"),
     "trainer.micro_batch": (_COUNT[0], "give a whole number from 1, or null"),
-    "trainer.channels_last": (
-        lambda value: value == "auto" or isinstance(value, bool),
-        "choose auto, true or false",
-    ),
+    "trainer.channels_last": _AUTO,
+    "trainer.fused": _AUTO,
     "trainer.compile": _one_of("none", "teacher", "student", "both"),
     "trainer.log_every": _COUNT,
 }

@@ -33,6 +33,7 @@ class Trainer:
     micro_batch: int | None = None
     channels_last: Any = "auto"
     compile: str = "none"
+    fused: Any = "auto"
 
 
 @dataclass

@@ -153,6 +153,7 @@ def learning(cfg: DictConfig) -> Learning:
         log_every=cfg.trainer.log_every,
         clip_norm=cfg.clip_norm,
         micro_batch=cfg.trainer.micro_batch,
+        fused=device(cfg).type == "cuda" if cfg.trainer.fused == "auto" else cfg.trainer.fused,
     )
 
 
