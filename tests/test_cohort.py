@@ -188,19 +188,11 @@ def home(tmp_path: Path) -> Path:
     return homes(tmp_path, "home")[0]
 
 
-NOISE = pytest.mark.xfail(
-    strict=True, reason="the loader of the shared batches draws from the first student's noise only"
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[NOISE][: n == "forgetful"]) for n in STUDENTS]
-)
+@pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_is_what_it_becomes_alone(alone: Path, together: Path, name: str) -> None:
     assert left(together, name) == left(alone, name)
 
 
-@pytest.mark.xfail(strict=True, reason="the shared batches end with those of the first student")
 def test_a_student_may_learn_longer_than_the_first(alone: Path, home: Path) -> None:
     code, _, err = told(home, "cohort", "experiment=short,soft")
     assert (code, err) == (0, "")
@@ -238,7 +230,6 @@ def test_the_teacher_is_asked_once_about_each_batch_and_not_again(home: Path) ->
     assert len(left(home)) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="all log into the first one's, until the first one ends it")
 def test_each_has_a_tracker_of_its_own(
     alone: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

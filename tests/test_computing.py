@@ -558,11 +558,7 @@ def test_what_is_wrong_with_the_network_itself_is_still_an_error(graphs) -> None
         ("compile=student", None, 100),
         ("compile=both", 100, 100),
         ("compile=both micro_batch=30", 30, 30),
-        pytest.param(
-            "compile=both micro_batch=300",
-            *(100, 100),
-            marks=pytest.mark.xfail(strict=True, reason="no batch is as large as such a piece"),
-        ),
+        ("compile=both micro_batch=300", 100, 100),
     ],
 )
 def test_networks_are_compiled_for_what_they_are_shown(

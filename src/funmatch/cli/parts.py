@@ -70,7 +70,8 @@ def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
     asked = {"none": (), "teacher": ("teacher",), "student": ("student", "model")}
     rows = None
     if role in asked.get(cfg.trainer.compile, (role,)):
-        rows = cfg.trainer.micro_batch or cfg.batch_size // ranks(cfg)
+        share = cfg.batch_size // ranks(cfg)
+        rows = min(cfg.trainer.micro_batch or share, share)
     return {"channels_last": channels_last, "compiled": rows}
 
 

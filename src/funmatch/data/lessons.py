@@ -1,5 +1,6 @@
 """One stream of batches for several runs that take turns."""
 
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -26,7 +27,7 @@ class Lessons:
     def batch(self, step: int) -> Batch:
         """The batch of a step; steps are asked for in a rising order."""
         if self._batches is None:
-            self._batches = iter(self.data.training_loader(start=step))
+            self._batches = iter(self.data.training_loader(start=step, steps=sys.maxsize))
         while self._last is None or self._last.step < step:
             batch = self.data.transfer_batch_to_device(next(self._batches), self._device, 0)
             self._last = self.data.on_after_batch_transfer(batch, 0)

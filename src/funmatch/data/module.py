@@ -50,8 +50,8 @@ class DataModule(LightningDataModule):
         assert self.trainer is not None
         return self.training_loader(start=self.trainer.global_step)  # restored before
 
-    def training_loader(self, *, start: int) -> DataLoader[Batch]:
-        """The training batches from a step on."""
+    def training_loader(self, *, start: int, steps: int | None = None) -> DataLoader[Batch]:
+        """The training batches from a step on, to the end of the run or up to another step."""
         stream = Stream(
             self._splits.train,
             self._recipe,
@@ -61,7 +61,7 @@ class DataModule(LightningDataModule):
             brings=self._brings,
             **self._ranks(),
         )
-        return self._loader(stream, Steps(start, self._steps))
+        return self._loader(stream, Steps(start, steps or self._steps))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("val")
@@ -110,4 +110,5 @@ class DataModule(LightningDataModule):
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it takes of the noise of the networks
         )

@@ -26,7 +26,7 @@ class Wandb(WandbLogger):
 
     def close(self, *, failed: bool) -> None:
         """Ends the W&B run of this process, lest the next job log into it."""
-        wandb.finish(exit_code=1 if failed else 0)
+        self.experiment.finish(exit_code=1 if failed else 0)
 
 
 def start(
@@ -58,7 +58,9 @@ def start(
         name=directory.name,
         id=files.once(directory / "tracker-id.txt", lambda: token_hex(8).encode()).decode(),
         resume="allow",
-        settings=wandb.Settings(init_timeout=timeout, console="off", silent=True),
+        settings=wandb.Settings(
+            init_timeout=timeout, console="off", silent=True, reinit="create_new"
+        ),
     )
     if "WANDB_MODE" in os.environ:  # the user has decided
         return Wandb(experiment=init())
