@@ -119,8 +119,7 @@ def on_device(files: list[Tensor], device: torch.device) -> Images:
 
 def _encoded(path: Path) -> Tensor:
     with _opened(path) as picture:
-        upright = picture.getexif().get(_ORIENTATION, 1) == 1
-        if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or not upright:
+        if picture.format != "JPEG" or picture.mode not in ("RGB", "L") or not _upright(picture):
             return decoded(path)
     return torch.from_numpy(np.fromfile(path, dtype=np.uint8))
 
@@ -135,7 +134,11 @@ def _turned(path: Path, file: NDArray[np.uint8]) -> bool:
     if b"Exif\0\0" not in file[:_HEAD].tobytes():
         return False
     with Image.open(path) as picture:
-        return picture.getexif().get(_ORIENTATION, 1) != 1
+        return not _upright(picture)
+
+
+def _upright(picture: Image.Image) -> bool:
+    return picture.getexif().get(_ORIENTATION, 1) == 1
 
 
 def _opened(path: Path) -> Image.Image:
