@@ -1,11 +1,17 @@
 """Real commands, run as a user runs them."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pytest
+
+from funmatch.cli.command import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +37,23 @@ def command(
         text=True,
         timeout=280,
     )
+
+
+def command_here(script: str, *overrides: str, cwd: Path) -> tuple[int, str, str]:
+    """The same in this process: to import torch takes longer than a short run.
+
+    Returns its exit code, output and errors.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # what the command sets is put back
+        patch.setattr(sys, "argv", [f"{script}.py", *overrides])
+        try:
+            COMMANDS[script]()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, out.getvalue(), err.getvalue()
 
 
 _ANSWERS = """

@@ -1,31 +1,24 @@
 """Students that are taught together end as those that are taught one by one, to the last byte."""
 
 import gc
-import io
 import os
-import random
 import re
 import signal
-import sys
 import weakref
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from commands import QUICK, answers, command
+from commands import QUICK, answers, command, command_here
 from funmatch import files
-from funmatch.cli import app
-from funmatch.cli.command import COMMANDS
 from funmatch.data.lessons import Classmate, Lessons
 from funmatch.data.module import DataModule
 from funmatch.data.source import Splits
@@ -41,7 +34,7 @@ from funmatch.runs import Run
 from funmatch.targets import Asked, Live
 from funmatch.turns import Seat, take_turns
 from small import experiment
-from toys import array_source, fit, learning, network
+from toys import array_source, fit, learning, network, trainer
 
 SETTINGS = (
     *QUICK,
@@ -60,12 +53,6 @@ def listening(**settings: Any) -> nn.Module:
     net = conv.build(**settings)
     net.register_forward_hook(lambda net, images, logits: asked.append(len(logits)))
     return net
-
-
-def forgetful(**settings: Any) -> nn.Module:
-    """A network whose steps draw random numbers."""
-    *layers, head = conv.build(**settings)
-    return nn.Sequential(*layers, nn.Dropout(0.3), head)
 
 
 def choosy(*, side: int, **settings: Any) -> nn.Module:
@@ -98,22 +85,9 @@ def signal_at(step: int, temperature: float, number: int) -> list[str]:
 
 
 def told(home: Path, script: str, *overrides: str) -> tuple[int, str, str]:
-    """The real command, in this process: to import torch takes longer than such runs.
-
-    Returns its exit code, output and errors.
-    """
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    """Exit code, output and errors of a command that finds the students' experiments."""
     flags = ["--config-dir=own", *["-m"][: script == "train"]]
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(home)
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # commands set both, and they are put back
-        patch.setattr(app.Door, "jobs", 1)
-        patch.setattr(sys, "argv", [f"{script}.py", *flags, *SETTINGS, *overrides])
-        try:
-            COMMANDS[script]()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue(), err.getvalue()
+    return command_here(script, *flags, *SETTINGS, *overrides, cwd=home)
 
 
 def taught(home: Path, script: str, *overrides: str) -> str:
@@ -149,7 +123,7 @@ def homes(folder: Path, *names: str) -> list[Path]:
 NARROW = {"net": {"widths": [8, 8]}}
 STUDENTS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "soft": ({}, {}),
-    "forgetful": ({}, {"student": {"net": {"_target_": "test_cohort.forgetful"}}}),
+    "forgetful": ({}, {"student": {"net": {"_target_": "toys.forgetful"}}}),
     "hard": ({}, {"objective": {"temperature": 1}}),
     "other": (
         {"optimizer": "sgd"},
@@ -199,7 +173,6 @@ def test_a_student_may_learn_longer_than_the_first(alone: Path, home: Path) -> N
     assert left(home, "soft") == left(alone, "soft")
 
 
-@pytest.mark.xfail(strict=True, reason="null counts as one side, whatever the networks make of it")
 def test_students_that_say_themselves_how_large_their_views_are(home: Path) -> None:
     choosy = ["student.net._target_=test_cohort.choosy", "student.side=null", "student.resize=null"]
     taught(home, "cohort", *choosy, "steps=3", "student.net.side=8,6", "name=together")
@@ -295,10 +268,34 @@ def test_a_dry_run_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="every job of the sweep says the same")
-def test_a_dry_run_of_several_is_refused_in_one_line(tmp_path: Path) -> None:
-    call = ("cohort", "dry_run=true objective.temperature=5,1")
-    assert answers([call], cwd=tmp_path)[call][2].count("\n") == 1
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("dry_run=true objective.temperature=5,1", "dry_run=true: a cohort has none"),
+        ("trainer.devices=2 seed=0,1", "trainer.devices=2: the jobs of a sweep run on one device"),
+    ],
+)
+def test_what_no_cohort_can_do_is_refused_in_one_line(
+    tmp_path: Path, arguments: str, told: str
+) -> None:
+    call = ("cohort", arguments)
+    code, _, errors = answers([call], cwd=tmp_path)[call]
+    assert (code, errors.count("\n")) == (1, 1)
+    assert errors.startswith(f"error: {told}")
+
+
+def test_a_search_is_refused(tmp_path: Path) -> None:
+    given = ("cohort", "sweep=optuna", "hydra.sweeper.n_trials=3", *QUICK)
+    told = "a search waits for results; leave it out, or use python src/train.py"
+    code, _, errors = command_here(*given, cwd=tmp_path)
+    assert (code, errors) == (1, f"error: sweep=optuna: {told}\n")
+
+
+def test_the_configuration_is_shown(tmp_path: Path) -> None:
+    calls = [(script, "--cfg job seed=3") for script in ("cohort", "train")]
+    cohort, train = answers(calls, cwd=tmp_path).values()
+    assert cohort == train
+    assert "\nseed: 3\n" in train[1]
 
 
 # --- toys: one pass of the teacher ---------------------------------------------------------------
@@ -336,20 +333,7 @@ def side_by_side(teacher: Teacher) -> list[Distillation]:
 
     def teach(number: int, seat: Seat) -> None:
         steps = LENGTHS[number]
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            check_val_every_n_epoch=None,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(students[number], Classmate(lessons, steps, seat.wait))
+        trainer(steps).fit(students[number], Classmate(lessons, steps, seat.wait))
 
     assert take_turns([partial(teach, number) for number in range(3)]) == [None] * 3
     return students
@@ -371,7 +355,6 @@ def test_one_pass_of_an_ensemble_teaches_all() -> None:
         assert [len(images) for images in net.net.seen] == [3, 3, 2] * 5
 
 
-@pytest.mark.xfail(strict=True, reason="each trainer leaves what the one before it had set")
 def test_signals_are_heard_again_in_the_end() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -414,7 +397,6 @@ def test_what_ends_one_is_kept_and_the_others_go_on() -> None:
     assert outcomes == [errors[0], 1, errors[1], 3]
 
 
-@pytest.mark.xfail(strict=True, reason="its exception holds all that it had")
 def test_what_one_had_that_failed_is_free_for_the_others() -> None:
     """Of the memory of a device, say, of which it needed too much."""
     held: list[weakref.ref[nn.Module]] = []
@@ -431,34 +413,6 @@ def test_what_one_had_that_failed_is_free_for_the_others() -> None:
         return held[0]() is None
 
     assert take_turns([fails, goes_on])[1]
-
-
-def test_each_has_random_numbers_of_its_own() -> None:
-    """Also the second of two normal numbers, which the generators of numpy and Python keep."""
-
-    def draws(seed: int, wait: Callable[[int], None]) -> list[Any]:
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # what a user's objective may draw from
-        random.seed(seed)
-        found: list[Any] = []
-        for step in range(3):
-            found += [torch.randn(1).item(), np.random.randn(), random.gauss(0, 1)]  # noqa: NPY002
-            wait(step)
-        return found
-
-    before = torch.get_rng_state(), random.getstate()
-    try:
-        alone = [draws(seed, lambda step: None) for seed in range(3)]
-        together = take_turns([partial(at_a_seat, draws, seed) for seed in range(3)])
-    finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-    assert together == alone
-    assert len({number for found in alone for number in found}) == 27
-
-
-def at_a_seat(task: Callable[[int, Callable[[int], None]], Any], number: int, seat: Seat) -> Any:
-    return task(number, seat.wait)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])

@@ -2,13 +2,11 @@
 
 import copy
 import csv
-import io
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,9 @@ from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
-from commands import QUICK, answers, command
+from commands import QUICK, answers, command, command_here
 from funmatch import files, optimizers, targets
-from funmatch.cli import app, parts
-from funmatch.cli.command import COMMANDS
+from funmatch.cli import parts
 from funmatch.distillation import Distillation
 from funmatch.learner import Learner
 from funmatch.models import bit, conv, folding
@@ -586,17 +583,9 @@ def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:
     teacher = conv.build((32, 64), side=8, num_classes=10)
     nn.init.normal_(teacher[-1].weight, std=0.3)
     files.write(home / "teacher.safetensors", safetensors.torch.save(teacher.state_dict()))
-    out, err, ended = io.StringIO(), io.StringIO(), False
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(home)
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # commands set both, and they are put back
-        patch.setattr(app.Door, "jobs", 1)
-        patch.setattr(sys, "argv", ["train.py", *SETTINGS, f"name={name}", *overrides])
-        with suppress(SystemExit):
-            COMMANDS["train"]()
-            ended = True
-    assert (ended, err.getvalue()) == (True, "")
-    return only_run(home, name), out.getvalue()
+    code, out, err = command_here("train", *SETTINGS, f"name={name}", *overrides, cwd=home)
+    assert (code, err) == (0, "")
+    return only_run(home, name), out
 
 
 def losses(run: Run) -> list[float]:

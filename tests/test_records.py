@@ -1,7 +1,6 @@
 """What a teacher said is recorded once and replayed, and no run ends otherwise for it."""
 
 import csv
-import io
 import json
 import re
 import resource
@@ -10,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from commands import QUICK, ROOT, answers, command, environment
+from commands import QUICK, ROOT, answers, command, command_here, environment
 from funmatch import machine, rules, schema, targets
-from funmatch.cli import app, parts, recording
-from funmatch.cli.command import COMMANDS
+from funmatch.cli import parts, recording
 from funmatch.distillation import Distillation
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
@@ -705,21 +703,8 @@ SETTINGS = (
 
 
 def train(home: Path, *overrides: str, script: str = "train") -> tuple[int, str, str]:
-    """The real command, in this process: to import torch takes longer than such a run.
-
-    Returns its exit code, output and errors.
-    """
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(home)
-        patch.setenv("HYDRA_FULL_ERROR", "0")  # what the command sets is put back
-        patch.setattr(app.Door, "jobs", 1)
-        patch.setattr(sys, "argv", [f"{script}.py", *SETTINGS, *overrides])
-        try:
-            COMMANDS[script]()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, out.getvalue(), err.getvalue()
+    """Exit code, output and errors of a command with the settings of these tests."""
+    return command_here(script, *SETTINGS, *overrides, cwd=home)
 
 
 def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:

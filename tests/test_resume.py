@@ -15,6 +15,7 @@ SETTINGS = (
     "validate_every=25",
     "trainer.log_every=5",
     "schedule.warmup_steps=20",
+    "student.net._target_=toys.forgetful",
 )
 
 

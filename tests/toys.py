@@ -1,6 +1,7 @@
 """Small real parts that tests put together: sources, networks that remember, a training run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from funmatch.data.source import ArraySource, Splits
 from funmatch.evaluation import EvaluationViews
 from funmatch.images import Images
 from funmatch.learner import Learner, Learning
+from funmatch.models import conv
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
@@ -79,6 +81,12 @@ class Remembering(nn.Module):
         return self.linear(images.flatten(1))
 
 
+def forgetful(**settings: Any) -> nn.Module:
+    """A network whose steps draw random numbers."""
+    *layers, head = conv.build(**settings)
+    return nn.Sequential(*layers, nn.Dropout(0.3), head)
+
+
 def network(side: int = 8, seed: int = 0) -> Network:
     """Shows its net the plain pixels in [0, 255]."""
     return Network(
@@ -123,7 +131,16 @@ def fit(
         steps=steps,
         seed=seed,
     )
-    trainer = Trainer(
+    trained = trainer(steps)
+    trained.fit(learner, data)
+    if folder is not None:
+        trained.save_checkpoint(folder / "state.ckpt")
+    return trained
+
+
+def trainer(steps: int) -> Trainer:
+    """The real trainer; it does not validate."""
+    return Trainer(
         accelerator="cpu",
         max_steps=steps,
         max_epochs=-1,
@@ -137,7 +154,3 @@ def fit(
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
     )
-    trainer.fit(learner, data)
-    if folder is not None:
-        trainer.save_checkpoint(folder / "state.ckpt")
-    return trainer

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     STUDENT_BOXES = 4
     TEACHER_BOXES = 5
     TEACHER_FLIPS = 6
+    NOISE = 7
 
 
 def generator(seed: int, step: int, purpose: int = 0) -> np.random.Generator:

@@ -1,17 +1,19 @@
 """Several runs in one process that take turns, step by step."""
 
-from collections.abc import Callable, Sequence
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 
 
 class Seat:
     """A run's place among those that take turns.
 
     It runs on a stack of its own, so that what it calls, a trainer say, need not know of the
-    others. The global random numbers are its own, too.
+    others.
     """
 
     def __init__(self, task: Callable[["Seat"], Any]) -> None:
@@ -23,9 +25,7 @@ class Seat:
         """Called by the run: goes on when no other waits for an earlier step."""
         assert getcurrent() is self._stack
         self.step = step
-        random = _collect_rng_states()
         self._stack.parent.switch()
-        _set_rng_states(random)
 
     @property
     def done(self) -> bool:
@@ -46,6 +46,7 @@ class Seat:
             self.outcome = self._task(self)
         except Exception as error:  # the others go on
             self.outcome = error
+            _forget(error)
 
 
 def take_turns(tasks: Sequence[Callable[[Seat], Any]]) -> list[Any]:
@@ -55,10 +56,30 @@ def take_turns(tasks: Sequence[Callable[[Seat], Any]]) -> list[Any]:
         What each has returned, or the exception that ended it.
     """
     seats = [Seat(task) for task in tasks]
-    try:
-        while left := [seat for seat in seats if not seat.done]:
-            min(left, key=lambda seat: seat.step).go_on()
-    finally:  # an interrupt ends them all
-        for seat in seats:
-            seat.leave()
+    with _signals_as_before():
+        try:
+            while left := [seat for seat in seats if not seat.done]:
+                min(left, key=lambda seat: seat.step).go_on()
+        finally:  # an interrupt ends them all
+            for seat in seats:
+                seat.leave()
     return [seat.outcome for seat in seats]
+
+
+def _forget(error: BaseException | None) -> None:
+    """Lets go of what the functions held that an error went through: a network, its optimiser."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Each of the trainers puts back the handlers it found, which may be those of another."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)

@@ -50,6 +50,7 @@ def launch(
     load_dotenv(Path(".env"))  # keys; what the environment already holds wins
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
     resolvers.register()
+    Door.jobs = 1
     failed = False
 
     def guarded(cfg: DictConfig) -> float | None:
@@ -118,7 +119,7 @@ class Door(Callback):
                     # The ranks of one job would be started with the arguments of the whole sweep.
                     raise schema.UserError(
                         f"trainer.devices={cfg.trainer.devices}: the jobs of a sweep run on one "
-                        "device each; start them one by one, without -m"
+                        "device each; start them one by one with train.py, without -m"
                     )
                 if (name := cfg.get("save_as")) is not None:
                     if name in saved:

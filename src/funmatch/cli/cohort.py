@@ -3,12 +3,13 @@
 import json
 import sys
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from funmatch import comparison, rules, schema
 from funmatch.cli import app, session
@@ -17,24 +18,31 @@ from funmatch.schema import UserError
 
 # What students of one teacher may have each of their own.
 _OWN = ("objective", "optimizer", "schedule", "student", "init_seed", "steps", "clip_norm")
+_SHOWS = ("-c", "--cfg", "-h", "--help", "--hydra-help", "-i", "--info")  # and runs no job
 
 
 def launch() -> None:
     """Collects the jobs of a sweep, then teaches those together that see the same views."""
-    if not {"-m", "--multirun"} & set(sys.argv):
+    flags = {argument.partition("=")[0] for argument in sys.argv[1:]}
+    if flags.isdisjoint(("-m", "--multirun", *_SHOWS)):
         sys.argv.insert(1, "-m")
     jobs: dict[Path, DictConfig] = {}
 
     def collect(cfg: DictConfig) -> None:
+        settings: Any = HydraConfig.get()
+        if "n_trials" in settings.sweeper:
+            told = "a search waits for results; leave it out, or use python src/train.py"
+            app.say(UserError(f"sweep={settings.runtime.choices.sweep}: {told}"), "train")
+            raise SystemExit(1)  # or each trial would say so
         rules.check(cfg)
-        if cfg.dry_run:
-            raise UserError("dry_run=true: a cohort has none; python src/train.py -m has")
         jobs[schema.run_directory(cfg)] = cfg
 
     app.launch("train", collect, lambda: _teach(jobs))
 
 
 def _teach(jobs: dict[Path, DictConfig]) -> None:
+    if any(cfg.dry_run for cfg in jobs.values()):
+        raise UserError("dry_run=true: a cohort has none; python src/train.py -m has")
     failed = False
     with app.composing():
         for group in _groups(jobs.values()):
@@ -51,10 +59,10 @@ def _groups(jobs: Iterable[DictConfig]) -> list[list[DictConfig]]:
     found: dict[str, list[DictConfig]] = {}
     for cfg in jobs:
         common = {key: value for key, value in schema.identity(cfg).items() if key not in _OWN}
-        sides = (cfg.student.side, cfg.student.resize)
-        features = instantiate(cfg.objective).teacher_features
-        key = json.dumps([common, sides, features], sort_keys=True)
-        found.setdefault(key, []).append(cfg)
+        common["trainer"] = OmegaConf.to_container(cfg.trainer, resolve=True)
+        common["kept"] = cfg.data.get("cache"), cfg.paths.cache, cfg.paths.data
+        common["features"] = instantiate(cfg.objective).teacher_features
+        found.setdefault(json.dumps(common, sort_keys=True), []).append(cfg)
     return list(found.values())
 
 
@@ -63,17 +71,18 @@ def _teach_together(group: list[DictConfig]) -> bool:
     from funmatch.cli.teaching import Lesson, distil  # imports torch
     from funmatch.turns import Seat, take_turns
 
-    lessons: list[Lesson] = []
+    @cache
+    def lesson() -> Lesson:
+        features = instantiate(group[0].objective).teacher_features
+        return Lesson(group[0], features, several=True)
 
-    def lesson(cfg: DictConfig) -> Lesson:
-        if not lessons:
-            features = instantiate(cfg.objective).teacher_features
-            lessons.append(Lesson(cfg, features, several=True))
-        return lessons[0]
+    taught: list[dict[str, Any]] = []
 
     def task(cfg: DictConfig, seat: Seat) -> dict[str, Any]:
         def teach(cfg: DictConfig, run: Run) -> dict[str, Any]:
-            return distil(cfg, run, lesson(cfg), seat)
+            figures = distil(cfg, run, lesson(), seat)
+            taught.append(figures)
+            return figures
 
         print(schema.run_directory(cfg), flush=True)
         return session.complete(cfg, teach)
@@ -85,9 +94,9 @@ def _teach_together(group: list[DictConfig]) -> bool:
             app.say(outcome, "train")
         else:
             print(f"  {session.outcome(outcome)}")
-    rows = [row for row in outcomes if isinstance(row, dict)]
-    if len(rows) > 1:
-        teacher = max(row["teacher_seconds"] for row in rows)
-        saved = (len(rows) - 1) * teacher
-        print(f"cohort: {len(rows)} students, one teacher: {teacher:,.1f} s, {saved:,.1f} s saved")
-    return len(rows) < len(group)
+    if len(taught) > 1:
+        teacher = max(figures["teacher_seconds"] for figures in taught)
+        saved = (len(taught) - 1) * teacher
+        shared = f"cohort: {len(taught)} students, one teacher"
+        print(f"{shared}: {teacher:,.1f} s, {saved:,.1f} s saved")
+    return any(isinstance(outcome, Exception) for outcome in outcomes)

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from rich.progress import Progress
 
 from funmatch import files, runs, schema
 from funmatch.callbacks.best import BestStudent
@@ -26,7 +26,12 @@ from funmatch.runs import Run
 
 
 def fit(
-    cfg: DictConfig, run: Run, learner: Learner, data: LightningDataModule, stopwatch: Stopwatch
+    cfg: DictConfig,
+    run: Run,
+    learner: Learner,
+    data: LightningDataModule,
+    stopwatch: Stopwatch,
+    bars: Progress,
 ) -> dict[str, Any]:
     """Trains to the last step, then measures val, and test once with the best student."""
     steps = schema.total_steps(cfg)
@@ -34,7 +39,7 @@ def fit(
         files.write(run.model, _description(cfg))
     best = BestStudent(run.student)
     latest = Latest(run.checkpoint, every=cfg.checkpoint_every, validate_every=cfg.validate_every)
-    bar = StepsLeft(f"{cfg.recipe.name} s{cfg.seed}", steps, Console())
+    bar = StepsLeft(run.directory.name, steps, bars)
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     resumed = run.checkpoint.exists()
     done = _steps_done(run) if resumed else 0

@@ -152,6 +152,7 @@ def learning(cfg: DictConfig) -> Learning:
         # Hydra's own partial checks its target at each call: 0.16 ms a step.
         schedule=partial(schedule.func, *schedule.args, **schedule.keywords),
         log_every=cfg.trainer.log_every,
+        seed=cfg.init_seed,
         clip_norm=cfg.clip_norm,
         micro_batch=cfg.trainer.micro_batch,
         fused=device(cfg).type == "cuda" if cfg.trainer.fused == "auto" else cfg.trainer.fused,

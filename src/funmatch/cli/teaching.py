@@ -11,11 +11,11 @@ from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch import rules, schema
+from funmatch.callbacks import progress
 from funmatch.callbacks.stopwatch import Stopwatch
 from funmatch.cli import caching, fitting, parts, recording, session
 from funmatch.clock import Clock
 from funmatch.data.lessons import Classmate, Lessons
-from funmatch.data.module import DataModule
 from funmatch.data.source import Splits
 from funmatch.distillation import Distillation
 from funmatch.evaluation import EvaluationStream, EvaluationViews
@@ -33,7 +33,7 @@ from funmatch.turns import Seat
 
 
 class Lesson:
-    """What runs share that are taught together: the data, the teacher, its word, the batches.
+    """What runs share that are taught together: data, teacher, its word, batches, the display.
 
     Args:
         cfg: of any of them.
@@ -47,17 +47,25 @@ class Lesson:
         self.splits, self.law = parts.splits(cfg), parts.recipe(cfg)
         self.teacher = loaded_teacher(cfg, features)
         self.asked = Asked(self.teacher.members, several=several)
-        self._device, self._lessons = parts.device(cfg), dict[frozenset[str], Lessons]()
-        self._images: tuple[Splits, Brings] | None = None
+        self.bars = progress.bars()
+        self._images = dict[tuple[int, int], tuple[Splits, Brings]]()
+        self._batches = dict[tuple[Any, ...], Lessons]()
 
     def images(self, cfg: DictConfig, student: Network) -> tuple[Splits, Brings]:
-        """What `caching.kept` says of the first student's images; the others see as many pixels."""
-        self._images = self._images or caching.kept(cfg, self.splits, student)
-        return self._images
+        """What `caching.kept` says, for all students that see as many pixels."""
+        key = student.side, student.resize
+        if key not in self._images:
+            self._images[key] = caching.kept(cfg, self.splits, student)
+        return self._images[key]
 
-    def shared(self, data: DataModule, seen: frozenset[str]) -> Lessons:
-        """The batches with the views of some networks, for all who need the same."""
-        return self._lessons.setdefault(seen, Lessons(data, self._device))
+    def batches(self, cfg: DictConfig, student: Network, sides: dict[str, int]) -> Lessons:
+        """The batches with views of these sides, for all students that see as many pixels."""
+        key = student.resize, *sides.items()
+        if key not in self._batches:
+            images, brings = self.images(cfg, student)
+            data = parts.stream(cfg, images, self.law, sides, brings)
+            self._batches[key] = Lessons(data, parts.device(cfg))
+        return self._batches[key]
 
 
 def distil(
@@ -97,13 +105,14 @@ def distil(
         student, words, references, objective, parts.learning(cfg), teacher_clock
     )
     sides = {"student": student.side, **(teacher.sides if needed else {})}
-    data: LightningDataModule = parts.stream(cfg, images, lesson.law, sides, brings)
-    if seat is not None:
-        assert isinstance(data, DataModule)
-        shared = lesson.shared(data, frozenset(sides))
+    data: LightningDataModule
+    if seat is None:
+        data = parts.stream(cfg, images, lesson.law, sides, brings)
+    else:
+        shared = lesson.batches(cfg, student, sides)
         data = Classmate(shared, schema.total_steps(cfg), seat.wait)
     try:
-        figures = fitting.fit(cfg, run, learner, data, stopwatch)
+        figures = fitting.fit(cfg, run, learner, data, stopwatch, lesson.bars)
     finally:
         words.flush()
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
@@ -119,7 +128,7 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     images, brings = caching.kept(cfg, data, student)
     sides = {"student": student.side}
     stream = parts.stream(cfg, images, parts.recipe(cfg), sides, brings)
-    return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size))
+    return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size), progress.bars())
 
 
 def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from lightning import LightningDataModule
@@ -20,19 +21,29 @@ class Lessons:
     """
 
     def __init__(self, data: DataModule, device: torch.device) -> None:
-        self.data, self._device = data, device
+        self._data, self._device = data, device
         self._batches: Iterator[Batch] | None = None
         self._last: Batch | None = None
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; steps are asked for in a rising order."""
         if self._batches is None:
-            self._batches = iter(self.data.training_loader(start=step, steps=sys.maxsize))
+            self._batches = iter(self._data.training_loader(start=step, steps=sys.maxsize))
         while self._last is None or self._last.step < step:
-            batch = self.data.transfer_batch_to_device(next(self._batches), self._device, 0)
-            self._last = self.data.on_after_batch_transfer(batch, 0)
+            batch = self._data.transfer_batch_to_device(next(self._batches), self._device, 0)
+            self._last = self._data.on_after_batch_transfer(batch, 0)
         assert self._last.step == step
         return self._last
+
+    @cached_property
+    def val(self) -> DataLoader[Batch]:
+        """The same workers serve all, for nobody waits for a turn in the midst of a validation."""
+        return self._data.val_dataloader()
+
+    @cached_property
+    def test(self) -> DataLoader[Batch]:
+        """Likewise."""
+        return self._data.test_dataloader()
 
 
 class Classmate(LightningDataModule):
@@ -53,10 +64,10 @@ class Classmate(LightningDataModule):
         return _Paced(self._lessons, self.trainer.global_step, self._steps, self._wait)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._lessons.data.val_dataloader()
+        return self._lessons.val
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._lessons.data.test_dataloader()
+        return self._lessons.test
 
 
 class _Paced:
