@@ -38,8 +38,10 @@ def test_csv_rows_up_to_the_checkpoint_are_kept_and_later_ones_cut(tmp_path: Pat
     resumed.log_metrics({"train/loss": 9.0}, 30)
     assert path.read_text().splitlines()[1:] == ["10,1.0,", "20,2.0,", "30,9.0,"]
     resumed.log_metrics({"val/student_top1": 0.25}, 30)
+    place = path.stat().st_ino
     resumed.log_metrics({"val/student_top1": 0.5}, 30)  # validated again after a kill
     assert path.read_text().splitlines()[1:] == ["10,1.0,", "20,2.0,", "30,9.0,0.5"]
+    assert path.stat().st_ino == place  # not all of a long file is written again
     assert CsvLogger(path).name == "csv"  # a run that starts anew starts with an empty file
     assert path.read_text().splitlines() == ["step"]
 

@@ -88,7 +88,7 @@ def _saved(key: str, name: str, logs: str) -> Any:
 
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
-    "cores": lambda most: min(most, machine.cores()),
+    "workers": lambda most: max(1, min(most, machine.cores() - 1)),  # one is left for the steps
     "scratch": lambda: str(Path(tempfile.gettempdir()) / f"funmatch-dry-run-{os.getpid()}"),
     "choose": lambda condition, yes, no: yes if condition else no,
     "unless": lambda given, default: default if given is None else None,

@@ -34,17 +34,15 @@ def kept(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits, Bring
     val, test = (
         EvaluationViews(data.part(part), student.resize, student.side) for part in ("val", "test")
     )
-    seen: Source = val
-    if not isinstance(train, ArraySource):
-        visits = steps * cfg.batch_size / len(train), steps / cfg.validate_every
-        wanted = [_on_disk(cfg, *each) for each in zip((train, val), visits, strict=True)]
-        wanted[0] &= cfg.data.get("decode") != "device"
-        train, seen = (
-            _cached(cfg, source) if want else source
-            for source, want in zip((train, val), wanted, strict=True)
-        )
+    decoded_there = cfg.data.get("decode") == "device"
+    if not isinstance(train, ArraySource) and not decoded_there:
+        train = _decoded_once(cfg, train, steps * cfg.batch_size / len(train))
+    if isinstance(data.val, ArraySource):
+        seen: Source = ArraySource.of(val)
+    else:
+        seen = _decoded_once(cfg, val, steps / cfg.validate_every)
     found = replace(data, train=train, val=seen, test=test)
-    if cfg.data.get("decode") == "device":
+    if decoded_there:
         _check_decoder(train)
         return found, "files"
     return found, "cuts" if _on_device(cfg, train) else "views"
@@ -58,7 +56,10 @@ def _check_decoder(train: Source) -> None:
         raise UserError("data.decode=device: several sets are taught on; choose host")
 
 
-def _cached(cfg: DictConfig, source: Source) -> Source:
+def _decoded_once(cfg: DictConfig, source: Source, visits: float) -> Source:
+    """The source, from a cache on disk if that is asked for, or worth it for so many visits."""
+    if not _on_disk(cfg, source, visits):
+        return source
     try:
         return cache.cached(source, _store(cfg))
     except OSError as error:

@@ -26,6 +26,12 @@ class ArraySource:
         self._images, self._labels, self.classes = images, labels, tuple(classes)
         self._run = Images.of(images)
 
+    @classmethod
+    def of(cls, source: Source) -> "ArraySource":
+        """All of a source whose images are of one size."""
+        rows = np.arange(len(source))
+        return cls(torch.stack(list(source.images(rows))), source.labels(rows), source.classes)
+
     def __len__(self) -> int:
         return len(self._images)
 

@@ -29,7 +29,6 @@ class CsvLogger(Logger):
         super().__init__()
         self._path = path
         self._columns: list[str] = ["step"]
-        self._last: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
         if step and path.exists():
             rows = [row for row in self._read() if int(row["step"]) <= step]
@@ -37,21 +36,17 @@ class CsvLogger(Logger):
         self._rewrite(rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = {name: value for name, value in metrics.items() if name != "epoch"}
+        row: dict[str, Any] = {name: value for name, value in metrics.items() if name != "epoch"}
         if not row:
             return
+        row = {"step": step, **row}
         same = int(self._last.get("step", -1)) == step  # trained and validated at one step
-        new = [name for name in row if name not in self._columns]
-        if new or same:
+        if new := [name for name in row if name not in self._columns]:
             self._columns += new
             rows = self._read()
-            self._rewrite(
-                [*rows[:-1], {**self._last, **row}] if same else [*rows, {"step": step, **row}]
-            )
+            self._rewrite([*rows[:-1], {**self._last, **row}] if same else [*rows, row])
         else:
-            self._last = {"step": step, **row}
-            with self._path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(self._last)
+            self._write({**self._last, **row} if same else row, again=same)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The configuration has a file of its own."""
@@ -64,6 +59,18 @@ class CsvLogger(Logger):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows[:-1])
+        self._begin = len(text.getvalue().encode())  # of the last row
+        writer.writerows(rows[-1:])
         files.write(self._path, text.getvalue())
         self._last = rows[-1] if rows else {}
+
+    def _write(self, row: dict[str, Any], *, again: bool) -> None:
+        """Writes a row, over the last one or behind it."""
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns).writerow(row)
+        with self._path.open("r+b") as file:
+            self._begin = file.seek(self._begin) if again else file.seek(0, io.SEEK_END)
+            file.write(text.getvalue().encode())
+            file.truncate()
+        self._last = row
