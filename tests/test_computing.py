@@ -521,10 +521,42 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
     assert capsys.readouterr().out == ""
 
 
-def test_a_network_whose_features_are_asked_for_is_not_compiled(graphs) -> None:
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_the_backward_pass_is_compiled_along(graphs) -> None:
+    """Else it would be too late to go on without a compiler that fails."""
+    with fresh_cache():
+        wrapped(tiny().train(), SIDE).tuned(compiled=4)(pixels(4, SIDE))
+    assert counters["inductor"]["fxgraph_cache_miss"] == 2
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
+    """More than torch's own limit of eight for one function."""
+    for width in range(1, 10):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, width))
+        wrapped(net, SIDE).tuned(compiled=4)(pixels(4, SIDE))
+    assert graphs() == 9
+
+
+def test_a_network_whose_features_are_asked_for_is_not_compiled(graphs, capsys) -> None:
     network = wrapped(tiny(), SIDE, features=("0",)).tuned(compiled=4)
+    told = "its features are asked for"
+    assert (
+        capsys.readouterr().out == f"  compile: Sequential goes on without torch.compile ({told})\n"
+    )
     assert list(network(pixels(4, SIDE)).features) == ["0"]
     assert graphs() == 0
+
+
+def test_too_little_memory_is_no_matter_of_the_compiler(graphs, monkeypatch) -> None:
+    compiled = Compiled(tiny(), rows=4, training=True)
+
+    def too_much(images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(compiled, "_fast", too_much)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(torch.zeros(4, 3, SIDE, SIDE))
 
 
 def test_where_there_is_no_compiler_the_network_goes_on_and_says_so_once(graphs, capsys) -> None:

@@ -32,7 +32,7 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
     bare = blank(part, features)
     if part.weights is not None:
         weights.load(bare.net, part.weights, head=part.head)
-    return bare.tuned(**_tuning(cfg, bare, role))
+    return tuned(cfg, bare, role)
 
 
 def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
@@ -44,13 +44,10 @@ def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
 
 def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
     """The teacher, of one network or several, each made by `load` from its config."""
-    dtype = torch.bfloat16 if cfg.trainer.precision == "bf16-mixed" else torch.float32
-
-    def frozen(part: DictConfig) -> Frozen:
-        network = load(part)
-        return Frozen(network, dtype=dtype, **_tuning(cfg, network, "teacher"))
-
-    networks = {key.rpartition(".")[2]: frozen(part) for key, part in schema.teachers(cfg).items()}
+    networks = {
+        key.rpartition(".")[2]: frozen(cfg, load(part))
+        for key, part in schema.teachers(cfg).items()
+    }
     if not cfg.teacher.get("members"):
         return Teacher({NAME: networks["teacher"]})
     shares = cfg.teacher.shares
@@ -59,6 +56,17 @@ def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
         combine=cfg.teacher.combine,
         weights=None if shares is None else tuple(float(shares[name]) for name in networks),
     )
+
+
+def frozen(cfg: DictConfig, network: Network) -> Frozen:
+    """A network that teaches, as the run computes it."""
+    dtype = torch.bfloat16 if cfg.trainer.precision == "bf16-mixed" else torch.float32
+    return Frozen(network, dtype=dtype, **_tuning(cfg, network, "teacher"))
+
+
+def tuned(cfg: DictConfig, network: Network, role: str) -> Network:
+    """A network that learns, as the run computes it."""
+    return network.tuned(**_tuning(cfg, network, role))
 
 
 def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from funmatch.cli import fitting, parts, recording, teaching
 from funmatch.data import cache
 from funmatch.data.source import ArraySource
 from funmatch.models import catalog, zoo
+from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.runs import Run
 from funmatch.schema import UserError
@@ -56,10 +57,10 @@ def rehearse(cfg: DictConfig) -> None:
     print(f"  steps     {steps:,} of {cfg.batch_size} images ({epochs:,.0f} epochs of {images:,})")
 
     learns = "student" if "student" in cfg else "model"
-    costs = {learns: _cost(cfg[learns], place, cfg.trainer.precision, training=True)}
+    costs = {learns: _cost(cfg, cfg[learns], place, learns)}
     if "teacher" in cfg:
         for key, part in schema.teachers(cfg).items():
-            costs[key] = _cost(part, place, cfg.trainer.precision, training=False)
+            costs[key] = _cost(cfg, part, place, "teacher")
     width = max(9, *map(len, costs))
     for key, cost in costs.items():
         way = "forward and backward" if key == learns else "forward"
@@ -85,23 +86,26 @@ def rehearse(cfg: DictConfig) -> None:
     print("  not ready: see what is missing" if missing else "  ready")
 
 
-def _cost(cfg: DictConfig, place: torch.device, precision: str, *, training: bool) -> Cost:
+def _cost(cfg: DictConfig, part: DictConfig, place: torch.device, role: str) -> Cost:
+    teaches = role == "teacher"
     with torch.device("meta"):
-        sketch = parts.blank(cfg)
-    channels = len(cfg.mean or (0, 0, 0))
+        sketch = parts.blank(part).train(not teaches)
+    channels = len(part.mean or (0, 0, 0))
     # What torch counts for the gradient of a kernel is that of an ungrouped convolution.
     corrected = {torch.ops.aten.convolution_backward: _backward}
     with FlopCounterMode(display=False, custom_mapping=corrected) as counter:
         # Two, for BatchNorm learns nothing from one.
-        _pass(sketch, torch.empty(2, channels, sketch.side, sketch.side, device="meta"), training)
+        _pass(sketch, torch.empty(2, channels, sketch.side, sketch.side, device="meta"))
     parameters = sum(p.numel() for p in sketch.parameters())
-    network = parts.blank(cfg).to(place)
+    network = parts.blank(part)
+    asked = parts.frozen(cfg, network) if teaches else parts.tuned(cfg, network, role).to(place)
+    mixed = cfg.trainer.precision != "32-true"
 
     def go(images: int) -> float:
         views = torch.rand(images, channels, network.side, network.side, device=place) * 255
         start = time.perf_counter()
-        with torch.autocast(place.type, torch.bfloat16, enabled=precision != "32-true"):
-            _pass(network, views, training)
+        with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
+            _pass(asked, views)
         if place.type == "cuda":
             torch.cuda.synchronize(place)
         return time.perf_counter() - start
@@ -118,11 +122,11 @@ def _backward(
     return 2 * math.prod(positions) * math.prod(kernel[1:]) * sum(wanted[:2])
 
 
-def _pass(network: Network, views: Tensor, training: bool) -> None:
-    network.train(training)
-    with torch.set_grad_enabled(training):
+def _pass(network: Network | Frozen, views: Tensor) -> None:
+    learns = isinstance(network, Network) and network.training
+    with torch.set_grad_enabled(learns):
         logits = network(views).logits
-    if training:
+    if learns:
         logits.float().logsumexp(dim=-1).mean().backward()
 
 

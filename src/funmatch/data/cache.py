@@ -31,6 +31,7 @@ from funmatch.stream import Source
 _FORM = 1  # of the files: another one is another cache
 _COMPARED = 16  # images that are decoded again when a cache is opened
 _AT_A_TIME = 16  # images that a thread decodes
+_READ_AT_A_TIME = 1024  # images of which a thread reads the sizes
 
 
 class Cached:
@@ -139,9 +140,11 @@ def size(source: Source, sample: int | None = None) -> int:
     rows = np.arange(len(source))
     if sample is not None and sample < len(source):
         rows = np.linspace(0, len(source) - 1, sample).astype(np.int64)
-    heights, widths = source.sizes(rows)
+    pieces = np.array_split(rows, -(-len(rows) // _READ_AT_A_TIME))
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        area = sum(int((h * w).sum()) for h, w in pool.map(source.sizes, pieces))
     channels = source.images(rows[:1]).pixels.shape[1]
-    return int((heights * widths).mean() * len(source)) * channels
+    return round(area / len(rows) * len(source)) * channels
 
 
 def _opened(source: Source, folder: Path) -> Cached | None:

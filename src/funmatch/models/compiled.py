@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+_NETWORKS = 256  # compiled in one process at most
+
 
 class Compiled:
     """Calls a compiled network for batches of one size, and the network itself for all others.
@@ -20,6 +22,9 @@ class Compiled:
         self._net, self._when = net, (rows, training)
         self._fast = torch.compile(net, dynamic=False)
         self._tried = False
+        # Networks of one class count as one function that is compiled again for each.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, _NETWORKS)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Args: images [B, channels, S, S]."""
@@ -29,7 +34,11 @@ class Compiled:
             return self._fast(images)
         self._tried = True
         try:
-            return self._fast(images)
+            # The backward pass is compiled along: here, where there is a way out.
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                return self._fast(images)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # of the compiler's many
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             name = type(self._net).__name__

@@ -95,7 +95,10 @@ class Network(nn.Module):
         self._dtype = dtype
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net.to(dtype).to(memory_format=self._layout)
-        if compiled is not None and not self._wanted:
+        if compiled is not None and self._wanted:
+            name = type(self.net).__name__
+            print(f"  compile: {name} goes on without torch.compile (its features are asked for)")
+        elif compiled is not None:
             self._compiled = Compiled(self.net, rows=compiled, training=self.training)
         return self
 
