@@ -630,6 +630,18 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return trained(tmp_path_factory.mktemp("home"), "plain")[0]
 
 
+def normalised(**settings: Any) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(1), conv.build(**settings))
+
+
+def test_it_is_said_how_many_images_batch_normalisation_sees(configured, capsys) -> None:
+    for net, told in (("test_computing.normalised", 1), ("funmatch.models.conv.build", 0)):
+        cfg = configured("digits", "trainer.micro_batch=30", f"student.net._target_={net}")
+        parts.learner(cfg, "student")
+        found = "trainer.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
+        assert capsys.readouterr().out == f"  {found}\n" * told
+
+
 def test_a_run_in_pieces_is_the_same_run(plain: Run, tmp_path: Path) -> None:
     pieces, _ = trained(tmp_path, "pieces", "trainer.micro_batch=7")
     assert pieces.directory.name == plain.directory.name

@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from funmatch import schema
+from funmatch import runs, schema
 from funmatch.data.listing import MissingData
 from funmatch.data.module import DataModule
 from funmatch.data.source import Joined, Splits
@@ -32,6 +32,11 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
     bare = blank(part, features)
     if part.weights is not None:
         weights.load(bare.net, part.weights, head=part.head)
+    share, piece = cfg.batch_size // ranks(cfg), cfg.trainer.micro_batch
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in bare.modules())
+    if norms and piece is not None and piece < share and runs.rank() == 0:
+        told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
+        print(f"  trainer.micro_batch={piece}: {told}", flush=True)
     return tuned(cfg, bare, role)
 
 
