@@ -70,6 +70,20 @@ def device(bench: Bench) -> Iterator[Row]:
         yield Row("device", pair, "of the limit", speed / limit, target=0.5, detail=detail)
 
 
+def shares(bench: Bench) -> Iterator[Row]:
+    """Where the time of a run goes."""
+    for pair, (overrides, _) in bench.pairs.items():
+        bench.forget("shares")
+        bench.run("src/train.py", [*overrides, *_finite(30 * bench.cfg.rounds), "name=shares"])
+        (row,) = bench.summary("shares")
+        batch = next((o for o in overrides if o.startswith("batch_size=")), "batch_size=100")
+        loop = row["steps"] * int(batch.partition("=")[2]) / row["images_per_second"]
+        teacher, student = row["teacher_seconds"] / loop, row["student_seconds"] / loop
+        rest = f"student {student:.0%}, data and framework {1 - teacher - student:.0%}"
+        detail = f"{rest} of {1e3 * loop / row['steps']:,.1f} ms"
+        yield Row("shares", pair, "the teacher's share of a step", teacher, detail=detail)
+
+
 def stall(bench: Bench) -> Iterator[Row]:
     """What data cost beyond input that costs nothing, and what a run writes beside."""
     for pair, (overrides, _) in bench.pairs.items():
@@ -211,7 +225,7 @@ def growth(bench: Bench) -> Iterator[Row]:
 
 FIGURES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     figure.__name__: figure
-    for figure in (overhead, others, device, stall, targets, sweep, cohort, epochs, growth)
+    for figure in (overhead, others, device, shares, stall, targets, sweep, cohort, epochs, growth)
 }
 
 

@@ -8,6 +8,7 @@ A box is (top, left, height, width) in pixels of the source image. Its dtype say
 """
 
 from enum import IntEnum
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,7 +25,6 @@ class Purpose(IntEnum):
     STUDENT_BOXES = 4
     TEACHER_BOXES = 5
     TEACHER_FLIPS = 6
-    NOISE = 7
 
 
 def generator(seed: int, step: int, purpose: int = 0) -> np.random.Generator:
@@ -42,6 +42,17 @@ def generator(seed: int, step: int, purpose: int = 0) -> np.random.Generator:
         raise ValueError(f"seed and step must lie in [0, 2^64), got {seed} and {step}")
     # The step fills the upper half of the counter: 2^128 numbers before the next step begins.
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, step, 0]))
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """A 32-bit seed of the noise that networks draw in one step, such as dropout.
+
+    Args:
+        seed: of the run, from 0.
+        step: of the run, from 0.
+        rank: of the process; each has noise of its own.
+    """
+    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest())
 
 
 def inception(

@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from funmatch import geometry
 from funmatch.fidelity import Fidelity
-from funmatch.geometry import Purpose
 from funmatch.models.network import Network
 from funmatch.stream import Batch
 
@@ -101,8 +100,7 @@ class Learner(LightningModule):
 
         So it is the same after a resume, and whoever else draws random numbers in this process.
         """
-        draws = geometry.generator(self._learning.seed, step, Purpose.NOISE)
-        seed = int(draws.integers(2**32, size=self.trainer.world_size)[self.global_rank])
+        seed = geometry.noise_seed(self._learning.seed, step, self.trainer.global_rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.25 ms
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index].manual_seed(seed)

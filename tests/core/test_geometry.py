@@ -130,3 +130,11 @@ def test_crops_must_fit(crop: int) -> None:
         geometry.mild([64], [64], rng=rng(), resize=40, crop=crop)
     with pytest.raises(ValueError, match=rf"crop must lie in \(0, resize=40\], got {crop}"):
         geometry.centre([64], [64], resize=40, crop=crop)
+
+
+def test_noise_seeds_differ_by_seed_step_and_rank() -> None:
+    places = [(seed, step, rank) for seed in range(11) for step in range(112) for rank in range(3)]
+    found = [geometry.noise_seed(*place) for place in places]
+    assert all(0 <= seed < 2**32 for seed in found)
+    assert len(set(found)) >= len(found) - 2  # of 32 bits
+    assert found == [geometry.noise_seed(*place) for place in places]
