@@ -38,7 +38,8 @@ def training(
     if isinstance(law, Fixed):
         if cfg.targets.mode != "live":
             _say(f"targets={cfg.targets.mode} changes nothing: a fixed teacher is always recorded")
-        return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **_asking(cfg)), False
+        asking = _asking(cfg, teacher)
+        return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **asking), False
     if cfg.targets.mode == "live":
         return targets.Live(teacher, asked), True
     about = {
@@ -71,7 +72,7 @@ def training(
 
 def reference(cfg: DictConfig, teacher: Teacher, source: Source) -> targets.Targets:
     """The teacher's word on an evaluation split."""
-    return targets.on_evaluation_views(teacher, source, **_asking(cfg))
+    return targets.on_evaluation_views(teacher, source, **_asking(cfg, teacher))
 
 
 def size(cfg: DictConfig, steps: int) -> int:
@@ -135,10 +136,14 @@ def _say(text: str) -> None:
         print(f"  targets: {text}", flush=True)
 
 
-def _asking(cfg: DictConfig) -> dict[str, Any]:
+def _asking(cfg: DictConfig, teacher: Teacher) -> dict[str, Any]:
+    place = parts.device(cfg)
     # Always as many at a time: the last bits of logits depend on it. And no more than a step takes:
-    # 256 images were the peak of a run's memory.
-    return {"store": _store(cfg), "batch_size": 64, "device": parts.device(cfg)}
+    # 64 images of 128 px were the peak of a run's memory.
+    most, pixels = (256, 2**24) if place.type == "cuda" else (64, 2**18)
+    side = max(member.side for member in teacher.members.values())
+    batch_size = max(1, min(most, pixels // side**2))
+    return {"store": _store(cfg), "batch_size": batch_size, "device": place}
 
 
 def _store(cfg: DictConfig) -> Path:
