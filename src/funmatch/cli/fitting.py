@@ -39,7 +39,7 @@ def fit(
         files.write(run.model, _description(cfg))
     best = BestStudent(run.student)
     latest = Latest(run.checkpoint, every=cfg.checkpoint_every, validate_every=cfg.validate_every)
-    bar = StepsLeft(run.directory.name, steps, bars)
+    bar = StepsLeft(run.directory.name.removeprefix(f"{cfg.recipe.name}-"), steps, bars)
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     resumed = run.checkpoint.exists()
     done = _steps_done(run) if resumed else 0
