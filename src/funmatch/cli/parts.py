@@ -32,9 +32,9 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
     bare = blank(part, features)
     if part.weights is not None:
         weights.load(bare.net, part.weights, head=part.head)
-    share, piece = cfg.batch_size // ranks(cfg), cfg.trainer.micro_batch
+    share, piece = cfg.batch_size // ranks(cfg), _rows(cfg)
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in bare.modules())
-    if norms and piece is not None and piece < share and runs.rank() == 0:
+    if norms and piece < share and runs.rank() == 0:
         told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
         print(f"  trainer.micro_batch={piece}: {told}", flush=True)
     return tuned(cfg, bare, role)
@@ -83,9 +83,14 @@ def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
     asked = {"none": (), "teacher": ("teacher",), "student": ("student", "model")}
     rows = None
     if role in asked.get(cfg.trainer.compile, (role,)):
-        share = cfg.batch_size // ranks(cfg)
-        rows = min(cfg.trainer.micro_batch or share, share)
+        rows = _rows(cfg)
     return {"channels_last": channels_last, "compiled": rows}
+
+
+def _rows(cfg: DictConfig) -> int:
+    """Images that pass through the networks of a process at a time."""
+    share = int(cfg.batch_size) // ranks(cfg)
+    return min(cfg.trainer.micro_batch or share, share)
 
 
 def ranks(cfg: DictConfig) -> int:
