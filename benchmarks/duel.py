@@ -37,6 +37,7 @@ class Contender:
             cwd=folder,
             env={
                 **os.environ,
+                "FUNMATCH_ALLOW": "metronome",
                 "METRONOME": f"{orders},{reports}",
                 "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT / "src"), *_path()]),
             },

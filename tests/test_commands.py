@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_what_a_run_leaves(swept, workplace: Path) -> None:
         ".hydra/config.yaml",
         "config.yaml",
         "metrics.csv",
-        "checkpoints/last.ckpt",
+        "checkpoints/step-00000006.ckpt",
         "student.safetensors",
         "model.json",
         "summary.json",
@@ -233,22 +234,27 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "error: interrupted; the same command goes on from the last checkpoint\n"
+    told = r"interrupted by SIGINT: saved after step (\d+) of 100000; the same command goes on .*\n"
+    match = re.fullmatch(told, errors)
+    assert match, errors
+    (saved,) = (workplace / "logs").glob("interrupted/*/checkpoints/*")
+    assert saved.name == f"step-{int(match[1]):08}.ckpt"
     assert len(list((workplace / "logs").glob("interrupted/*/summary.json"))) == 1
 
 
 def test_damaged_files_are_named_with_a_remedy(swept, workplace: Path) -> None:
     (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
     run, again = Run(directory), ("recipe=consistent", *BUDGET, "name=swept", *QUICK)
-    summary, checkpoint = run.summary.read_text(), run.checkpoint.read_bytes()
+    summary, (state, *_) = run.summary.read_text(), run.checkpoints.all()
+    checkpoint = state.read_bytes()
     config = (directory / "config.yaml").read_text()
     try:
         run.summary.unlink()
-        run.checkpoint.write_bytes(checkpoint[:1000])
-        done = command("train", *again, cwd=workplace)
-        assert done.returncode == 1
-        assert f"{run.checkpoint}" in done.stderr or "last.ckpt: damaged" in done.stderr
-        assert "resume=never" in done.stderr
+        state.write_bytes(checkpoint[:1000])
+        for _ in range(2):  # nor does it begin anew unasked
+            done = command("train", *again, cwd=workplace)
+            assert done.returncode == 1
+            assert "checkpoints: no checkpoint is whole; start the run anew with" in done.stderr
         (directory / "config.yaml").write_text("[")
         done = command("train", *again, cwd=workplace)
         assert done.stderr.startswith(
@@ -257,14 +263,16 @@ def test_damaged_files_are_named_with_a_remedy(swept, workplace: Path) -> None:
         assert done.stderr.count("\n") == 1
     finally:
         run.summary.write_text(summary)
-        run.checkpoint.write_bytes(checkpoint)
+        state.write_bytes(checkpoint)
         (directory / "config.yaml").write_text(config)
 
 
 def test_a_student_that_diverges_fails_and_says_so(workplace: Path) -> None:
-    arguments = (*BUDGET, *QUICK, "optimizer.lr=1e38", "clip_norm=1e30", "trainer.log_every=1")
-    done = command("train", *arguments, "name=diverged", cwd=workplace)
+    arguments = (*BUDGET, *QUICK, "optimizer.lr=1e38", "clip_norm=1e30")
+    more = ("max_skipped=1", "validate_every=6", "name=diverged")
+    done = command("train", *arguments, *more, cwd=workplace)
     assert done.returncode == 1
-    assert "the student diverged; lower optimizer.lr" in done.stderr
+    assert "max_skipped=1: at step " in done.stderr
+    assert "loss or gradient are not finite, as in the 1 steps before; lower optim" in done.stderr
     (row,) = rows(workplace / "logs" / "diverged" / "summary.csv")
     assert row["status"] == "failed"

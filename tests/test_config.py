@@ -88,7 +88,7 @@ WRONG = [
     ),
     ("name=a/b", "name=a/b: use letters, digits, '.', '_' and '-' only"),
     ("name=..", "name=..: use letters, digits, '.', '_' and '-' only"),
-    ("resume=maybe", "resume=maybe: choose auto or never"),
+    ("resume=maybe", "resume=maybe: no checkpoint there; give the directory"),
     ("validate_every=0", "validate_every=0: give a whole number from 1"),
 ]
 

@@ -1,6 +1,5 @@
 """Two processes teach as one."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from commands import QUICK, command
 from funmatch.runs import Run
 
 SETTINGS = ("steps=40", "schedule.warmup_steps=5", "validate_every=15", *QUICK)
-TWO = ("trainer.devices=2", "trainer.strategy=ddp")
+TWO = ("trainer.devices=2",)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +40,11 @@ def test_two_ranks_measure_what_one_measures(both: dict[str, Run]) -> None:
     )
 
 
-def test_sweeps_refuse_several_devices(workplace: Path) -> None:
-    done: subprocess.CompletedProcess[str] = command(
-        "train", "-m", "seed=0,1", *SETTINGS, *TWO, cwd=workplace
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: trainer.devices=2: the jobs of a sweep run on one device")
+def test_the_jobs_of_a_sweep_start_their_own_ranks(workplace: Path, both: dict[str, Run]) -> None:
+    done = command("train", "-m", "seed=0,1", *SETTINGS, "name=two-swept", *TWO, cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    swept = [Run(path.parent) for path in sorted((workplace / "logs/two-swept").glob("*/summ*"))]
+    assert [run.result["seed"] for run in swept] == [0, 1]
+    assert swept[0].student.read_bytes() == both["two"].student.read_bytes()
+    assert swept[0].metrics.read_text() == both["two"].metrics.read_text()
+    assert swept[1].student.read_bytes() != both["two"].student.read_bytes()

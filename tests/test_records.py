@@ -837,7 +837,7 @@ def test_a_replay_of_what_is_not_recorded_is_refused_in_one_line(
     refused = only_run(home, name)
     assert refused.result["status"] == "failed"
     assert not refused.student.exists()
-    assert not refused.checkpoint.exists()
+    assert not refused.checkpoints.all()
 
 
 def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(

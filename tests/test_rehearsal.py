@@ -221,7 +221,7 @@ def test_a_fixed_teacher_is_asked_once_per_image(home: Path, made: Run, rehearse
 def test_the_disk_that_is_told_is_enough(home: Path, made: Run, rehearse) -> None:
     found = rehearse(*on(home), *STUDENT, *TEACHER, "steps=7")
     told = number(found["disk"][0].removeprefix("about "), "B")
-    used = sum(path.stat().st_size for path in (made.checkpoint, made.student))
+    used = sum(path.stat().st_size for path in (*made.checkpoints.all(), made.student))
     assert told / 4 < used < told  # `made` is of the same size as the student
 
 

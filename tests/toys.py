@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from funmatch import optimizers, schedules
-from funmatch.callbacks.checkpoint import AtomicCheckpointIO
+from funmatch.callbacks.checkpoint import SealedCheckpointIO
 from funmatch.data.module import DataModule
 from funmatch.data.source import ArraySource, Splits
 from funmatch.evaluation import EvaluationViews
@@ -152,5 +152,5 @@ def trainer(steps: int) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[SealedCheckpointIO()],
     )

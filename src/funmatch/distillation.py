@@ -46,6 +46,7 @@ class Distillation(Learner):
         return loss.total, loss.parts
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         self._targets.flush()  # a run that goes on from here does not ask for them again
 
     def reference(self, batch: Batch, split: str) -> Tensor:

@@ -19,7 +19,7 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
     # Beside the target: a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             if callable(content):
                 content(file)
             else:
@@ -46,6 +46,13 @@ def lock(path: Path, *, wait: bool) -> FileLock:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, timeout=-1 if wait else 0)
+
+
+def descriptor(held: FileLock) -> int:
+    """Of a lock that this process holds."""
+    found = held._context.lock_file_fd
+    assert found is not None
+    return found
 
 
 def once(path: Path, make: Callable[[], bytes]) -> bytes:

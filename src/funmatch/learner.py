@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -25,6 +26,7 @@ class Learning:
         log_every: steps between two rows of training metrics.
         seed: of the noise in the student, such as dropout.
         clip_norm: largest norm of the gradient, or None.
+        max_skipped: steps in a row without a finite loss and gradient that are left out.
         micro_batch: images that are in memory at a time, or None for the whole batch.
         fused: update all weights in one kernel, where the optimiser knows how.
     """
@@ -34,6 +36,7 @@ class Learning:
     log_every: int
     seed: int = 0
     clip_norm: float | None = None
+    max_skipped: int = 0
     micro_batch: int | None = None
     fused: bool = False
 
@@ -49,6 +52,7 @@ class Learner(LightningModule):
     def __init__(self, student: Network, learning: Learning) -> None:
         super().__init__()
         self.student, self.fidelity, self._learning = student, Fidelity(), learning
+        self.skipped, self._in_a_row = 0, 0  # steps
         # Ours, so that the gradient of a step may come from several backward passes.
         self.automatic_optimization = False
 
@@ -73,6 +77,14 @@ class Learner(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_train_start(self) -> None:
+        """Sets the learning rate, which a state of another run has as of its own schedule."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LRScheduler)
+        groups = schedule.optimizer.param_groups
+        for group, base in zip(groups, schedule.base_lrs, strict=True):
+            group["lr"] = base * self._learning.schedule(schedule.last_epoch)
+
     def training_step(self, batch: Batch, number: int) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -85,15 +97,17 @@ class Learner(LightningModule):
             optimizer.zero_grad()
             for piece, share in batch.pieces(self._learning.micro_batch):
                 loss, parts = self.loss(piece)
-                self.manual_backward(loss * share if share < 1 else loss)
+                # A loss that is no number gives such a gradient too, and so to all ranks.
+                self.manual_backward(loss * share * (1 + 0 * loss.detach()))
                 for name, value in {"loss": loss, **parts}.items() if logs else ():
                     name = f"train/{name}"
                     shown[name] = shown.get(name, 0) + share * value.detach()
-            if logs:  # which refuses a loss that is no number, before the weights follow it
-                self._log(shown, batch.step + 1)
 
         optimizer.step(gradient)
         schedule.step()
+        if logs:
+            mean = self.trainer.strategy.reduce  # over the ranks
+            self._log({name: mean(value) for name, value in shown.items()}, batch.step + 1)
 
     def _seed_noise(self, step: int) -> None:
         """Makes what networks draw in a step a function of the step, as views are.
@@ -106,9 +120,37 @@ class Learner(LightningModule):
             torch.cuda.default_generators[self.device.index].manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradient: here, where that of mixed precision is to scale again."""
+        """Clips the gradient: here, where that of mixed precision is to scale again.
+
+        Without a finite gradient no weight and no moment is touched; ranks have the same gradient,
+        so they agree.
+        """
+        norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        if not norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)
+            self._skip()
+            return
+        self._in_a_row = 0
         if self._learning.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._learning.clip_norm)
+            nn.utils.clip_grads_with_norm_(self._trained, self._learning.clip_norm, norm)
+
+    def _skip(self) -> None:
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        step, most = self.trainer.global_step + 1, self._learning.max_skipped
+        if self._in_a_row > most:
+            raise ValueError(
+                f"max_skipped={most}: at step {step} loss or gradient are not finite, as in the "
+                f"{self._in_a_row - 1} steps before; lower optimizer.lr, or look at the images; "
+                "no weight has followed them"
+            )
+        self.print(f"  step {step}: loss or gradient are not finite; left out ({self.skipped})")
+        self._log({"train/skipped": torch.tensor(float(self.skipped))}, step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped"] = [self.skipped, self._in_a_row]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped, self._in_a_row = checkpoint["skipped"]
 
     def validation_step(self, batch: Batch, number: int) -> None:
         self._measure(batch, "val")
@@ -128,13 +170,20 @@ class Learner(LightningModule):
 
     def _report(self, split: str) -> None:
         named = {f"{split}/{name}": value for name, value in self.fidelity.compute().items()}
-        self._log(named, self.trainer.global_step)
-        self.fidelity.reset()
-
-    def _log(self, values: dict[str, Tensor], step: int) -> None:
-        """Logs under the number of steps done; Lightning's own count lags one behind."""
-        for name, value in values.items():
+        step = self.trainer.global_step
+        for name, value in named.items():
             if not torch.isfinite(value):
                 diverged = "the student diverged; lower optimizer.lr"
                 raise ValueError(f"{name} is {float(value)} at step {step}: {diverged}")
-        self.log_dict({**values, "step": float(step)})
+        self._log(named, step)
+        self.fidelity.reset()
+
+    def _log(self, values: dict[str, Tensor], step: int) -> None:
+        """Logs under the number of steps done, at once.
+
+        Lightning would do it after the checkpoint of the step: a kill between the two would lose
+        the row.
+        """
+        self.log_dict(values, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step)

@@ -1,7 +1,9 @@
 """What this machine has to give."""
 
+import ctypes
 import os
 import shutil
+import sys
 from pathlib import Path
 
 
@@ -9,6 +11,16 @@ def cores() -> int:
     """Those that this process was given."""
     given = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(given(0)) if given else os.cpu_count() or 1
+
+
+def end_with_parent(signal: int) -> None:
+    """Has this process be sent a signal when the one that started it ends, however it ends.
+
+    Only Linux can.
+    """
+    if sys.platform == "linux":
+        set_signal_of_parent_death = 1
+        ctypes.CDLL(None).prctl(set_signal_of_parent_death, int(signal))
 
 
 def disk(folder: Path) -> int:

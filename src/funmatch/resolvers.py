@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import machine, schedules
+from funmatch import checkpoints, machine, schedules
 from funmatch.data import folder
 from funmatch.models import catalog
 from funmatch.schema import Finetune, Train, UserError, run_id, total_steps
@@ -87,6 +87,11 @@ def _saved(key: str, name: str, logs: str) -> Any:
     return str(weights.resolve()) if key == "weights" else json.loads(description.read_text())[key]
 
 
+def _origin(resume: str) -> str | None:
+    """The digest of the state with which a run begins, if it is that of another run."""
+    return None if resume in ("auto", "never") else checkpoints.seal(checkpoints.at(Path(resume)))
+
+
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "workers": lambda most: max(1, min(most, machine.cores() - 1)),  # one is left for the steps
     "scratch": lambda: str(Path(tempfile.gettempdir()) / f"funmatch-dry-run-{os.getpid()}"),
@@ -100,5 +105,6 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
     "folder": _folder,
     "released_teacher": catalog.teacher_of,
     "saved": _saved,
+    "origin": _origin,
     "run_id": lambda *, _root_: run_id(_root_),
 }

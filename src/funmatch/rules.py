@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from funmatch import trust
 from funmatch.models import catalog
 from funmatch.recipes import CROPS, TEACHER_CROPS
 from funmatch.schema import UserError, teachers, total_steps, train_size
@@ -30,6 +31,8 @@ _NAME = (
     "use letters, digits, '.', '_' and '-' only",
 )
 
+_DURATION = re.compile(r"\d+:[0-5]\d:[0-5]\d|\d+")  # the latter is what YAML makes of it
+
 
 def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
     return choices.__contains__, f"choose {either(choices)}"
@@ -50,10 +53,12 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "recipe.name": _NAME,
     "seed": _SEED,
     "init_seed": _SEED,
-    "resume": _one_of("auto", "never"),
     "batch_size": _COUNT,
     "validate_every": _COUNT,
     "checkpoint_every": _COUNT,
+    "checkpoint_keep": _COUNT,
+    "max_skipped": _FROM_ZERO,
+    "max_time": (_DURATION.fullmatch, "give hours:minutes:seconds, as in 11:50:00, or null"),
     "clip_norm": (_POSITIVE[0], "give a positive number, or null"),
     "optimizer.lr": _POSITIVE,
     "optimizer.momentum": (lambda value: 0 <= value < 1, "give a number in [0, 1)"),
@@ -68,6 +73,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "recipe.alpha": _POSITIVE,
     "data.flip": _YES_OR_NO,
     "data.download": _YES_OR_NO,
+    "data.broken": _one_of("fail", "skip"),
     "data.decode": _one_of("host", "device"),
     "data.cache": _one_of("none", "disk", "device", "auto"),
     "data.mild": (_is_mild, "give two sides, resize and crop, crop <= resize: [160,128]"),
@@ -98,6 +104,7 @@ _MAY_BE_NULL = (
     "trainer.threads",
     "trainer.micro_batch",
     "clip_norm",
+    "max_time",
     "save_as",
 )
 _ABSENT = object()
@@ -129,6 +136,7 @@ def check(cfg: DictConfig) -> None:
         check_teachers(cfg)
     for key, network in networks.items():
         _check_network(key, network)
+    trust.check(cfg)
 
 
 def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: str) -> None:

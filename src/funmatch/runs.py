@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from funmatch import files
+from funmatch.checkpoints import Checkpoints
 
 COLUMNS = (
     "run",
@@ -42,7 +43,7 @@ class Run:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.checkpoint = directory / "checkpoints" / "last.ckpt"
+        self.checkpoints = Checkpoints(directory / "checkpoints")
         self.student = directory / "student.safetensors"
         self.model = directory / "model.json"
         self.metrics = directory / "metrics.csv"
@@ -55,7 +56,13 @@ class Run:
         Raises:
             filelock.Timeout: on entering, if another process holds it and `wait` is false.
         """
-        return files.lock(self.directory / "run.lock", wait=wait)
+        self._lock = files.lock(self.directory / "run.lock", wait=wait)
+        return self._lock
+
+    @property
+    def descriptor(self) -> int:
+        """Of the lock that is held: a process that it is passed on to holds the lock too."""
+        return files.descriptor(self._lock)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -78,8 +85,9 @@ class Run:
 
     def clear(self) -> None:
         """Forgets what an earlier session did, so that the run starts anew."""
-        left = (self.checkpoint, self.student, self.model, self.metrics, self.summary)
-        for path in (*left, self.tracker_id):
+        self.checkpoints.clear()
+        left = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
+        for path in left:
             path.unlink(missing_ok=True)
 
     def sweep_up(self) -> None:
@@ -90,8 +98,23 @@ class Run:
 
 def rank() -> int:
     """Of this process among those that train one run together; known before torch is imported."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((value for value in ranks if value), 0))
+    names = ("RANK", "SLURM_PROCID") if by_srun() else ("RANK",)
+    return int(next((os.environ[name] for name in names if name in os.environ), 0))
+
+
+def local_rank() -> int:
+    """Likewise, among those on this machine."""
+    return int(os.environ.get("SLURM_LOCALID" if by_srun() else "LOCAL_RANK", 0))
+
+
+def is_rank() -> bool:
+    """Whether this process is one of several that somebody has started to train together."""
+    return "RANK" in os.environ or by_srun()
+
+
+def by_srun() -> bool:
+    """Whether srun has started several tasks, of which this process is one."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
 def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:

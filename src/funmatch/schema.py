@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from funmatch import trust
+
 
 class UserError(ValueError):
     """A mistake of the user: one line with key, value and remedy."""
@@ -65,8 +67,12 @@ class Base:
     steps: int | None = None
     validate_every: int = MISSING
     checkpoint_every: int = 1000
+    checkpoint_keep: int = 2
+    max_skipped: int = 10
+    max_time: str | None = None
     clip_norm: float | None = 1.0
     resume: str = "auto"
+    origin: str | None = None
     dry_run: bool = False
 
 
@@ -92,11 +98,12 @@ class Finetune(Base):
 # What cannot change the result is no part of a run's identity.
 _NOT_IDENTITY = (
     *("hydra", "trainer", "paths", "logger", "callbacks"),
-    *("name", "resume", "checkpoint_every", "epochs", "dry_run", "save_as"),
+    *("name", "resume", "checkpoint_every", "checkpoint_keep", "max_skipped", "max_time"),
+    *("epochs", "dry_run", "save_as"),
 )
 # Nor is where the data lies, how it got there, where it is kept, and what it suggests for use
 # elsewhere; what a table of labels says is in the digest of a folder.
-_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real", "labels", "cache")
+_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real", "labels", "cache", "broken")
 _IDENTITY_OF_TRANSFER = ("name", "splits", "train_size", "digest")  # it is cut as the data is
 
 
@@ -116,6 +123,11 @@ def total_steps(cfg: DictConfig) -> int:
     if cfg.steps is not None:
         return int(cfg.steps)
     return round(float(cfg.epochs * train_size(cfg) / cfg.batch_size))
+
+
+def seconds(duration: str) -> int:
+    """Of hours:minutes:seconds, or of seconds alone."""
+    return sum(int(part) * 60**n for n, part in enumerate(reversed(duration.split(":"))))
 
 
 def teachers(cfg: DictConfig) -> dict[str, DictConfig]:
@@ -140,6 +152,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         plain["targets"] = targets["form"]  # read or asked, the target is rounded as a record is
     if plain.get("init_seed") == plain["seed"]:
         del plain["init_seed"]
+    if origin := plain.pop("origin", None):
+        plain["origin"] = origin[:12]
     transfer = plain.get("transfer") or {}
     for name, data in transfer.items():
         transfer[name] = {key: data[key] for key in _IDENTITY_OF_TRANSFER if key in data}
@@ -196,6 +210,7 @@ def read(path: Path) -> DictConfig:
 
     Raises:
         UserError: the file is damaged.
+        ValueError: it would call what no configuration may.
     """
     try:
         cfg = OmegaConf.create(path.read_text())
@@ -205,6 +220,7 @@ def read(path: Path) -> DictConfig:
             f"{path}: damaged ({type(error).__name__}); remove it, the same command writes it again"
         ) from error
     assert isinstance(cfg, DictConfig)
+    trust.check(cfg)
     return cfg
 
 

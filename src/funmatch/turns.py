@@ -1,12 +1,12 @@
 """Several runs in one process that take turns, step by step."""
 
-import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
+
+from funmatch.interruption import Interrupted
 
 
 class Seat:
@@ -44,7 +44,7 @@ class Seat:
     def _run(self) -> None:
         try:
             self.outcome = self._task(self)
-        except Exception as error:  # the others go on
+        except (Exception, Interrupted) as error:  # the others go on, or save what they have
             self.outcome = error
             _forget(error)
 
@@ -54,15 +54,20 @@ def take_turns(tasks: Sequence[Callable[[Seat], Any]]) -> list[Any]:
 
     Returns:
         What each has returned, or the exception that ended it.
+
+    Raises:
+        Interrupted: all that were at work were asked to stop, and have.
     """
     seats = [Seat(task) for task in tasks]
-    with _signals_as_before():
-        try:
-            while left := [seat for seat in seats if not seat.done]:
-                min(left, key=lambda seat: seat.step).go_on()
-        finally:  # an interrupt ends them all
-            for seat in seats:
-                seat.leave()
+    try:
+        while left := [seat for seat in seats if not seat.done]:
+            min(left, key=lambda seat: seat.step).go_on()
+    finally:  # an impatient interrupt ends them all
+        for seat in seats:
+            seat.leave()
+    for seat in seats:
+        if isinstance(seat.outcome, Interrupted):
+            raise seat.outcome
     return [seat.outcome for seat in seats]
 
 
@@ -71,15 +76,3 @@ def _forget(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-@contextmanager
-def _signals_as_before() -> Iterator[None]:
-    """Each of the trainers puts back the handlers it found, which may be those of another."""
-    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) != handler:
-                signal.signal(number, handler)

@@ -3,11 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from lightning import Callback, LightningModule, Trainer
 
 from funmatch import files
 from funmatch.learner import Learner
+
+
+def step_of(path: Path) -> int:
+    """The step after which a student was the best; -1 if its file is not there or damaged."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return int((file.metadata() or {}).get("step", 0))
+    except (OSError, safetensors.SafetensorError):
+        return -1
 
 
 class BestStudent(Callback):
@@ -21,6 +31,12 @@ class BestStudent(Callback):
         self._path = path
         self.score, self.step = -1.0, 0
 
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.step and self.step > step_of(self._path):
+            if trainer.is_global_zero:
+                print(f"  {self._path} is gone; the best student is sought from here on")
+            self.score, self.step = -1.0, 0
+
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Learner)
         metrics = trainer.callback_metrics  # without labels, the most faithful student is the best
@@ -33,7 +49,8 @@ class BestStudent(Callback):
                     name: tensor.contiguous()
                     for name, tensor in module.student.net.state_dict().items()
                 }
-                files.write(self._path, safetensors.torch.save(weights))
+                metadata = {"step": str(self.step)}
+                files.write(self._path, safetensors.torch.save(weights, metadata))
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score, "step": self.step}

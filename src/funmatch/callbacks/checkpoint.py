@@ -1,7 +1,6 @@
-"""Checkpoints from which a run goes on exactly, and the atomic way they are written."""
+"""Checkpoints from which a run goes on exactly, and leaving a run where it can go on."""
 
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,23 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
-from funmatch import files
+from funmatch import checkpoints, machine
+from funmatch.checkpoints import Checkpoints
+from funmatch.consensus import Consensus
+from funmatch.interruption import WISH, Interrupted
+
+_MOMENTS = 2  # that an optimiser like Adam keeps of each weight
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Writes in one piece, reads plain types only."""
+class SealedCheckpointIO(CheckpointIO):
+    """Writes in one piece and with a seal, reads plain types only."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        files.write(Path(path), lambda file: torch.save(checkpoint, file))
+        checkpoints.write(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
@@ -27,9 +32,10 @@ class AtomicCheckpointIO(CheckpointIO):
         # A checkpoint holds tensors, numbers and text; anything else would be foreign code.
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"{path}: damaged ({type(error).__name__}); start the run anew with resume=never"
+                f"{path}: refused, it holds other things than tensors, numbers and text "
+                f"({type(error).__name__}); start the run anew with resume=never"
             ) from error
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -37,28 +43,84 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class Latest(Checkpoint):
-    """Keeps the state of the run after every n-th step, and after the last.
+    """Keeps the state of the run after every n-th step, after the last, and before it is left.
+
+    A run is left when a signal or the clock asks any of its ranks for it: all of them after the
+    same step.
 
     Args:
-        path: of the checkpoint.
+        folder: of the checkpoints.
         every: steps between two checkpoints.
+        keep: how many of them.
         validate_every: steps between two validations.
+        total: steps of the run.
     """
 
-    def __init__(self, path: Path, *, every: int, validate_every: int) -> None:
-        self._path, self._every, self._validate_every = path, every, validate_every
+    def __init__(
+        self, folder: Checkpoints, *, every: int, keep: int, validate_every: int, total: int
+    ) -> None:
+        self._folder, self._every, self._keep = folder, every, keep
+        self._validate_every, self._total = validate_every, total
+        self._consensus, self._read_back = Consensus(), False
+        self._leaving = 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._consensus.start(trainer.world_size)
+        if trainer.is_global_zero:
+            self._ask_for_room(module)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self._leaving = self._consensus.reach(WISH.code)
         # At a validation step it waits for the validation: a resume does not validate again.
-        if trainer.global_step % self._every == 0 and not self._validates(trainer):
-            trainer.save_checkpoint(self._path)
+        if trainer.global_step % self._validate_every:
+            self._save_or_leave(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and trainer.global_step % self._every == 0:
-            trainer.save_checkpoint(self._path)
+        if trainer.state.fn == "fit":
+            self._save_or_leave(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.save_checkpoint(self._path)
+        self._consensus.end()
+        self._save(trainer)
 
-    def _validates(self, trainer: Trainer) -> bool:
-        return trainer.global_step % self._validate_every == 0
+    def _save_or_leave(self, trainer: Trainer) -> None:
+        if self._leaving or trainer.global_step % self._every == 0:
+            self._save(trainer)
+        if self._leaving:
+            self._consensus.end()
+            place = f"saved after step {trainer.global_step} of {self._total}"
+            raise Interrupted(WISH.reason or "another rank", self._leaving, place)
+
+    def _save(self, trainer: Trainer) -> None:
+        path = self._folder.path(trainer.global_step)
+        try:
+            trainer.save_checkpoint(path)
+        except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
+            last = next(iter(self._folder.all()), None)
+            kept = f"{last.name} is whole, from which the same command goes on" if last else ""
+            raise ValueError(
+                f"{path}: could not be written ({_reason(error)}); make room; {kept}"
+            ) from error
+        if trainer.is_global_zero:
+            self._folder.keep(self._keep)
+            if not self._read_back:  # what cannot be read is to be found out at once
+                SealedCheckpointIO().load_checkpoint(path)
+                self._read_back = True
+
+    def _ask_for_room(self, module: LightningModule) -> None:
+        """Refuses to begin what could not be saved."""
+        state = sum(t.nbytes for t in module.state_dict().values() if isinstance(t, Tensor))
+        # All that are kept, the one that is being written, and the best student.
+        needed = state * (1 + _MOMENTS) * (self._keep + 1) + state
+        here = sum(path.stat().st_size for path in self._folder.all())
+        free = machine.disk(self._folder.folder) + here
+        if needed > free:
+            raise ValueError(
+                f"paths.logs: {self._keep + 1} checkpoints take about {needed / 1e9:.2g} GB, "
+                f"{free / 1e9:.2g} GB are free in {self._folder.folder}; make room, give another "
+                "paths.logs, or a lower checkpoint_keep"
+            )
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:120]

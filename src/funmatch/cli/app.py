@@ -20,8 +20,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from funmatch import resolvers, rules, schema
+from funmatch import origins, resolvers, rules, runs, schema
 from funmatch.data.listing import MissingData
+from funmatch.interruption import WISH, Interrupted
 
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -40,7 +41,8 @@ def launch(
 ) -> None:
     """Runs a task under Hydra, once or for each job of a sweep; ends the process on an error.
 
-    A job that fails does not stop the others; the exit code is 1 then.
+    A job that fails does not stop the others; the exit code is 1 then. A command that is asked to
+    stop, by a signal or by `max_time`, ends with 75, or 130 for Ctrl-C: it can go on later.
 
     Args:
         config_name: of the primary configuration.
@@ -58,6 +60,8 @@ def launch(
         if not _WANTS_TRACEBACK:
             del os.environ["HYDRA_FULL_ERROR"]  # the ranks that a task starts inherit it
         try:
+            if cfg.get("max_time") is not None:
+                WISH.within(schema.seconds(cfg.max_time))
             return task(cfg)
         except Exception as error:  # Hydra would print lines of its own, and stop the sweep
             failed = True
@@ -68,12 +72,14 @@ def launch(
 
     main = hydra.main(version_base="1.3", config_path=str(conf()), config_name=config_name)
     try:
-        main(guarded)()
-        finish()
-    except KeyboardInterrupt:
-        again = "the same command goes on from the last checkpoint"
-        print(f"error: interrupted; {again}", file=sys.stderr)
-        raise SystemExit(130) from None
+        with WISH.heard():
+            main(guarded)()
+            finish()
+    except Interrupted as stop:
+        told = stop.told or "what was saved is kept"
+        again = f"the same command goes on (exit code {stop.code})"
+        print(f"interrupted by {stop.reason}: {told}; {again}", file=sys.stderr, flush=True)
+        raise SystemExit(stop.code) from None
     except Exception as error:
         failed = True
         say(error, config_name)
@@ -83,9 +89,14 @@ def launch(
 
 def say(error: Exception, config_name: str) -> None:
     """One `error:` line, after the traceback if it is asked for."""
+    trace(error)
+    print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
+
+
+def trace(error: Exception) -> None:
+    """The traceback, if it is asked for."""
     if _WANTS_TRACEBACK:
         traceback.print_exception(error)
-    print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
 
 
 class Door(Callback):
@@ -94,7 +105,7 @@ class Door(Callback):
     jobs = 1
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        self._guard(lambda: rules.check(config), config)
+        self._guard(lambda: _check(config), config)
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         if config.dry_run:  # Hydra has written to it
@@ -102,9 +113,13 @@ class Door(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         def check() -> None:
+            if runs.is_rank():  # when a job failed on one of them, the others would be a job behind
+                raise schema.UserError(
+                    "-m: a sweep starts the ranks of each job itself; start it once, not by rank"
+                )
             if "n_trials" in config.hydra.sweeper:  # a search draws its jobs one by one
                 Door.jobs = config.hydra.sweeper.n_trials
-                rules.check(config)
+                _check(config)
                 if config.dry_run:
                     raise schema.UserError("dry_run=true: a search needs results; leave out sweep")
                 logging.getLogger("optuna").setLevel(logging.WARNING)
@@ -114,13 +129,7 @@ class Door(Callback):
             saved = set[str]()
             for overrides in jobs:
                 cfg = hydra.compose(config.hydra.job.config_name, overrides)
-                rules.check(cfg)
-                if (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
-                    # The ranks of one job would be started with the arguments of the whole sweep.
-                    raise schema.UserError(
-                        f"trainer.devices={cfg.trainer.devices}: the jobs of a sweep run on one "
-                        "device each; start them one by one with train.py, without -m"
-                    )
+                _check(cfg)
                 if (name := cfg.get("save_as")) is not None:
                     if name in saved:
                         raise schema.UserError(
@@ -137,6 +146,13 @@ class Door(Callback):
         except Exception as error:  # raised, it would become a warning of Hydra's
             say(error, config.hydra.job.config_name)
             raise SystemExit(1) from None
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuses what cannot work."""
+    rules.check(cfg)
+    if cfg.get("origin") is not None:
+        origins.source(cfg)
 
 
 def sweep(config: DictConfig) -> list[list[str]]:
@@ -179,6 +195,11 @@ def explain(error: Exception, config_name: str) -> str:
             return told
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
+    if re.match(r"DataLoader (worker|timed out)", text):
+        remedy = "most often memory ran out: lower trainer.workers; the same command goes on"
+        return f"trainer.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if type(error) in (ValueError, schema.UserError, MissingData):
         # In a worker of a loader it was given the traceback of its process in front.
         told = text.rpartition(f"\n{MissingData.__module__}.{MissingData.__name__}: ")[2]

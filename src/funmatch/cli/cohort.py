@@ -43,6 +43,12 @@ def launch() -> None:
 def _teach(jobs: dict[Path, DictConfig]) -> None:
     if any(cfg.dry_run for cfg in jobs.values()):
         raise UserError("dry_run=true: a cohort has none; python src/train.py -m has")
+    for cfg in jobs.values():
+        if (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
+            raise UserError(
+                f"trainer.devices={cfg.trainer.devices}: a cohort runs on one device; "
+                "python src/train.py -m starts several for each run"
+            )
     failed = False
     with app.composing():
         for group in _groups(jobs.values()):

@@ -13,13 +13,7 @@ from funmatch.schema import UserError
 
 def train() -> None:
     """Distils a student, once or for each job of a sweep."""
-
-    def teach(cfg: DictConfig, run: Run) -> dict[str, Any]:
-        from funmatch.cli import teaching  # imports torch, which a finished run does not need
-
-        return teaching.distil(cfg, run)
-
-    session.launch("train", teach)
+    session.launch("train", _teach("distil"))
 
 
 def cohort() -> None:
@@ -31,13 +25,16 @@ def cohort() -> None:
 
 def finetune() -> None:
     """Teaches a network from labels: makes teachers and label-only baselines."""
+    session.launch("finetune", _teach("supervise"))
 
+
+def _teach(way: str) -> session.Teach:
     def teach(cfg: DictConfig, run: Run) -> dict[str, Any]:
-        from funmatch.cli import teaching
+        from funmatch.cli import ranks  # imports torch, which a finished run does not need
 
-        return teaching.supervise(cfg, run)
+        return ranks.teach(cfg, run, way)
 
-    session.launch("finetune", teach)
+    return teach
 
 
 def evaluate() -> None:

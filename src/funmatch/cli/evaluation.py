@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from funmatch import comparison, rules, schema
+from funmatch import comparison, rules, schema, trust
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
@@ -41,6 +41,7 @@ def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
 
 def _ready(cfg: DictConfig) -> tuple[str, dict[str, float]]:
     rules.check_teachers(cfg)
+    trust.check(cfg)
     from funmatch.cli import teaching
 
     choices = HydraConfig.get().runtime.choices

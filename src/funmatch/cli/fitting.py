@@ -3,22 +3,30 @@
 import json
 import logging
 import os
+import shutil
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
-from funmatch import files, runs, schema
-from funmatch.callbacks.best import BestStudent
-from funmatch.callbacks.checkpoint import AtomicCheckpointIO, Latest
+from funmatch import checkpoints, files, origins, runs, schema
+from funmatch.callbacks.best import BestStudent, step_of
+from funmatch.callbacks.checkpoint import Latest, SealedCheckpointIO
 from funmatch.callbacks.progress import StepsLeft
 from funmatch.callbacks.stopwatch import Stopwatch
+from funmatch.cli import parts
+from funmatch.interruption import WISH
 from funmatch.learner import Learner
 from funmatch.loggers.csv import CsvLogger
 from funmatch.models import weights
@@ -38,29 +46,30 @@ def fit(
     if runs.rank() == 0:
         files.write(run.model, _description(cfg))
     best = BestStudent(run.student)
-    latest = Latest(run.checkpoint, every=cfg.checkpoint_every, validate_every=cfg.validate_every)
+    latest = Latest(
+        run.checkpoints,
+        every=cfg.checkpoint_every,
+        keep=cfg.checkpoint_keep,
+        validate_every=cfg.validate_every,
+        total=steps,
+    )
     bar = StepsLeft(run.directory.name.removeprefix(f"{cfg.recipe.name}-"), steps, bars)
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
-    resumed = run.checkpoint.exists()
-    done = _steps_done(run) if resumed else 0
-    if resumed and runs.rank() == 0:
-        print(f"  going on from step {done} of {steps}", flush=True)
+    state = _beginning(cfg, run)
     loggers: list[Logger] = []
     failed = True
     try:
-        loggers += _loggers(cfg, run, done)
+        loggers += _loggers(cfg, run, 0 if state is None else checkpoints.step(state))
         trainer = _trainer(cfg, steps, callbacks, loggers)
-        trainer.fit(learner, data, ckpt_path=str(run.checkpoint) if resumed else None)
+        with WISH.minded():
+            trainer.fit(learner, data, ckpt_path=None if state is None else str(state))
         if steps % cfg.validate_every:  # the trainer validates at multiples only
             trainer.validate(learner, data, verbose=False)
         trainer.strategy.barrier()  # rank 0 has written the best student
         weights.load(learner.student.net, run.student)
-        (test,) = trainer.test(learner, data, verbose=False)
+        trainer.test(learner, data, verbose=False)
+        measured = {k: float(v) for k, v in trainer.callback_metrics.items() if "test/" in k}
         failed = False
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning makes an exit of
-            raise KeyboardInterrupt from stop
-        raise
     finally:
         for logger in loggers:
             close = getattr(logger, "close", None)
@@ -68,9 +77,10 @@ def fit(
                 close(failed=failed)
     return {
         "student_val_top1": best.score,
-        **{column(name): value for name, value in test.items() if name != "step"},
+        **{column(name): value for name, value in measured.items()},
         **stopwatch.figures(),
         "best_step": best.step,
+        "skipped_steps": learner.skipped,
     }
 
 
@@ -91,6 +101,7 @@ def quiet() -> None:
         ".*is smaller than the logging interval.*",
         ".*resuming from a checkpoint that ended.*",  # the stream begins at the restored step
         ".*sync_dist=True.*",  # our metrics are means over all ranks already
+        ".*`srun` command is available.*",  # nor is it needed where we start the ranks
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -98,6 +109,12 @@ def quiet() -> None:
 def _trainer(
     cfg: DictConfig, steps: int, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
+    environment: ClusterEnvironment = LightningEnvironment()
+    # Left to itself, the trainer takes each process of a SLURM job for a rank, and requeues it.
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+    elif runs.by_srun():
+        environment = SLURMEnvironment(auto_requeue=False)
     if cfg.trainer.threads is not None:
         torch.set_num_threads(cfg.trainer.threads)
     trainer = Trainer(
@@ -117,16 +134,45 @@ def _trainer(
         enable_progress_bar=False,  # ours is a callback
         callbacks=callbacks,
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[SealedCheckpointIO(), environment],
     )
+    # Its own save within the handler, or not at all. `interruption` hears the signals.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if trainer.strategy.root_device.type != "cuda":
         # Lightning's way to look for a GPU, for which an optimiser looks in each step: 0.05 ms.
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     return trainer
 
 
-def _steps_done(run: Run) -> int:
-    return int(AtomicCheckpointIO().load_checkpoint(run.checkpoint)["global_step"])
+def _beginning(cfg: DictConfig, run: Run) -> Path | None:
+    """The state that the run goes on from: its own, that of another run, or none."""
+    total = schema.total_steps(cfg)
+    if not origins.anew(cfg) and (state := run.checkpoints.newest(_say)) is not None:
+        _say(f"going on from step {checkpoints.step(state)} of {total}")
+        return state
+    if (origin := origins.source(cfg)) is None:
+        return None
+    source, state = origin
+    step = checkpoints.step(state)
+    there, here = (
+        parts.schedule(each)(step) for each in (schema.read(source.directory / "config.yaml"), cfg)
+    )
+    _say(
+        f"going on from step {step} of {source.directory}: the schedule is now that of {total} "
+        f"steps, so the learning rate goes from {there:.3g} to {here:.3g} of its peak; "
+        f"a run of {total} steps from the beginning would not end the same"
+    )
+    if runs.rank() == 0:
+        shutil.copy(source.metrics, run.metrics)
+        if 0 <= step_of(source.student) <= step:
+            shutil.copy(source.student, run.student)
+    return state
+
+
+def _say(text: str) -> None:
+    """For whoever watches; once, not by every rank."""
+    if runs.rank() == 0:
+        print(f"  {text}", flush=True)
 
 
 def _loggers(cfg: DictConfig, run: Run, done: int) -> list[Logger]:

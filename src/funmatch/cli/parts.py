@@ -3,16 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from funmatch import runs, schema
+from funmatch.data import broken
 from funmatch.data.listing import MissingData
 from funmatch.data.module import DataModule
 from funmatch.data.source import Joined, Splits
@@ -111,7 +114,7 @@ def splits(cfg: DictConfig) -> Splits:
         taught = found.train
         _expect("data", cfg.data, taught)
     else:
-        sources = [_read(key, part).train for key, part in parts.items()]
+        sources = [_read(cfg, key, part).train for key, part in parts.items()]
         for (key, part), source in zip(parts.items(), sources, strict=True):
             _expect(key, part, source)
         taught = Joined(sources)
@@ -120,16 +123,21 @@ def splits(cfg: DictConfig) -> Splits:
 
 def evaluation(cfg: DictConfig) -> Splits:
     """The data that is measured on, of any size."""
-    return _read("data", cfg.data)
+    return _read(cfg, "data", cfg.data)
 
 
-def _read(key: str, cfg: DictConfig) -> Splits:
+def _read(cfg: DictConfig, key: str, part: DictConfig) -> Splits:
     try:
-        return instantiate(cfg.splits)
+        found = instantiate(part.splits)
+        return (
+            broken.left_out(found, Path(cfg.paths.cache)) if part.get("broken") == "skip" else found
+        )
     except InstantiationException as error:
         if isinstance(error.__cause__, MissingData):
             raise UserError(f"{key}.{error.__cause__}") from error
         raise
+    except MissingData as error:
+        raise UserError(f"{key}.{error}") from error
 
 
 def _expect(key: str, cfg: DictConfig, source: Source) -> None:
@@ -164,19 +172,29 @@ def stream(
 
 def learning(cfg: DictConfig) -> Learning:
     """How a learner learns."""
-    schedule = instantiate(cfg.schedule, total_steps=schema.total_steps(cfg))
     return Learning(
         optimizer=instantiate(cfg.optimizer),
-        # Hydra's own partial checks its target at each call: 0.16 ms a step.
-        schedule=partial(schedule.func, *schedule.args, **schedule.keywords),
+        schedule=schedule(cfg),
         log_every=cfg.trainer.log_every,
         seed=cfg.init_seed,
         clip_norm=cfg.clip_norm,
+        max_skipped=cfg.max_skipped,
         micro_batch=cfg.trainer.micro_batch,
         fused=device(cfg).type == "cuda" if cfg.trainer.fused == "auto" else cfg.trainer.fused,
     )
 
 
+def schedule(cfg: DictConfig) -> Callable[[int], float]:
+    """Multiplier of the learning rate at a step."""
+    found = instantiate(cfg.schedule, total_steps=schema.total_steps(cfg))
+    # Hydra's own partial checks its target at each call: 0.16 ms a step.
+    return partial(found.func, *found.args, **found.keywords)
+
+
 def device(cfg: DictConfig) -> torch.device:
     """Where this process computes."""
-    return Fabric(accelerator=cfg.trainer.accelerator, devices=1).device
+    fabric = Fabric(
+        accelerator=cfg.trainer.accelerator, devices=1, plugins=[LightningEnvironment()]
+    )
+    place = fabric.device
+    return torch.device("cuda", runs.local_rank()) if place.type == "cuda" else place

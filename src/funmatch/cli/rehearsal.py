@@ -140,7 +140,8 @@ def _seconds_per_image(go: Callable[[int], float]) -> float:
 
 
 def _print_disk(cfg: DictConfig, parameters: int, steps: int) -> None:
-    state = 3 * 4 * parameters  # weights and two moments; the old file stays until the new is whole
+    state = 3 * 4 * parameters  # weights and two moments
+    states = cfg.checkpoint_keep + 1  # old ones stay until the new one is whole
     targets = 0
     if "teacher" in cfg and "teacher_crop" in cfg.recipe:
         targets = 4 * schema.train_size(cfg) * cfg.data.classes * len(schema.teachers(cfg))
@@ -148,7 +149,7 @@ def _print_disk(cfg: DictConfig, parameters: int, steps: int) -> None:
         targets = recording.size(cfg, steps)
     logs = Path(cfg.paths.logs)
     print(
-        f"  disk      about {_number(2 * state + 4 * parameters + targets, 'B')} in {logs}; "
+        f"  disk      about {_number(states * state + 4 * parameters + targets, 'B')} in {logs}; "
         f"{_number(machine.disk(logs), 'B')} are free"
     )
 

@@ -1,6 +1,7 @@
 """The life of one run: claimed, trained or skipped, summed up."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import comparison, files, rules, runs, schema
+from funmatch import comparison, files, origins, rules, runs, schema
 from funmatch.cli import app
 from funmatch.runs import Run
 from funmatch.schema import UserError
@@ -30,12 +31,13 @@ def launch(config_name: str, teach: Teach) -> None:
             rehearsal.rehearse(cfg)
             return None
         if runs.rank() > 0:  # rank 0 holds the run, reports and sums up
-            teach(cfg, run)
+            if origins.anew(cfg) or not run.completed:
+                teach(cfg, run)
             return None
         directories[run.directory.parent] = None
         jobs = app.Door.jobs
         place = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""
-        known = cfg.resume != "never" and run.completed
+        known = run.completed and not origins.anew(cfg)
         if cfg.get("save_as") is not None:
             _refuse_to_replace(_saved_as(cfg), run)
         print(f"{place}{run.directory}", flush=True)
@@ -113,7 +115,7 @@ def complete(cfg: DictConfig, teach: Teach, *, wait: bool = False) -> dict[str, 
 def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
     run.sweep_up()
     _claim(run.directory / "config.yaml", cfg)
-    if cfg.resume == "never":
+    if origins.anew(cfg):
         run.clear()
     if run.completed:
         return run.result
@@ -130,7 +132,8 @@ def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
         figures = teach(cfg, run)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        run.write_summary({**facts, "status": "failed", "error": reason})
+        with suppress(OSError):  # of a full disk, say, which is what went wrong
+            run.write_summary({**facts, "status": "failed", "error": reason})
         raise
     run.write_summary({**facts, **figures, "status": "completed"})
     return run.result

@@ -1,5 +1,6 @@
 """The ways of teaching: from a teacher, or from labels; and measuring what was learned."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import rules, schema
+from funmatch import rules, runs, schema
 from funmatch.callbacks import progress
 from funmatch.callbacks.stopwatch import Stopwatch
 from funmatch.cli import caching, fitting, parts, recording, session
@@ -206,6 +207,8 @@ def _made_here(cfg: DictConfig, teacher: DictConfig) -> Path:
     """The file of a teacher that can be made here, by the first who needs it."""
     own = making(cfg, teacher)
     run = Run(schema.run_directory(own))
+    while runs.rank() > 0 and not run.completed:
+        time.sleep(0.5)  # rank 0 makes it
     if not run.completed:
         print(f"teacher: fine-tuning it once, into {run.directory}")
         session.complete(own, supervise, wait=True)

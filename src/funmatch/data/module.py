@@ -1,16 +1,21 @@
 """The Lightning data module over a stream."""
 
+import signal
+
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from funmatch import machine
 from funmatch.data import photographs
 from funmatch.data.source import Splits
 from funmatch.evaluation import EvaluationStream
 from funmatch.images import Images
 from funmatch.recipes import Recipe
 from funmatch.stream import Batch, Brings, Steps, Stream
+
+_PATIENCE = 600.0  # seconds that a worker may take for a batch
 
 
 class DataModule(LightningDataModule):
@@ -111,4 +116,11 @@ class DataModule(LightningDataModule):
             persistent_workers=self._workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it takes of the noise of the networks
+            worker_init_fn=_begin,
+            timeout=_PATIENCE if self._workers else 0,
         )
+
+
+def _begin(number: int) -> None:
+    """Of a worker, which must not outlive its run: it would hold its lock, and memory."""
+    machine.end_with_parent(signal.SIGKILL)

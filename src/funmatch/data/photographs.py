@@ -44,6 +44,16 @@ class Photographs:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def take(self, rows: NDArray[np.int64]) -> "Photographs":
+        """Some of the images, in the order of the rows; some may come several times."""
+        names = tuple(self.name(row) for row in rows)
+        labels = None if self._labels is None else self._labels[rows]
+        return Photographs(Listing(self._root, names, labels), self.classes)
+
+    def path(self, index: int) -> Path:
+        """The file's."""
+        return self._root / self.name(index)
+
     def name(self, index: int) -> str:
         """The file's name below the root."""
         start = int(self._ends[index - 1]) if index else 0
@@ -52,7 +62,7 @@ class Photographs:
     def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """From the headers of the files, each read once."""
         for index in indices[self._sizes[indices, 0] == 0]:
-            with _opened(self._root / self.name(index)) as image:
+            with _opened(self.path(index)) as image:
                 self._sizes[index] = image.height, image.width
         heights, widths = self._sizes[indices].astype(np.int64).T
         return heights, widths
@@ -67,12 +77,12 @@ class Photographs:
         pixels = torch.empty((int(sizes.prod(axis=1).sum()), 3), dtype=torch.uint8)
         images = Images.packed(pixels, sizes)
         for index, place in zip(indices, images, strict=True):
-            place.copy_(decoded(self._root / self.name(index)))
+            place.copy_(decoded(self.path(index)))
         return images
 
     def encoded(self, indices: NDArray[np.int64]) -> list[Tensor]:
         """What `on_device` decodes: bytes of JPEG files, uint8 [n]; others decoded, [3, H, W]."""
-        return [_encoded(self._root / self.name(index)) for index in indices]
+        return [_encoded(self.path(index)) for index in indices]
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
         """int64 [B]; or bool [B, C] where several classes are right."""

@@ -36,10 +36,7 @@ class CsvLogger(Logger):
         self._rewrite(rows)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row: dict[str, Any] = {name: value for name, value in metrics.items() if name != "epoch"}
-        if not row:
-            return
-        row = {"step": step, **row}
+        row: dict[str, Any] = {"step": step, **metrics}
         same = int(self._last.get("step", -1)) == step  # trained and validated at one step
         if new := [name for name in row if name not in self._columns]:
             self._columns += new
@@ -52,8 +49,9 @@ class CsvLogger(Logger):
         """The configuration has a file of its own."""
 
     def _read(self) -> list[dict[str, Any]]:
-        with self._path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        text = self._path.read_text()
+        whole, _, _ = text.rpartition("\n")  # what is behind was cut off in the writing
+        return list(csv.DictReader(io.StringIO(whole)))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")

@@ -1,0 +1,146 @@
+"""The processes that train one run together: started here, or by srun or torchrun."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from funmatch import machine, resolvers, runs, schema
+from funmatch.cli import app, parts
+from funmatch.interruption import CTRL_C, REQUEUE, WISH, Interrupted
+from funmatch.runs import Run
+from funmatch.schema import UserError
+
+_GRACE = 5.0  # seconds in which the ranks end that one of them has left in the lurch
+_LOOK = 0.1  # seconds between two looks at the ranks
+
+
+def teach(cfg: DictConfig, run: Run, way: str) -> dict[str, Any]:
+    """Trains a run, in this process or in one for each device.
+
+    Args:
+        cfg: of the run.
+        run: what it leaves; this process holds its lock.
+        way: a function of `teaching`: distil or supervise.
+
+    Returns:
+        The figures of the run.
+
+    Raises:
+        UserError: a rank failed; the others were ended.
+        Interrupted: the ranks were asked to stop, and have saved.
+    """
+    number = parts.ranks(cfg)
+    if number == 1 or runs.is_rank():
+        from funmatch.cli import teaching
+
+        return getattr(teaching, way)(cfg, run)
+    if cfg.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: start one process for each device, with "
+            "make slurm-train, srun or torchrun"
+        )
+    with tempfile.TemporaryDirectory() as answers, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        started = [_start(rank, number, port, way, run, answers) for rank in range(number)]
+        with WISH.minded():
+            try:
+                _wait(started)
+            finally:
+                for process in started:
+                    process.kill()
+                    process.wait()
+            return _outcome(started, Path(answers))
+
+
+def _start(
+    rank: int, ranks: int, port: int, way: str, run: Run, answers: str
+) -> subprocess.Popen[bytes]:
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    told = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "NODE_RANK": 0,
+        "WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "funmatch.cli.ranks", way, str(run.directory), answers],
+        env={**os.environ, **{name: str(value) for name, value in told.items()}},
+        start_new_session=True,  # Ctrl-C in a terminal is ours to pass on
+        pass_fds=[run.descriptor],  # the run is locked until the last of them has ended
+    )
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until all ranks have ended; one that fails takes the others with it."""
+    passed_on, deadline = 0, float("inf")
+    while any(process.poll() is None for process in started):
+        if WISH.code and not passed_on:
+            passed_on = WISH.code
+            number = signal.SIGINT if passed_on == CTRL_C else signal.SIGTERM
+            for process in started:
+                process.send_signal(number)
+        codes = {process.returncode for process in started} - {None, 0, REQUEUE, CTRL_C}
+        if codes and deadline == float("inf"):
+            deadline = time.monotonic() + _GRACE
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK)
+
+
+def _outcome(started: Sequence[subprocess.Popen[bytes]], answers: Path) -> dict[str, Any]:
+    for rank, process in enumerate(started):
+        if process.returncode < 0 and not (answers / f"{rank}.json").exists():
+            name = signal.Signals(-process.returncode).name
+            raise UserError(f"rank {rank} was killed by {name}; the same command goes on")
+    # The first to end badly is the cause; the others miss it.
+    said = sorted(answers.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = {int(path.stem): json.loads(path.read_text()) for path in said}
+    for rank, answer in found.items():
+        if "error" in answer:
+            raise UserError(f"rank {rank}: {answer['error']}")
+    for answer in found.values():
+        if "interrupted" in answer:
+            raise Interrupted(*answer["interrupted"])
+    return dict(found[0]["figures"])
+
+
+def _main(way: str, directory: str, answers: str) -> int:
+    """One rank: trains, and writes down what has come of it."""
+    machine.end_with_parent(signal.SIGTERM)
+    resolvers.register()
+    run, code = Run(Path(directory)), 0
+    cfg = schema.read(run.directory / "config.yaml")
+    answer: dict[str, Any]
+    try:
+        with app.composing(), WISH.heard():
+            from funmatch.cli import teaching
+
+            if cfg.max_time is not None:
+                WISH.within(schema.seconds(cfg.max_time))
+            answer = {"figures": getattr(teaching, way)(cfg, run)}
+    except Interrupted as stop:
+        answer, code = {"interrupted": (stop.reason, stop.code, stop.told)}, stop.code
+    except Exception as error:
+        app.trace(error)
+        answer, code = {"error": app.explain(error, "train")}, 1
+    (Path(answers) / f"{runs.rank()}.json").write_text(json.dumps(answer))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

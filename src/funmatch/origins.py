@@ -1,0 +1,48 @@
+"""Runs that begin with the last state of another run."""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from funmatch import checkpoints, schema
+from funmatch.runs import Run
+from funmatch.schema import UserError
+
+_MAY_DIFFER = ("origin", "steps", "schedule")
+
+
+def anew(cfg: DictConfig) -> bool:
+    """Whether to forget what an earlier session did; not when SLURM starts this one again."""
+    return bool(cfg.resume == "never") and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+
+
+def source(cfg: DictConfig) -> tuple[Run, Path] | None:
+    """The run whose state a new one takes over, and the checkpoint; None for most runs.
+
+    Raises:
+        UserError: it was another experiment, has gone further since, or is as long already.
+    """
+    if cfg.origin is None:
+        return None
+    state = checkpoints.at(Path(cfg.resume))
+    run, step, total = Run(state.parents[1]), checkpoints.step(state), schema.total_steps(cfg)
+    if checkpoints.seal(state) != cfg.origin or not checkpoints.whole(state):
+        raise UserError(
+            f"resume={cfg.resume}: {state.name} has changed or is damaged; name another"
+        )
+    there, here = (
+        {key: value for key, value in schema.identity(each).items() if key not in _MAY_DIFFER}
+        for each in (schema.read(run.directory / "config.yaml"), cfg)
+    )
+    if found := schema.differing_key(there, here):
+        raise UserError(
+            f"resume={cfg.resume}: was made with another configuration: {found}; only epochs or "
+            "steps and the schedule may differ"
+        )
+    if step >= total:
+        raise UserError(
+            f"resume={cfg.resume}: is at step {step} already and this run has {total}; "
+            "give more epochs"
+        )
+    return run, state

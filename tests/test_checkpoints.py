@@ -1,0 +1,116 @@
+"""Checkpoints are whole or known to be damaged, and hold nothing that could run."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from funmatch import checkpoints
+from funmatch.callbacks.checkpoint import SealedCheckpointIO
+from funmatch.checkpoints import Checkpoints
+
+STATE = {"step": 7, "weights": torch.arange(5000.0), "name": "student"}
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Checkpoints:
+    folder = Checkpoints(tmp_path / "checkpoints")
+    for step in (5, 10, 100_000_000):
+        SealedCheckpointIO().save_checkpoint({**STATE, "step": step}, folder.path(step))
+    return folder
+
+
+def test_what_is_written_is_read(three: Checkpoints) -> None:
+    (newest, *_) = three.all()
+    assert [checkpoints.step(path) for path in three.all()] == [100_000_000, 10, 5]
+    found = SealedCheckpointIO().load_checkpoint(newest)
+    assert found["step"] == 100_000_000
+    assert torch.equal(found["weights"], STATE["weights"])
+    assert torch.equal(torch.load(newest, weights_only=True)["weights"], STATE["weights"])
+    assert zipfile.ZipFile(newest).comment.decode() == checkpoints.seal(newest)
+
+
+def test_a_seal_tells_states_apart(three: Checkpoints) -> None:
+    seals = {checkpoints.seal(path) for path in three.all()}
+    assert len(seals) == 3
+    again = three.folder / "step-00000011.ckpt"
+    SealedCheckpointIO().save_checkpoint({**STATE, "step": 10}, again)
+    assert checkpoints.seal(again) in seals
+
+
+def test_every_flipped_bit_and_every_cut_is_found(three: Checkpoints) -> None:
+    path = three.all()[0]
+    good = path.read_bytes()
+    assert checkpoints.whole(path)
+    for place in [*range(0, len(good), 97), *range(len(good) - 90, len(good))]:
+        bad = bytearray(good)
+        bad[place] ^= 1 << place % 8
+        path.write_bytes(bad)
+        assert not checkpoints.whole(path), place
+    for size in [*range(0, 200), len(good) // 2, len(good) - 64, len(good) - 1]:
+        path.write_bytes(good[:size])
+        assert not checkpoints.whole(path), size
+    path.write_bytes(good + b"0")
+    assert not checkpoints.whole(path)
+
+
+def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(three: Checkpoints) -> None:
+    newest, middle, _ = three.all()
+    os.truncate(newest, 1000)
+    told: list[str] = []
+    assert three.newest(told.append) == middle
+    assert told == [f"{newest} is damaged (its checksum differs); {middle} is taken instead"]
+    assert three.newest(told.append) == middle
+    assert len(told) == 1
+    assert newest.with_suffix(".damaged").exists()  # put aside
+    three.clear()
+    assert not list(three.folder.iterdir())
+
+
+def test_no_run_begins_anew_because_all_are_damaged(three: Checkpoints) -> None:
+    for path in three.all():
+        os.truncate(path, 0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no checkpoint is whole.*resume=never"):
+            three.newest(print)
+    assert Checkpoints(three.folder / "none").newest(print) is None
+
+
+def test_the_newest_are_kept(three: Checkpoints) -> None:
+    (three.folder / "step-notes.ckpt").touch()  # of somebody else
+    three.keep(2)
+    assert [checkpoints.step(path) for path in three.all()] == [100_000_000, 10]
+    assert (three.folder / "step-notes.ckpt").exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize("form", ["archive", "bare pickle"])
+def test_a_checkpoint_that_would_run_code_is_refused(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Checkpoints(tmp_path).path(3)
+    if form == "archive":  # well sealed: by somebody who knows how
+        SealedCheckpointIO().save_checkpoint({"state": Evil()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Evil(), protocol=2))
+        assert not checkpoints.whole(path)
+    with pytest.raises(ValueError, match=r"step-00000003\.ckpt: refused, it holds other things"):
+        SealedCheckpointIO().load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_path_names_a_checkpoint_or_a_run(three: Checkpoints) -> None:
+    run = three.folder.parent
+    assert checkpoints.at(run) == three.path(100_000_000)
+    assert checkpoints.at(three.path(5)) == three.path(5)
+    for wrong in (run / "nowhere", three.path(6), three.folder):
+        with pytest.raises(ValueError, match=r"resume=.*: no checkpoint there; give"):
+            checkpoints.at(wrong)
