@@ -6,7 +6,8 @@ RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo train test experiments coverage bench check format lock clean
+.PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
+.PHONY: slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,6 +24,12 @@ train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,funct
 test: setup  ## run the tests; ARGS go to pytest
 	$(RUN) -m pytest $(ARGS)
 
+test-faults: setup  ## inject every fault that a run must survive, at length; ends with a table
+	$(RUN) -m pytest -m fault $(ARGS)
+
+test-slurm: setup  ## run, preempt and requeue jobs on a SLURM of its own (needs root, slurm-wlm and munge)
+	$(RUN) -m pytest -m slurm -rs $(ARGS)
+
 experiments:  ## list the rows of the paper: python src/train.py experiment=...
 	@cd conf/experiment && for file in *.yaml labels/*.yaml; do \
 		printf '%-34s %s\n' "$${file%.yaml}" "$$(sed -n '2s/^# //p' "$$file")"; done
@@ -30,6 +37,16 @@ experiments:  ## list the rows of the paper: python src/train.py experiment=...
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
 		$(foreach module,losses mixing schedules optimizers ensembles geometry render models.bit,--cov=funmatch.$(module))
+
+slurm-train:  ## submit a run to SLURM: make slurm-train ARGS="data=pets epochs=1000"
+	@env -u RECIPES slurm/submit $(ARGS)
+
+slurm-sweep:  ## submit an array, one index for each recipe: make slurm-sweep RECIPES=a,b ARGS="seed=0,1"
+	@RECIPES=$(RECIPES) slurm/submit $(ARGS)
+
+slurm-status:  ## what is queued or runs, and the last words of each job
+	@squeue --me --name=funmatch --format="%12i %10P %9T %11M %11l %R"
+	@tail -qn 1 $$(ls -t logs/slurm/*.out 2>/dev/null | head -n 20) /dev/null
 
 bench: setup  ## measure speed and memory side by side; ARGS="figures=[overhead]" for some of it
 	$(RUN) src/benchmark.py $(ARGS)
@@ -40,6 +57,9 @@ check: setup  ## format, lint, types, floors, notebooks: what CI runs
 	$(VENV)/bin/mypy
 	PYTHONPATH=src $(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
+
+audit: setup  ## look for known vulnerabilities in what requirements.lock pins (needs a network)
+	$(VENV)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 format: setup  ## put the code in shape
 	$(VENV)/bin/ruff format

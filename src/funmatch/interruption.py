@@ -86,6 +86,13 @@ class _Wish:
         if self.code and not self._minded:
             raise Interrupted(self.reason, self.code)
 
+    def fulfilled(self) -> None:
+        """The process leaves, with its exit code: who asks again must not kill it on the way."""
+        if self._code == REQUEUE:
+            for number, code in _CODES.items():
+                if code == REQUEUE:
+                    signal.signal(number, signal.SIG_IGN)
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a worker of a loader: it ends with its parent
             return

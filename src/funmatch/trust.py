@@ -7,9 +7,11 @@ A configuration is data: it may come from a stranger, with a run or an experimen
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 _MODULES = (
     *(f"funmatch.{part}" for part in ("callbacks", "data", "loggers", "models", "objectives")),
@@ -35,9 +37,7 @@ def check(cfg: DictConfig) -> None:
         for name, value in os.environ.items()
         if _SECRET.search(name) and len(value) >= _LEAST
     }
-    plain = {key: cfg[key] for key in cfg if key != "hydra"}
-    for key, value in _leaves(OmegaConf.to_container(OmegaConf.create(plain), resolve=True)):
-        text = str(value)
+    for key, text in _leaves(cfg):
         if key.endswith("_target_") and not any(text.startswith(f"{m}.") for m in allowed):
             raise ValueError(
                 f"{key}={text}: a configuration may call networks, data, losses, optimisers, "
@@ -53,13 +53,14 @@ def check(cfg: DictConfig) -> None:
                 )
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All values with their dotted keys."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _leaves(part, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list):
-        for number, part in enumerate(value):
-            yield from _leaves(part, f"{prefix}[{number}]")
-    else:
-        yield prefix, value
+def _leaves(node: Any) -> Iterator[tuple[str, str]]:
+    """All values with their dotted keys, but those that nobody could read."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+        if node._get_full_key(key) == "hydra" or OmegaConf.is_missing(node, key):
+            continue
+        with suppress(OmegaConfBaseException):
+            value = node[key]
+            if OmegaConf.is_config(value):
+                yield from _leaves(value)
+            else:
+                yield node._get_full_key(key), str(value)

@@ -76,9 +76,11 @@ def launch(
             main(guarded)()
             finish()
     except Interrupted as stop:
+        WISH.fulfilled()
         told = stop.told or "what was saved is kept"
         again = f"the same command goes on (exit code {stop.code})"
-        print(f"interrupted by {stop.reason}: {told}; {again}", file=sys.stderr, flush=True)
+        if runs.rank() == 0:
+            print(f"interrupted by {stop.reason}: {told}; {again}", file=sys.stderr, flush=True)
         raise SystemExit(stop.code) from None
     except Exception as error:
         failed = True

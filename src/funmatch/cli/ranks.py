@@ -134,6 +134,7 @@ def _main(way: str, directory: str, answers: str) -> int:
                 WISH.within(schema.seconds(cfg.max_time))
             answer = {"figures": getattr(teaching, way)(cfg, run)}
     except Interrupted as stop:
+        WISH.fulfilled()
         answer, code = {"interrupted": (stop.reason, stop.code, stop.told)}, stop.code
     except Exception as error:
         app.trace(error)

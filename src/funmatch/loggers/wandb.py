@@ -1,7 +1,8 @@
 """Weights & Biases, never in the way: without a key or a server it logs offline."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -22,11 +23,28 @@ _offline = False
 
 
 class Wandb(WandbLogger):
-    """Lightning's logger, with an end."""
+    """Lightning's logger, with an end, and no way to end a training."""
+
+    _lost = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._unless_lost(lambda: super(Wandb, self).log_metrics(metrics, step))
 
     def close(self, *, failed: bool) -> None:
         """Ends the W&B run of this process, lest the next job log into it."""
-        self.experiment.finish(exit_code=1 if failed else 0)
+        self._unless_lost(lambda: self.experiment.finish(exit_code=1 if failed else 0))
+
+    def _unless_lost(self, call: Callable[[], object]) -> None:
+        """W&B has a process of its own, to which SLURM sends its signals too: it ends by them."""
+        if self._lost:
+            return
+        try:
+            call()
+        except (OSError, wandb.Error) as error:
+            self._lost = True
+            print(f"W&B: its process has ended ({type(error).__name__}); metrics.csv goes on")
+            with suppress(OSError, wandb.Error):  # nor may it speak at our exit
+                wandb.teardown(exit_code=1)
 
 
 def start(

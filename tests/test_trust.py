@@ -1,0 +1,136 @@
+"""What comes from strangers runs nothing, and secrets stay where they are."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from commands import QUICK, command, command_here
+from funmatch import trust
+from funmatch.runs import Run
+
+pytestmark = pytest.mark.fault(13)
+CANARY = "canary-5f2b9c1e77aa4d10"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("os.system", "subprocess.run", "builtins.eval", "posix.system", "torch.os.system"),
+        *("torch.hub.load", "torch.load", "funmatch.files.write", "funmatch.cli.app.os.system"),
+        *("timmy.models.net", "system", "toysome.forgetful"),
+    ],
+)
+def test_a_configuration_calls_no_strangers(target: str) -> None:
+    for place in ({"a": {"_target_": target}}, {"a": [{"b": {"_target_": target}}]}):
+        with pytest.raises(ValueError, match=rf"a.*_target_={target}: a configuration may call"):
+            trust.check(OmegaConf.create(place))
+
+
+def test_a_target_is_looked_at_when_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = OmegaConf.create({"name": "os.system", "net": {"_target_": "${name}"}, "later": "???"})
+    with pytest.raises(ValueError, match=r"net._target_=os.system"):
+        trust.check(cfg)
+    monkeypatch.setenv("FUNMATCH_ALLOW", "other,os")
+    trust.check(cfg)
+
+
+def test_all_that_we_ship_may_be_called(compose: Callable[..., DictConfig]) -> None:
+    trust.check(compose())
+    trust.check(compose("optimizer=sgd", "student=bit_r50", "logger=none"))
+    trust.check(compose(name="finetune"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["+callbacks.evil._target_=os.system", "student.net._target_=os.system"],
+)
+def test_such_a_command_is_refused_before_anything_runs(tmp_path: Path, override: str) -> None:
+    evil = f"+{override.removeprefix('+').partition('._target_')[0]}.command='touch executed'"
+    code, _, err = command_here("train", override, evil, *QUICK, cwd=tmp_path)
+    assert code == 1
+    key = override.removeprefix("+")
+    assert err.startswith(f"error: {key}: a configuration may call networks, data, ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_from_a_stranger_is_refused(workplace: Path, tmp_path: Path) -> None:
+    (there,) = (workplace / "logs" / "first").glob("*/config.yaml")
+    stranger = tmp_path / "logs" / "given" / "run"
+    shutil.copytree(there.parent, stranger)
+    cfg = OmegaConf.load(stranger / "config.yaml")
+    cfg.data.splits = {"_target_": "os.system", "command": f"touch {tmp_path}/executed"}
+    OmegaConf.save(cfg, stranger / "config.yaml")
+    code, _, err = command_here("evaluate", f"run={stranger}", cwd=tmp_path)
+    assert code == 1
+    assert err.startswith("error: data.splits._target_=os.system: a configuration may call")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_hydra_itself_calls_nothing_evil(tmp_path: Path) -> None:
+    """Its own callbacks are called before ours."""
+    evil = ("+hydra.callbacks.evil._target_=os.system", "+hydra.callbacks.evil.command=id")
+    done = command("train", *evil, *QUICK, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "uid=" not in done.stdout
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.fault(14)
+def test_no_secret_is_found_in_what_a_run_leaves(workplace: Path, record_property) -> None:
+    (workplace / ".env").write_text(f"ANOTHER_TOKEN={CANARY}-env\n")
+    secrets = {"WANDB_API_KEY": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "WANDB_MODE": "offline"}
+    given = ("steps=6", "schedule.warmup_steps=1", "name=secret", *QUICK[1:])
+    done = command("train", *given, cwd=workplace, **secrets)
+    (workplace / ".env").unlink()
+    assert done.returncode == 0, done.stderr
+    left = [path for path in (workplace / "logs" / "secret").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in left)
+    for path in left:
+        assert CANARY.encode() not in path.read_bytes(), path
+    assert CANARY not in done.stdout + done.stderr
+    record_property("figures", f"{len(left)} files searched")
+
+
+@pytest.mark.fault(14)
+@pytest.mark.parametrize(
+    "override",
+    [f"+logger.wandb.key={CANARY}", "+logger.wandb.key=${oc.env:WANDB_API_KEY}", f"name=x{CANARY}"],
+)
+def test_a_secret_in_the_configuration_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+    code, out, err = command_here("train", override, cwd=tmp_path)
+    assert code == 1
+    key = override.removeprefix("+").partition("=")[0]
+    assert err == (
+        f"error: {key}: holds what WANDB_API_KEY holds in the environment, and would be written to "
+        "files; leave it out\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fault(13)
+def test_weights_that_would_run_code_are_refused(workplace: Path, tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path}/executed",)
+
+    for suffix in (".pth", ".npz", ".safetensors"):
+        (tmp_path / f"evil{suffix}").write_bytes(pickle.dumps({"net": Evil()}, protocol=2))
+        given = ("steps=4", "schedule.warmup_steps=1", *QUICK, "logger=none")
+        weights = f"teacher.weights={tmp_path}/evil{suffix}"
+        code, _, err = command_here("train", *given, weights, cwd=tmp_path)
+        assert code == 1, suffix
+        assert err.startswith("error: "), suffix
+        assert err.count("\n") == 1, suffix
+    assert not (tmp_path / "executed").exists()
+    assert not [run for run in tmp_path.glob("logs/*/*/summary.json") if Run(run.parent).completed]
