@@ -58,8 +58,10 @@ check: setup  ## format, lint, types, floors, notebooks: what CI runs
 	PYTHONPATH=src $(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
 
-audit: setup  ## look for known vulnerabilities in what requirements.lock pins (needs a network)
-	$(VENV)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+audit:  ## look for known vulnerabilities in what requirements.lock pins, with the newest pip-audit
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 format: setup  ## put the code in shape
 	$(VENV)/bin/ruff format

@@ -106,7 +106,7 @@ def test_a_secret_in_the_configuration_is_refused_before_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
-    code, out, err = command_here("train", override, cwd=tmp_path)
+    code, _, err = command_here("train", override, cwd=tmp_path)
     assert code == 1
     key = override.removeprefix("+").partition("=")[0]
     assert err == (
