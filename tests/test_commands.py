@@ -13,6 +13,7 @@ import pytest
 from matplotlib import image
 
 from commands import QUICK, ROOT, command, environment
+from faults import inject
 from funmatch.runs import COLUMNS, Run
 
 BUDGET = ("steps=6", "schedule.warmup_steps=2", "validate_every=3")
@@ -93,7 +94,7 @@ def test_single_run_and_sweep_share_a_directory_and_its_weights(swept, workplace
 
 
 def test_a_job_that_fails_does_not_stop_the_others(workplace: Path) -> None:
-    fault = ("+callbacks.fault._target_=faults.FailAt", "+callbacks.fault.seed=1")
+    fault = inject("FailAt", seed=1)
     arguments = ("-m", "recipe=consistent", "seed=0,1,2", *BUDGET, "name=failing", *QUICK)
     done = command("train", *arguments, *fault, cwd=workplace)
     assert done.returncode == 1

@@ -11,6 +11,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2 as pb
 
 from commands import command
+from faults import inject
 from funmatch.loggers.csv import CsvLogger
 
 SHORT = (
@@ -129,7 +130,7 @@ def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
 
 
 def test_a_failed_job_ends_its_wandb_run(workplace: Path) -> None:
-    fault = ("+callbacks.fault._target_=faults.FailAt", "+callbacks.fault.seed=0")
+    fault = inject("FailAt", seed=0)
     arguments = ("-m", "seed=0,1", *SHORT, "name=half", *fault)
     done = command("train", *arguments, cwd=workplace)
     assert done.returncode == 1

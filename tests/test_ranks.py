@@ -1,27 +1,36 @@
 """Two processes teach as one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from commands import QUICK, command
+from commands import QUICK, ROOT, command, environment
+from faults import inject, witnessed
 from funmatch.runs import Run
 
-SETTINGS = ("steps=40", "schedule.warmup_steps=5", "validate_every=15", *QUICK)
+SETTINGS = ("steps=40", "batch_size=40", "schedule.warmup_steps=5", "validate_every=15", *QUICK)
 TWO = ("trainer.devices=2",)
+
+
+def run_of(workplace: Path, name: str) -> Run:
+    (summary,) = (workplace / "logs" / name).glob("*/summary.json")
+    return Run(summary.parent)
 
 
 @pytest.fixture(scope="module")
 def both(workplace: Path) -> dict[str, Run]:
     runs = {}
     for name, more in (("one", ()), ("two", TWO)):
-        done = command("train", *SETTINGS, f"name={name}-rank", *more, cwd=workplace)
+        seen = inject("Witness", path=str(workplace / f"{name}-seen"))
+        named = f"name={name}-rank"
+        done = command("train", *SETTINGS, named, *more, *seen, cwd=workplace)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-        (summary,) = (workplace / "logs" / f"{name}-rank").glob("*/summary.json")
-        runs[name] = Run(summary.parent)
+        runs[name] = run_of(workplace, f"{name}-rank")
     return runs
 
 
@@ -35,16 +44,140 @@ def test_two_ranks_measure_what_one_measures(both: dict[str, Run]) -> None:
     one, two = (run.result for run in both.values())
     for column in ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher"):
         assert two[column] == pytest.approx(one[column], abs=0.01)
-    assert len(both["two"].metrics.read_text().splitlines()) == len(
-        both["one"].metrics.read_text().splitlines()
-    )
+    # 360 test images in batches of 40 and shares of 20: each is counted once.
+    for run in (one, two):
+        assert run["teacher_test_top1"] == one["teacher_test_top1"]
+        assert 360 * run["student_test_top1"] == pytest.approx(
+            round(360 * run["student_test_top1"])
+        )
 
 
-def test_the_jobs_of_a_sweep_start_their_own_ranks(workplace: Path, both: dict[str, Run]) -> None:
-    done = command("train", "-m", "seed=0,1", *SETTINGS, "name=two-swept", *TWO, cwd=workplace)
+def test_two_ranks_log_what_one_logs(both: dict[str, Run]) -> None:
+    one, two = (run.metrics.read_text().splitlines() for run in both.values())
+    assert len(one) == len(two)
+    assert one[0] == two[0]
+
+
+@pytest.mark.fault(7)
+def test_two_ranks_then_one_then_two_see_the_same(
+    workplace: Path, both: dict[str, Run], record_property
+) -> None:
+    """Row by row: the image, its place in the batch, and the pixels of its mixed view."""
+    seen = inject("Witness", path=str(workplace / "changing-seen"))
+    for step, more in ((13, TWO), (26, ("trainer.workers=2",)), (40, (*TWO, "trainer.workers=4"))):
+        stop = inject("SignalAt", step=step, number=15) if step < 40 else []
+        given = (*SETTINGS, "name=changing", *more, *seen, *stop)
+        done = command("train", *given, cwd=workplace)
+        assert done.returncode == (75 if stop else 0), done.stderr
+    expected = witnessed(workplace / "one-seen", "views")
+    assert len(expected) == 40 * 40
+    assert witnessed(workplace / "two-seen", "views") == expected
+    found = witnessed(workplace / "changing-seen", "views")
+    left = [int(row[0]) for row in found]
+    assert found == expected, sorted(set(left))
+    record_property("figures", f"{len(expected)} views compared")
+
+
+@pytest.mark.fault(7)
+@pytest.mark.fault(8)
+def test_ranks_have_the_same_weights_after_every_step(
+    workplace: Path, both: dict[str, Run]
+) -> None:
+    first, second = (witnessed(workplace / "two-seen", "weights", rank) for rank in (0, 1))
+    assert [step for step, _ in first] == list(range(1, 41))
+    assert first == second
+
+
+@pytest.mark.fault(8)
+def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
+    workplace: Path, record_property
+) -> None:
+    seen = inject("Witness", path=str(workplace / "nan-seen"))
+    fault = inject("NoNumber", steps="[7,8,21]", rank=1)
+    given = ("name=nan", "trainer.log_every=1", *TWO, *seen, *fault)
+    done = command("train", *SETTINGS, *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
-    swept = [Run(path.parent) for path in sorted((workplace / "logs/two-swept").glob("*/summ*"))]
-    assert [run.result["seed"] for run in swept] == [0, 1]
-    assert swept[0].student.read_bytes() == both["two"].student.read_bytes()
-    assert swept[0].metrics.read_text() == both["two"].metrics.read_text()
-    assert swept[1].student.read_bytes() != both["two"].student.read_bytes()
+    for step, number in ((7, 1), (8, 2), (21, 3)):
+        told = f"  step {step}: loss or gradient are not finite; left out ({number})\n"
+        assert done.stdout.count(told) == 1
+    first, second = (dict(witnessed(workplace / "nan-seen", "weights", rank)) for rank in (0, 1))
+    assert first == second
+    unchanged = [step for step in range(2, 41) if first[step] == first[step - 1]]
+    assert unchanged == [7, 8, 21]
+    run = run_of(workplace, "nan")
+    assert run.result["skipped_steps"] == 3
+    rows = run.metrics.read_text().splitlines()
+    assert "train/skipped" in rows[0]
+    assert len({row.partition(",")[0] for row in rows}) == len(rows)
+    record_property("injected", 3)
+
+
+@pytest.mark.fault(8)
+def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property) -> None:
+    fault = inject("NoNumber", steps="[5,7,8,9,10,11]", rank=1)
+    given = ("name=nans", "max_skipped=3", "checkpoint_every=6", *TWO, *fault)
+    done = command("train", *SETTINGS, *given, cwd=workplace)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    told = "max_skipped=3: at step 10 loss or gradient are not finite, as in the 3 steps before; "
+    assert done.stderr.startswith(f"error: rank 0: {told}") or done.stderr.startswith(
+        f"error: rank 1: {told}"
+    )
+    # What was skipped is remembered: the same command ends at the same step.
+    again = command("train", *SETTINGS, *given, cwd=workplace)
+    assert "going on from step 6 of 40" in again.stdout
+    assert told in again.stderr
+    record_property("injected", 5)
+
+
+@pytest.mark.fault(11)
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
+    workplace: Path, both: dict[str, Run], rank: int
+) -> None:
+    name, fault = f"failing-rank{rank}", inject("FailAt", seed=1, rank=rank)
+    given = ("-m", "seed=0,1,2", *SETTINGS, f"name={name}", *TWO, *fault)
+    done = command("train", *given, cwd=workplace)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: rank {rank}: RuntimeError: a fault was injected")
+    assert done.stderr.count("\n") == 1
+    runs = {
+        run.result["seed"]: run
+        for run in (Run(path.parent) for path in (workplace / "logs" / name).glob("*/summ*.json"))
+    }
+    assert [runs[seed].result["status"] for seed in (0, 1, 2)] == [
+        "completed",
+        "failed",
+        "completed",
+    ]
+    assert "2 done, 1 failed" in done.stdout
+    assert runs[0].student.read_bytes() == both["two"].student.read_bytes()
+    assert runs[0].metrics.read_text() == both["two"].metrics.read_text()
+    if rank == 0:
+        return
+    alone = command("train", "seed=2", *SETTINGS, "name=third-alone", *TWO, cwd=workplace)
+    assert alone.returncode == 0
+    third = run_of(workplace, "third-alone").student
+    assert third.read_bytes() == runs[2].student.read_bytes()
+
+
+def test_a_sweep_is_not_started_by_rank(workplace: Path) -> None:
+    done = command("train", "-m", "seed=0,1", *SETTINGS, cwd=workplace, RANK="0", WORLD_SIZE="2")
+    assert done.returncode == 1
+    told = "error: -m: a sweep starts the ranks of each job itself; start it once, not by rank\n"
+    assert done.stderr == told
+
+
+def test_torchrun_starts_the_ranks_too(workplace: Path, both: dict[str, Run]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = [str(ROOT / "src" / "train.py"), *SETTINGS, *TWO, "name=torchrun"]
+    done = subprocess.run(
+        [*launcher, *script], cwd=workplace, env=environment(workplace), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert run_of(workplace, "torchrun").student.read_bytes() == both["two"].student.read_bytes()
+    again = subprocess.run(
+        [*launcher, *script], cwd=workplace, env=environment(workplace), capture_output=True
+    )
+    assert again.returncode == 0  # finished before: no rank waits for another
+    assert b"finished before" in again.stdout

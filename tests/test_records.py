@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from commands import QUICK, ROOT, answers, command, command_here, environment
+from faults import inject
 from funmatch import machine, rules, schema, targets
 from funmatch.cli import parts, recording
 from funmatch.distillation import Distillation
@@ -864,7 +865,7 @@ def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(
 
 def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded: Run) -> None:
     settings = ("name=killed", "targets=record")
-    fault = ("+callbacks.fault._target_=faults.KillAt", "+callbacks.fault.step=37")
+    fault = inject("SignalAt", step=37)
     killed = command("train", *SETTINGS, *settings, *fault, cwd=elsewhere)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed, said = trained(elsewhere, "killed", "targets=record")

@@ -1,16 +1,29 @@
 """A run that was cut off goes on exactly."""
 
 import csv
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
-from commands import QUICK, command
+from commands import QUICK, ROOT, command, environment
+from faults import inject
+from funmatch import checkpoints
+from funmatch.callbacks.best import step_of
+from funmatch.checkpoints import Checkpoints
 from funmatch.runs import Run
 
 SETTINGS = (
     *QUICK,
     "steps=90",
+    "batch_size=40",  # of 100 images: most steps are in the midst of an epoch
     "checkpoint_every=10",
     "validate_every=25",
     "trainer.log_every=5",
@@ -24,6 +37,24 @@ def run_of(workplace: Path, name: str) -> Run:
     return Run(summary.parent)
 
 
+def digests(run: Run) -> dict[str, str]:
+    """Of all that a run ends with."""
+    state = torch.load(run.checkpoints.all()[0], weights_only=True)
+    found = {key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
+    found |= {"best": run.student.read_bytes(), "rows": run.metrics.read_bytes()}
+    return {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in found.items()}
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, torch.Tensor):
+        return value.contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return b"".join(repr(key).encode() + _bytes(part) for key, part in value.items())
+    if isinstance(value, list):
+        return b"".join(map(_bytes, value))
+    return value if isinstance(value, bytes) else repr(value).encode()
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(workplace: Path) -> Run:
     done = command("train", *SETTINGS, "name=uninterrupted", cwd=workplace)
@@ -31,24 +62,58 @@ def uninterrupted(workplace: Path) -> Run:
     return run_of(workplace, "uninterrupted")
 
 
-def test_killed_at_a_third_and_at_two_thirds(workplace: Path, uninterrupted: Run) -> None:
+@pytest.mark.fault(1)
+def test_stopped_at_three_steps(workplace: Path, uninterrupted: Run, record_property) -> None:
+    """By SIGTERM: after the first step, after one of a validation, in the midst of an epoch."""
+    for step in (1, 50, 73):
+        fault = inject("SignalAt", step=step, number=15)
+        stopped = command("train", *SETTINGS, "name=stopped", *fault, cwd=workplace)
+        assert stopped.returncode == 75
+        told = f"interrupted by SIGTERM: saved after step {step} of 90; the same command goes on"
+        assert stopped.stderr == f"{told} (exit code 75)\n"
+    assert run_of(workplace, "stopped").result["status"] == "running"
+    done = command("train", *SETTINGS, "name=stopped", cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "going on from step 73 of 90" in done.stdout
+    assert digests(run_of(workplace, "stopped")) == digests(uninterrupted)
+    record_property("injected", 3)
+
+
+@pytest.mark.fault(1)
+def test_killed_at_a_third_and_at_two_thirds(
+    workplace: Path, uninterrupted: Run, record_property
+) -> None:
     for step in (37, 51, 64):  # 50 is a step of both a checkpoint and a validation
-        fault = ("+callbacks.fault._target_=faults.KillAt", f"+callbacks.fault.step={step}")
-        killed = command("train", *SETTINGS, "name=killed", *fault, cwd=workplace)
+        killed = command(
+            "train", *SETTINGS, "name=killed", *inject("SignalAt", step=step), cwd=workplace
+        )
         assert killed.returncode == -9
     assert run_of(workplace, "killed").result["status"] == "running"
 
     done = command("train", *SETTINGS, "name=killed", cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
     assert "going on from step 60 of 90" in done.stdout
     resumed = run_of(workplace, "killed")
-    assert resumed.student.read_bytes() == uninterrupted.student.read_bytes()
-    assert resumed.metrics.read_text() == uninterrupted.metrics.read_text()
+    assert digests(resumed) == digests(uninterrupted)
     for column in ("student_val_top1", "student_test_top1", "kl_to_teacher", "best_step"):
         assert resumed.result[column] == uninterrupted.result[column]
+    record_property("injected", 3)
 
 
+def test_two_checkpoints_are_kept(uninterrupted: Run) -> None:
+    assert [checkpoints.step(path) for path in uninterrupted.checkpoints.all()] == [90, 80]
+
+
+@pytest.mark.fault(12)
+def test_a_checkpoint_holds_no_teacher_and_plain_values_only(uninterrupted: Run) -> None:
+    state = torch.load(uninterrupted.checkpoints.all()[0], weights_only=True)
+    assert {key.partition(".")[0] for key in state["state_dict"]} == {"student"}
+    learned = sum(key.startswith("student.") for key in state["state_dict"])
+    (optimizer,) = state["optimizer_states"]
+    assert len(optimizer["state"]) <= learned
+
+
+@pytest.mark.fault(1)
 def test_every_step_is_logged_once(uninterrupted: Run) -> None:
     rows = list(csv.DictReader(uninterrupted.metrics.read_text().splitlines()))
     trained = [int(row["step"]) for row in rows if row["train/loss"]]
@@ -58,17 +123,252 @@ def test_every_step_is_logged_once(uninterrupted: Run) -> None:
 
 
 def test_the_same_command_again_gives_the_same_weights(workplace: Path, uninterrupted: Run) -> None:
-    before = uninterrupted.student.read_bytes()
+    before = digests(uninterrupted)
     uninterrupted.student.write_bytes(b"gone")
     done = command("train", *SETTINGS, "name=uninterrupted", "resume=never", cwd=workplace)
     assert done.returncode == 0, done.stderr
-    assert uninterrupted.student.read_bytes() == before
+    assert digests(uninterrupted) == before
 
 
+@pytest.mark.fault(7)
 def test_workers_change_nothing(workplace: Path, uninterrupted: Run) -> None:
-    done = command("train", *SETTINGS, "name=workers", "trainer.workers=2", cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    other = run_of(workplace, "workers")
-    assert other.student.read_bytes() == uninterrupted.student.read_bytes()
-    assert other.metrics.read_text() == uninterrupted.metrics.read_text()
+    for workers in (2, 4):
+        name, number = f"name=workers{workers}", f"trainer.workers={workers}"
+        done = command("train", *SETTINGS, name, number, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "" or workers > 2  # torch warns of more workers than cores
+        assert digests(run_of(workplace, f"workers{workers}")) == digests(uninterrupted)
+
+
+@pytest.mark.fault(5)
+@pytest.mark.parametrize("damage", ["truncated", "one bit flipped", "empty"])
+def test_a_damaged_checkpoint_is_passed_over(
+    workplace: Path, uninterrupted: Run, damage: str
+) -> None:
+    name = damage.replace(" ", "-")
+    fault = inject("SignalAt", step=64)
+    command("train", *SETTINGS, f"name={name}", *fault, cwd=workplace)
+    run = run_of(workplace, name)
+    newest, before = run.checkpoints.all()
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 4
+    newest.write_bytes({"truncated": content[:-1000], "empty": b""}.get(damage, content))
+
+    done = command("train", *SETTINGS, f"name={name}", cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    place = run.checkpoints.folder.relative_to(workplace)
+    told = f"  {place}/{newest.name} is damaged (its checksum differs); {place}/{before.name} is"
+    assert told in done.stdout
+    assert "going on from step 50 of 90" in done.stdout
+    assert digests(run_of(workplace, name)) == digests(uninterrupted)
+
+
+def test_a_longer_run_begins_where_another_ended(workplace: Path, uninterrupted: Run) -> None:
+    source = uninterrupted.directory.relative_to(workplace)
+    longer = ("steps=150", "name=longer", f"resume={source}")
+    before = digests(uninterrupted)
+    done = command("train", *SETTINGS, *longer, cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    # 1/2 (1 + cos(pi (90 - 20) / (150 - 20))) = 0.440
+    assert (
+        f"  going on from step 90 of {source}: the schedule is now that of 150 steps, so the "
+        "learning rate goes from 0 to 0.44 of its peak; a run of 150 steps from the beginning "
+        "would not end the same\n"
+    ) in done.stdout
+    run = run_of(workplace, "longer")
+    assert digests(uninterrupted) == before
+    rows = list(csv.DictReader(run.metrics.read_text().splitlines()))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(5, 151, 5))
+    assert run.directory.name != uninterrupted.directory.name
+    state = torch.load(run.checkpoints.all()[0], weights_only=True)
+    assert state["global_step"] == 150
+    (schedule,), (optimizer,) = state["lr_schedulers"], state["optimizer_states"]
+    assert schedule["last_epoch"] == 150
+    assert [group["lr"] for group in optimizer["param_groups"]] == [0.0] * len(
+        optimizer["param_groups"]
+    )
+    assert 0 <= step_of(run.student) <= 150
+
+    # It is a run like others: it may be killed, and its source may be gone on with elsewhere.
+    shutil.rmtree(run.directory)
+    killed = command("train", *SETTINGS, *longer, *inject("SignalAt", step=113), cwd=workplace)
+    assert killed.returncode == -9
+    again = command("train", *SETTINGS, *longer, cwd=workplace)
+    assert "going on from step 110 of 150" in again.stdout
+    (resumed,) = (workplace / "logs" / "longer").glob("*/summary.json")
+    assert (
+        torch.load(Run(resumed.parent).checkpoints.all()[0], weights_only=True)["global_step"]
+        == 150
+    )
+    assert (
+        Run(resumed.parent).metrics.read_text().splitlines()[1:-1]
+        == [",".join(row.values()) for row in rows][:-1]
+    )
+
+
+def test_an_earlier_checkpoint_takes_no_later_student_along(
+    workplace: Path, uninterrupted: Run
+) -> None:
+    source = workplace / "logs" / "copied" / "run"
+    shutil.copytree(uninterrupted.directory, source)
+    weights = safetensors.torch.load_file(Run(source).student)
+    safetensors.torch.save_file(weights, Run(source).student, {"step": "90"})  # as if it had won
+    longer = ("steps=100", "name=from-eighty", f"resume={Run(source).checkpoints.path(80)}")
+    done = command("train", *SETTINGS, *longer, cwd=workplace)
+    shutil.rmtree(source.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "is gone; the best student is sought from here on" in done.stdout
+    assert step_of(run_of(workplace, "from-eighty").student) > 80
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (("steps=150", "objective.temperature=2"), "objective.temperature (there 5, here 2); only"),
+        (("steps=90",), "is at step 90 already and this run has 90; give more epochs"),
+    ],
+)
+def test_only_the_length_may_differ(
+    workplace: Path, uninterrupted: Run, changed: tuple[str, ...], told: str
+) -> None:
+    source = f"resume={uninterrupted.directory}"
+    done = command("train", *SETTINGS, *changed, "name=refused", source, cwd=workplace)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {source}: ")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (workplace / "logs" / "refused").exists()
+
+
+@pytest.mark.fault(6)
+def test_a_full_disk_leaves_the_last_checkpoint_whole(workplace: Path, tmp_path: Path) -> None:
+    """On a small file system of its own, which ends with the command."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    if subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    arguments = [*SETTINGS, "name=full", f"paths.logs={disk}/logs", "checkpoint_every=1"]
+    train = f"{sys.executable} {ROOT}/src/train.py {' '.join(arguments)}"
+    teachers = workplace / "logs" / "teachers"
+    script = f"""
+mount -t tmpfs -o size=3m tmpfs {disk}
+mkdir {disk}/logs && cp -r {teachers} {disk}/logs/
+{train} {" ".join(inject("Slow", seconds=0.1))} & train=$!
+until ls {disk}/logs/full/*/checkpoints/step-00000003.ckpt 2> /dev/null; do sleep 0.02; done
+head -c 9m /dev/zero > {disk}/filled
+wait $train
+echo "exit $?" && cp -r {disk}/logs/full {tmp_path}/left && rm {disk}/filled
+{train}
+echo "exit $?" && cp -r {disk}/logs/full {tmp_path}/after
+"""
+    unshared = ["unshare", "--map-root-user", "--mount", "bash", "-c", script]
+    done = subprocess.run(
+        unshared, cwd=workplace, env=environment(workplace), capture_output=True, text=True
+    )
+    said = done.stderr.splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    assert [line for line in done.stdout.splitlines() if line.startswith("exit")] == [
+        "exit 1",
+        "exit 0",
+    ], done.stdout + done.stderr
+    assert len(errors) == 1
+    assert "No space left on device" in errors[0] or "could not be written" in errors[0]
+    (left,) = (tmp_path / "left").glob("*/checkpoints")
+    newest = Checkpoints(left).newest(pytest.fail)
+    assert newest is not None
+    (after,) = (tmp_path / "after").glob("*/summary.json")
+    assert Run(after.parent).completed
+
+
+@pytest.mark.fault(6)
+def test_a_run_that_could_not_be_saved_does_not_begin(workplace: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    if subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    arguments = [*SETTINGS, "name=small", f"paths.logs={disk}/logs", "checkpoint_keep=20"]
+    script = f"""
+mount -t tmpfs -o size=900k tmpfs {disk}
+mkdir {disk}/logs && cp -r {workplace}/logs/teachers {disk}/logs/
+{sys.executable} {ROOT}/src/train.py {" ".join(arguments)}
+"""
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "bash", "-c", script],
+        *(),
+        cwd=workplace,
+        env=environment(workplace),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: paths.logs: 21 checkpoints take about ")
+    assert done.stderr.count("\n") == 1
+
+
+def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tuple[int, int]:
+    """Kills one command again and again, then lets it end; how often in a save, most steps lost."""
+    settings = [*SETTINGS, f"steps={steps}", "name=often", f"paths.logs={home}/logs"]
+    settings += ["checkpoint_every=2", "trainer.log_every=1", "validate_every=500"]
+    shutil.copytree(workplace / "logs" / "teachers", home / "logs" / "teachers")
+    elsewhere = Path("/dev/shm")
+    other = {"TMPDIR": str(elsewhere)} if elsewhere.is_dir() else {}
+    in_a_save, lost = 0, 0
+    for _ in range(kills):
+        killed = command("train", *settings, *inject("KillSoon", seconds=0.6), cwd=home, **other)
+        assert killed.returncode == -9, killed.stdout + killed.stderr
+        (folder,) = home.glob("logs/often/*/checkpoints")
+        in_a_save += bool(list(folder.glob(".*.tmp")))
+        newest = Checkpoints(folder).newest(pytest.fail)  # which is told of damaged ones
+        rows = (folder.parent / "metrics.csv").read_text().splitlines()
+        logged = int(rows[-1].partition(",")[0] or 0) if len(rows) > 1 else 0
+        saved = 0 if newest is None else checkpoints.step(newest)
+        lost = max(lost, logged - saved)
+        assert logged - saved <= 2
+    done = command("train", *settings, cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = command("train", *settings, "name=calm", cwd=home)
+    assert (done.returncode, done.stderr) == (0, "")
+    often, calm = run_of(home, "often"), run_of(home, "calm")
+    assert digests(often) == digests(calm)
+    assert not list(often.directory.rglob(".*.tmp"))
+    return in_a_save, lost
+
+
+@pytest.mark.fault(2)
+def test_killed_at_three_random_moments(workplace: Path, tmp_path: Path, record_property) -> None:
+    in_a_save, lost = killed_at_random(workplace, tmp_path, kills=3, steps=400)
+    record_property("injected", 3)
+    record_property("figures", f"{in_a_save} within a save, at most {lost} steps lost")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(2)
+@pytest.mark.timeout(1800)
+def test_killed_at_fifty_random_moments(workplace: Path, tmp_path: Path, record_property) -> None:
+    in_a_save, lost = killed_at_random(workplace, tmp_path, kills=50, steps=6000)
+    assert in_a_save >= 5
+    record_property("injected", 50)
+    record_property("figures", f"{in_a_save} within a save, at most {lost} steps lost")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(1)
+@pytest.mark.timeout(900)
+def test_a_late_step_is_gone_on_from_as_soon_as_an_early_one(
+    workplace: Path, record_property
+) -> None:
+    """Reports the time; what it rests on is that no step but the next is drawn."""
+    found = {}
+    for step in (100, 20_000):
+        settings = [*QUICK, "steps=40000", f"name=late{step}", "checkpoint_every=100000"]
+        settings += ["validate_every=100000"]
+        fault = inject("SignalAt", step=step, number=15)
+        assert command("train", *settings, *fault, cwd=workplace).returncode == 75
+        began = time.monotonic()
+        fault = inject("SignalAt", step=step + 1, number=15)
+        assert command("train", *settings, *fault, cwd=workplace).returncode == 75
+        found[step] = time.monotonic() - began
+    told = ", ".join(f"from step {step}: {seconds:.1f} s" for step, seconds in found.items())
+    record_property("figures", told)

@@ -1,5 +1,6 @@
 """Starts a command under Hydra and speaks to the user in one line per error."""
 
+import errno
 import logging
 import os
 import re
@@ -74,7 +75,11 @@ def launch(
     try:
         with WISH.heard():
             main(guarded)()
-            finish()
+            try:
+                finish()
+            except OSError:
+                if not failed:  # by a full disk, say: then that was said
+                    raise
     except Interrupted as stop:
         WISH.fulfilled()
         told = stop.told or "what was saved is kept"
@@ -200,7 +205,9 @@ def explain(error: Exception, config_name: str) -> str:
     if re.match(r"DataLoader (worker|timed out)", text):
         remedy = "most often memory ran out: lower trainer.workers; the same command goes on"
         return f"trainer.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
-    if isinstance(error, OSError) and error.strerror and error.filename:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'the disk'}: {error.strerror}; the same command goes on"
+    if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if type(error) in (ValueError, schema.UserError, MissingData):
         # In a worker of a loader it was given the traceback of its process in front.

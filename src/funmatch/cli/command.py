@@ -2,12 +2,8 @@
 
 import runpy
 import sys
-from typing import Any
 
-from omegaconf import DictConfig
-
-from funmatch.cli import app, evaluation, session
-from funmatch.runs import Run
+from funmatch.cli import app, evaluation, ranks, session
 from funmatch.schema import UserError
 
 
@@ -29,12 +25,7 @@ def finetune() -> None:
 
 
 def _teach(way: str) -> session.Teach:
-    def teach(cfg: DictConfig, run: Run) -> dict[str, Any]:
-        from funmatch.cli import ranks  # imports torch, which a finished run does not need
-
-        return ranks.teach(cfg, run, way)
-
-    return teach
+    return lambda cfg, run: ranks.teach(cfg, run, way)
 
 
 def evaluate() -> None:

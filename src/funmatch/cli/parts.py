@@ -11,10 +11,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import nn
 
 from funmatch import runs, schema
+from funmatch.cli import ranks
 from funmatch.data import broken
 from funmatch.data.listing import MissingData
 from funmatch.data.module import DataModule
@@ -35,7 +36,7 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
     bare = blank(part, features)
     if part.weights is not None:
         weights.load(bare.net, part.weights, head=part.head)
-    share, piece = cfg.batch_size // ranks(cfg), _rows(cfg)
+    share, piece = cfg.batch_size // ranks.count(cfg), _rows(cfg)
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in bare.modules())
     if norms and piece < share and runs.rank() == 0:
         told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
@@ -92,18 +93,8 @@ def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
 
 def _rows(cfg: DictConfig) -> int:
     """Images that pass through the networks of a process at a time."""
-    share = int(cfg.batch_size) // ranks(cfg)
+    share = int(cfg.batch_size) // ranks.count(cfg)
     return min(cfg.trainer.micro_batch or share, share)
-
-
-def ranks(cfg: DictConfig) -> int:
-    """Of how many processes a run is."""
-    devices = cfg.trainer.devices
-    if isinstance(devices, ListConfig):
-        devices = len(devices)
-    elif not isinstance(devices, int) or devices < 1:  # all there are
-        devices = max(1, torch.cuda.device_count())
-    return devices * int(cfg.trainer.num_nodes)
 
 
 def splits(cfg: DictConfig) -> Splits:

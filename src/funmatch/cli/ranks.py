@@ -12,16 +12,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from funmatch import machine, resolvers, runs, schema
-from funmatch.cli import app, parts
+from funmatch.cli import app
 from funmatch.interruption import CTRL_C, REQUEUE, WISH, Interrupted
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
 _GRACE = 5.0  # seconds in which the ranks end that one of them has left in the lurch
 _LOOK = 0.1  # seconds between two looks at the ranks
+
+
+def count(cfg: DictConfig) -> int:
+    """Of how many processes a run is."""
+    devices = cfg.trainer.devices
+    if isinstance(devices, ListConfig):
+        devices = len(devices)
+    elif not isinstance(devices, int) or devices < 1:  # all there are
+        import torch
+
+        devices = max(1, torch.cuda.device_count())
+    return devices * int(cfg.trainer.num_nodes)
 
 
 def teach(cfg: DictConfig, run: Run, way: str) -> dict[str, Any]:
@@ -39,9 +51,9 @@ def teach(cfg: DictConfig, run: Run, way: str) -> dict[str, Any]:
         UserError: a rank failed; the others were ended.
         Interrupted: the ranks were asked to stop, and have saved.
     """
-    number = parts.ranks(cfg)
+    number = count(cfg)
     if number == 1 or runs.is_rank():
-        from funmatch.cli import teaching
+        from funmatch.cli import teaching  # imports torch: who only waits for ranks needs none
 
         return getattr(teaching, way)(cfg, run)
     if cfg.trainer.num_nodes > 1:
@@ -103,6 +115,8 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _outcome(started: Sequence[subprocess.Popen[bytes]], answers: Path) -> dict[str, Any]:
+    if WISH.code and any(p.returncode in (-signal.SIGTERM, -signal.SIGINT) for p in started):
+        raise Interrupted(WISH.reason, WISH.code)  # before a rank could hear it
     for rank, process in enumerate(started):
         if process.returncode < 0 and not (answers / f"{rank}.json").exists():
             name = signal.Signals(-process.returncode).name

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from funmatch import machine, schema
-from funmatch.cli import fitting, parts, recording, teaching
+from funmatch.cli import fitting, parts, ranks, recording, teaching
 from funmatch.data import cache
 from funmatch.data.source import ArraySource
 from funmatch.models import catalog, zoo
@@ -75,7 +75,7 @@ def rehearse(cfg: DictConfig) -> None:
         views = cfg.recipe.ensemble if cfg.recipe.teacher_crop == "inception_ensemble" else 1
         shown |= {key: images * views for key in costs if key != learns}
     flop = sum(costs[key].flop * shown[key] for key in costs)
-    seconds = sum(costs[key].seconds * shown[key] for key in costs) / parts.ranks(cfg)
+    seconds = sum(costs[key].seconds * shown[key] for key in costs) / ranks.count(cfg)
     print(f"  compute   {_number(flop, 'FLOP')}")
     print(f"  time      {_duration(seconds)} on {_machine(place, cfg)}, data and validation aside")
     _print_disk(cfg, costs[learns].parameters, steps)
@@ -196,7 +196,7 @@ def _machine(place: torch.device, cfg: DictConfig) -> str:
         name = torch.cuda.get_device_name(place)
     else:
         name = f"{place.type} with {torch.get_num_threads()} threads"
-    return f"{parts.ranks(cfg)} x {name}"
+    return f"{ranks.count(cfg)} x {name}"
 
 
 def _number(value: float, unit: str = "") -> str:

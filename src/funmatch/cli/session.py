@@ -43,9 +43,12 @@ def launch(config_name: str, teach: Teach) -> None:
         print(f"{place}{run.directory}", flush=True)
         try:
             row = complete(cfg, teach)
-        finally:
-            if not known:
+        except BaseException:
+            with suppress(OSError):  # of a full disk, say, which is what went wrong
                 comparison.write(run.directory.parent, [run.directory.parent])
+            raise
+        if not known:
+            comparison.write(run.directory.parent, [run.directory.parent])
         print(f"  {outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
         if cfg.get("save_as") is not None:
             print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
@@ -132,7 +135,7 @@ def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
         figures = teach(cfg, run)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        with suppress(OSError):  # of a full disk, say, which is what went wrong
+        with suppress(OSError):
             run.write_summary({**facts, "status": "failed", "error": reason})
         raise
     run.write_summary({**facts, **figures, "status": "completed"})

@@ -1,0 +1,193 @@
+"""Whoever is asked to stop saves first, on all ranks after the same step."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from commands import QUICK, ROOT, command, environment
+from funmatch.runs import Run
+
+LONG = (*QUICK, "steps=100000", "checkpoint_every=100000", "trainer.log_every=1")
+CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+@contextmanager
+def training(workplace: Path, name: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in the midst of its training; nothing of it is left in the end."""
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *LONG, f"name={name}", *more]
+    process = subprocess.Popen(
+        command,
+        cwd=workplace,
+        env=environment(workplace),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not any(
+            len(path.read_text().splitlines()) > 3
+            for path in workplace.glob(f"logs/{name}/*/metrics.csv")
+        ):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ranks(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of the ranks, in their order."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"\nPPid:\t{process.pid}\n" in (folder / "status").read_text():
+                told = dict(
+                    item.split(b"=", 1)
+                    for item in (folder / "environ").read_bytes().split(b"\0")
+                    if b"=" in item
+                )
+                found[int(told[b"RANK"])] = int(folder.name)
+        except (OSError, KeyError):
+            continue
+    return [found[rank] for rank in sorted(found)]
+
+
+def gone(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+def saved_step(workplace: Path, name: str) -> int:
+    (path,) = workplace.glob(f"logs/{name}/*/checkpoints/*")
+    return int(path.stem.removeprefix("step-"))
+
+
+def leaves_together(workplace: Path, number: signal.Signals, to: str) -> float:
+    name = f"{number.name}-{to.replace(' ', '-')}"
+    with training(workplace, name, "trainer.devices=2") as process:
+        both = ranks(process)
+        assert len(both) == 2
+        targets = {
+            "rank 0": both[:1],
+            "rank 1": both[1:],
+            "all": both,
+            "the command": [process.pid],
+        }
+        began = time.monotonic()
+        for pid in targets[to]:
+            os.kill(pid, number)
+        _, errors = process.communicate(timeout=30)
+        seconds = time.monotonic() - began
+    assert process.returncode == CODES[number]
+    step = saved_step(workplace, name)
+    match = re.fullmatch(
+        r"interrupted by (.*): saved after step (\d+) of 100000; the same command goes on "
+        rf"\(exit code {CODES[number]}\)\n",
+        errors,
+    )
+    assert match, errors
+    assert int(match[2]) == step
+    assert all(map(gone, both))
+    assert Run(next(workplace.glob(f"logs/{name}/*/"))).result["status"] == "running"
+    return seconds
+
+
+@pytest.mark.fault(3)
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGTERM, "rank 1"), (signal.SIGINT, "the command")]
+)
+def test_both_ranks_leave_after_the_same_step(
+    workplace: Path, number: signal.Signals, to: str, record_property
+) -> None:
+    record_property("figures", f"{leaves_together(workplace, number, to):.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("to", ["rank 0", "rank 1", "all", "the command"])
+@pytest.mark.parametrize("number", CODES)
+def test_any_signal_to_any_rank_is_heard_by_all(
+    workplace: Path, number: signal.Signals, to: str, record_property
+) -> None:
+    record_property("figures", f"{leaves_together(workplace, number, to):.1f} s")
+
+
+@pytest.mark.fault(3)
+def test_ranks_save_when_their_command_is_killed(workplace: Path) -> None:
+    with training(workplace, "fatherless", "trainer.devices=2") as process:
+        both = ranks(process)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while not all(map(gone, both)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    saved = saved_step(workplace, "fatherless")
+    settings = ("name=fatherless", "trainer.devices=2", "max_time=0:00:25")
+    done = command("train", *LONG, *settings, cwd=workplace)
+    assert done.returncode == 75, done.stderr
+    assert f"going on from step {saved} of 100000" in done.stdout
+
+
+@pytest.mark.fault(3)
+def test_a_rank_that_is_killed_ends_the_run_in_one_line(workplace: Path) -> None:
+    with training(workplace, "one-rank-less", "trainer.devices=2") as process:
+        both = ranks(process)
+        os.kill(both[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == "error: rank 1 was killed by SIGKILL; the same command goes on\n"
+    assert all(map(gone, both))
+
+
+@pytest.mark.fault(3)
+def test_a_second_ctrl_c_does_not_wait(workplace: Path) -> None:
+    slow = ("+callbacks.Slow._target_=faults.Slow", "+callbacks.Slow.seconds=20")
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *LONG, "name=impatient", *slow]
+    process = subprocess.Popen(
+        command, cwd=workplace, env=environment(workplace), stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(15)  # it sleeps in its first step
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - began < 15
+    told = "what was saved is kept; the same command goes on (exit code 130)"
+    assert errors == f"interrupted by SIGINT: {told}\n"
+
+
+def test_the_time_that_was_given_is_not_exceeded(workplace: Path) -> None:
+    for name, more in (("timed", ()), ("timed-ranks", ("trainer.devices=2",))):
+        given = (f"name={name}", "max_time=0:00:25", *more)
+        done = command("train", *LONG, *given, cwd=workplace)
+        assert done.returncode == 75
+        told = rf"interrupted by .*: saved after step {saved_step(workplace, name)} of 100000; .*\n"
+        assert re.fullmatch(told, done.stderr), done.stderr
+
+
+def test_ranks_may_be_stopped_before_they_have_begun(workplace: Path) -> None:
+    given = ("name=early", "max_time=0:00:01", "trainer.devices=2")
+    done = command("train", *LONG, *given, cwd=workplace)
+    assert done.returncode == 75
+    assert done.stderr.startswith("interrupted by max_time: ")
+
+
+def test_a_sweep_stops_as_a_whole(workplace: Path) -> None:
+    arguments = ("-m", *LONG, "name=stopped-sweep", "seed=0,1", "max_time=0:00:12")
+    done = command("train", *arguments, cwd=workplace)
+    assert done.returncode == 75
+    assert len(list(workplace.glob("logs/stopped-sweep/*/summary.json"))) == 1
