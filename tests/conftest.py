@@ -2,6 +2,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -27,6 +28,58 @@ def _trust() -> None:
 def _interrupts() -> None:
     """Ctrl-C is heard by what tests start, also where the tests run in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+FAULTS = {
+    1: "stopped and gone on with",
+    2: "SIGKILL at random moments",
+    3: "SIGTERM, SIGUSR1, SIGINT to any rank",
+    4: "preempted and requeued by SLURM",
+    5: "damaged checkpoint",
+    6: "full disk",
+    7: "other numbers of ranks and workers",
+    8: "loss that is no number on one rank",
+    9: "broken and odd images",
+    10: "killed worker",
+    11: "failing job of a sweep",
+    12: "teacher that would learn or be saved",
+    13: "foreign code in checkpoints, weights, configurations",
+    14: "secrets in the environment",
+    15: "tracker out of reach",
+    16: "wrong configurations",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            item.user_properties.append(("fault", mark.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of faults that were injected, where any was."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            if outcome == "passed" and report.when != "call":
+                continue
+            told = {"outcome": outcome, "injected": 1, **dict(report.user_properties)}
+            for number in {value for key, value in report.user_properties if key == "fault"}:
+                rows.setdefault(number, []).append(told)
+    if not rows:
+        return
+    write = terminalreporter.write_line
+    terminalreporter.section("faults")
+    write(f"{'#':>2}  {'fault':52} {'injected':>8} {'survived':>8}")
+    for number, tests in sorted(rows.items()):
+        tried = [told for told in tests if told["outcome"] != "skipped"]
+        injected = sum(told["injected"] for told in tried)
+        survived = sum(told["injected"] for told in tried if told["outcome"] == "passed")
+        note = "" if tried else "  skipped"
+        write(f"{number:>2}  {FAULTS[number]:52} {injected:>8} {survived:>8}{note}")
+        for told in tried:
+            if "figures" in told:
+                write(f"{'':6}{told['figures']}")
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def test_a_seal_tells_states_apart(three: Checkpoints) -> None:
     assert checkpoints.seal(again) in seals
 
 
+@pytest.mark.fault(5)
 def test_every_flipped_bit_and_every_cut_is_found(three: Checkpoints) -> None:
     path = three.all()[0]
     good = path.read_bytes()
@@ -57,6 +58,7 @@ def test_every_flipped_bit_and_every_cut_is_found(three: Checkpoints) -> None:
     assert not checkpoints.whole(path)
 
 
+@pytest.mark.fault(5)
 def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(three: Checkpoints) -> None:
     newest, middle, _ = three.all()
     os.truncate(newest, 1000)
@@ -70,6 +72,7 @@ def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(three: Checkpoints
     assert not list(three.folder.iterdir())
 
 
+@pytest.mark.fault(5)
 def test_no_run_begins_anew_because_all_are_damaged(three: Checkpoints) -> None:
     for path in three.all():
         os.truncate(path, 0)
@@ -91,6 +94,7 @@ class Evil:
         return os.system, ("touch executed",)
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("form", ["archive", "bare pickle"])
 def test_a_checkpoint_that_would_run_code_is_refused(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,7 @@ def test_single_run_and_sweep_share_a_directory_and_its_weights(swept, workplace
     assert Run(one).student.read_bytes() == Run(other).student.read_bytes()
 
 
+@pytest.mark.fault(11)
 def test_a_job_that_fails_does_not_stop_the_others(workplace: Path) -> None:
     fault = inject("FailAt", seed=1)
     arguments = ("-m", "recipe=consistent", "seed=0,1,2", *BUDGET, "name=failing", *QUICK)

@@ -200,6 +200,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tupl
     return found
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize(("wrong", "line"), WRONG)
 def test_a_mistake_is_one_line_before_torch_is_imported(said, wrong: str, line: str) -> None:
     code, out, err = said["train", wrong]

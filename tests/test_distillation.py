@@ -30,6 +30,7 @@ def distillation(steps: int = 5, **how: object) -> tuple[Distillation, Network]:
     return Distillation(network(8, seed=1), words, {}, FunctionMatching(1.0), learns), teacher
 
 
+@pytest.mark.fault(12)
 def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
     learner, teacher = distillation()
     before = Frozen(teacher).fingerprint()
@@ -81,6 +82,7 @@ def test_one_step_is_the_formula() -> None:
     torch.testing.assert_close(learner.student.net.linear.weight, by_hand.net.linear.weight)
 
 
+@pytest.mark.fault(12)
 def test_frozen_refuses_to_learn_and_keeps_no_graph() -> None:
     frozen = Frozen(network(8))
     out = frozen(torch.rand(2, 3, 8, 8, requires_grad=True))

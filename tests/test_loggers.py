@@ -65,6 +65,7 @@ def records(path: Path) -> list[pb.Record]:
     return found
 
 
+@pytest.mark.fault(15)
 def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> None:
     arguments = ("-m", "recipe=consistent,function_matching", *SHORT, "name=keyless")
     done = command("train", *arguments, cwd=workplace)
@@ -113,6 +114,7 @@ def deaf_server() -> Iterator[str]:
             connection.close()
 
 
+@pytest.mark.fault(15)
 def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
     workplace: Path, deaf_server: str
 ) -> None:

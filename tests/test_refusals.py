@@ -114,6 +114,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tupl
     return answers([mistake[:2] for mistake in WRONG], cwd=path)
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize(("script", "wrong", "line"), WRONG)
 def test_a_mistake_is_one_line(said, script: str, wrong: str, line: str) -> None:
     code, out, err = said[script, wrong]

@@ -1,0 +1,201 @@
+"""Images that cannot be read, images that are odd, and workers that die."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import small
+from commands import command, command_here
+from faults import inject
+from funmatch.data import datasets
+from funmatch.data.broken import left_out
+from funmatch.runs import Run
+from small import CLASSES, SMALL
+
+pytestmark = pytest.mark.fault(9)
+MODEL = ("model=bit_tiny", "model.net.depth=[1]", "data=folder", "data.cache=none")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.split_folder(tmp_path_factory.mktemp("sound") / "images")
+
+
+def odd(folder: Path) -> list[str]:
+    """Images of every odd kind that can be read."""
+    rng = np.random.default_rng(0)
+    grey = Image.fromarray(rng.integers(0, 256, (20, 24), dtype=np.uint8))
+    colour = Image.fromarray(rng.integers(0, 256, (22, 20, 3), dtype=np.uint8))
+    grey.save(folder / "grey.jpg")
+    grey.convert("1").save(folder / "bits.png")
+    grey.convert("P").save(folder / "palette.png", transparency=3)
+    colour.convert("CMYK").save(folder / "cmyk.jpg")
+    colour.convert("RGBA").save(folder / "alpha.png")
+    colour.resize((1, 1)).save(folder / "one.png")
+    colour.resize((1, 60)).save(folder / "thin.png")
+    colour.save(folder / "a-png.jpg", "PNG")
+    colour.save(folder / "a-jpeg.png", "JPEG")
+    colour.save(folder / "a-gif.jpeg", "GIF")
+    return [path.name for path in folder.iterdir() if "_" not in path.name]
+
+
+def broken(folder: Path) -> list[str]:
+    """Files that no reader makes an image of."""
+    whole = next(folder.glob("*_*.jpg")).read_bytes()
+    files = {
+        "0-empty.jpg": b"",
+        "cut-off.jpg": whole[: len(whole) // 2],
+        "header-only.jpg": whole[:30],
+        "text.png": b"this is no image",
+        "zeros.jpg": bytes(3000),
+        "ZZ-last.jpg": whole[:-200],
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return list(files)
+
+
+def finetune(home: Path, root: Path, *more: str) -> tuple[int, str, str]:
+    return command_here(
+        "finetune", *MODEL, f"data.root={root}", *SMALL, "steps=30", *more, cwd=home
+    )
+
+
+def test_odd_images_are_images(sound: Path, tmp_path: Path, record_property) -> None:
+    root = shutil.copytree(sound, tmp_path / "images")
+    names = odd(root / "train" / CLASSES[0])
+    code, out, err = finetune(tmp_path, root, "name=odd", "data.broken=skip")
+    assert (code, err) == (0, "")
+    assert not re.search(r"broken: \d+ of", out)  # none was found
+    splits = datasets.folder(str(root))
+    assert len(splits.train) == 36 + len(names)
+    images = splits.train.images(np.arange(len(splits.train)))
+    assert all(image.shape[0] == 3 for image in images)
+    record_property("injected", len(names))
+
+
+def test_a_broken_image_ends_the_run_by_its_name(sound: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        for name in broken(sound / "train" / CLASSES[0]):
+            root = shutil.copytree(sound, tmp_path / name)
+            for other in broken(root / "train" / CLASSES[0]):
+                if other != name:
+                    (root / "train" / CLASSES[0] / other).unlink()
+            given = (f"name={name}", f"trainer.workers={workers}", "resume=never")
+            code, _, err = finetune(tmp_path, root, *given)
+            shutil.rmtree(root)
+            path = root / "train" / CLASSES[0] / name
+            assert code == 1, name
+            assert err.startswith(f"error: {path}: cannot be read as an image ("), err
+            assert err.count("\n") == 1
+            if workers:  # one is enough: to start workers takes time
+                break
+    for name in broken(sound / "train" / CLASSES[0]):
+        (sound / "train" / CLASSES[0] / name).unlink()
+
+
+def test_broken_images_are_left_out_and_counted(
+    sound: Path, tmp_path: Path, record_property
+) -> None:
+    root = shutil.copytree(sound, tmp_path / "images")
+    train = broken(root / "train" / CLASSES[1])
+    test = broken(root / "test" / CLASSES[2])[:1]
+    for name in broken(root / "test" / CLASSES[2])[1:]:
+        (root / "test" / CLASSES[2] / name).unlink()
+    code, out, err = finetune(tmp_path, root, "name=skipping", "data.broken=skip")
+    assert (code, err) == (0, "")
+    first = min(train)
+    assert (
+        f"  broken: {len(train)} of {36 + len(train)} images, replaced by their neighbours; "
+        f"first {root}/train/{CLASSES[1]}/{first}\n"
+    ) in out
+    assert f"  broken: 1 of 25 images, not measured on; first {root}/test/{CLASSES[2]}/" in out
+    assert out.count("looking through") == 3
+    assert test
+    run = small.only_run(tmp_path, "skipping")
+    assert run.completed
+    assert 24 * run.result["student_test_top1"] == pytest.approx(
+        round(24 * run.result["student_test_top1"])
+    )
+    before = run.student.read_bytes()
+
+    code, out, _ = finetune(
+        tmp_path, root, "name=skipping", "data.broken=skip", "resume=never", "trainer.workers=2"
+    )
+    assert code == 0
+    assert "looking through" not in out  # what was found is known
+    assert run.student.read_bytes() == before
+    record_property("injected", len(train) + len(test))
+
+
+def test_the_next_image_takes_the_place_with_its_label(sound: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(sound, tmp_path / "images")
+    names = {root / "train" / CLASSES[1] / name for name in broken(root / "train" / CLASSES[1])}
+    names |= {root / "train" / CLASSES[2] / name for name in broken(root / "train" / CLASSES[2])}
+    found = datasets.folder(str(root))
+    mended = left_out(found, tmp_path).train
+    assert len(mended) == len(found.train) == 36 + len(names)
+    rows = np.arange(len(mended))
+    labels = mended.labels(rows)
+    for row in rows:
+        path = mended.path(row)
+        assert path not in names
+        assert labels[row] == CLASSES.index(path.parent.name)
+        if found.train.path(row) not in names:
+            assert path == found.train.path(row)
+    assert mended.path(rows[-1]) == found.train.path(0)  # after the last comes the first
+    assert mended.fingerprint() != found.train.fingerprint()
+
+
+def test_where_no_image_is_left_it_is_said(sound: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(sound, tmp_path / "images")
+    for path in (root / "val").rglob("*.jpg"):
+        path.write_bytes(b"")
+    code, _, err = finetune(tmp_path, root, "name=none", "data.broken=skip")
+    assert code == 1
+    assert err.startswith("error: data.root: none of 12 images can be read, first ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.fault(10)
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path: Path) -> None:
+    given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "trainer.workers=2")
+    fault = inject("KillWorker", step=20)
+    done = command("finetune", *given, "name=worker", "checkpoint_every=10", *fault, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: trainer.workers: DataLoader worker (pid")
+    assert done.stderr.count("\n") == 1
+    left = [
+        folder.name
+        for folder in Path("/proc").glob("[0-9]*")
+        if _command_line(folder).endswith(str(tmp_path)) or "name=worker" in _command_line(folder)
+    ]
+    assert left == []
+    (config,) = (tmp_path / "logs" / "worker").glob("*/config.yaml")
+    assert Run(config.parent).checkpoints.all()
+
+
+@pytest.mark.fault(10)
+def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> None:
+    given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "trainer.workers=2")
+    fault = inject("SignalAt", step=20)
+    settings = ("name=orphans", "checkpoint_every=10")
+    killed = command("finetune", *given, *settings, *fault, cwd=tmp_path)
+    assert killed.returncode == -9
+    # At once the same command may go on: nobody holds the run.
+    again = command("finetune", *given, *settings, *fault, cwd=tmp_path)
+    assert again.returncode == -9 or "another process" not in again.stderr
+    left = [f for f in Path("/proc").glob("[0-9]*") if "name=orphans" in _command_line(f)]
+    assert [folder for folder in left if int(folder.name) != os.getpid()] == []
+
+
+def _command_line(folder: Path) -> str:
+    try:
+        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
