@@ -89,6 +89,13 @@ WRONG = [
     ("name=a/b", "name=a/b: use letters, digits, '.', '_' and '-' only"),
     ("name=..", "name=..: use letters, digits, '.', '_' and '-' only"),
     ("resume=maybe", "resume=maybe: no checkpoint there; give the directory"),
+    ("max_time=soon", "max_time=soon: give hours:minutes:seconds, as in 11:50:00, or null"),
+    ("max_skipped=-1", "max_skipped=-1: give a whole number from 0"),
+    ("checkpoint_keep=0", "checkpoint_keep=0: give a whole number from 1"),
+    ("trainer.devices=0", "trainer.devices=0: give a number, a list as in [0,2], or auto"),
+    ("trainer.devices=[]", "trainer.devices=[]: give a number, a list as in [0,2], or auto"),
+    ("trainer.devices=many", "trainer.devices=many: give a number, a list as in [0,2], or auto"),
+    ("trainer.devices=3", "batch_size=100: give a multiple of the 3 ranks that share a batch"),
     ("validate_every=0", "validate_every=0: give a whole number from 1"),
 ]
 

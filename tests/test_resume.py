@@ -240,20 +240,32 @@ def test_only_the_length_may_differ(
     assert not (workplace / "logs" / "refused").exists()
 
 
-@pytest.mark.fault(6)
-def test_a_full_disk_leaves_the_last_checkpoint_whole(workplace: Path, tmp_path: Path) -> None:
-    """On a small file system of its own, which ends with the command."""
-    disk = tmp_path / "disk"
+def on_a_small_disk(
+    workplace: Path, disk: Path, size: str, script: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script on a small file system of its own, which ends with it."""
     disk.mkdir()
-    probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    alone = ["unshare", "--map-root-user", "--mount"]
+    probe = [*alone, "mount", "-t", "tmpfs", "tmpfs", str(disk)]
     if subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
+    begin = f"mount -t tmpfs -o size={size} tmpfs {disk} && mkdir {disk}/logs && "
+    begin += f"cp -r {workplace}/logs/teachers {disk}/logs/\n"
+    return subprocess.run(
+        [*alone, "bash", "-c", begin + script],
+        cwd=workplace,
+        env=environment(workplace),
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.fault(6)
+def test_a_full_disk_leaves_the_last_checkpoint_whole(workplace: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
     arguments = [*SETTINGS, "name=full", f"paths.logs={disk}/logs", "checkpoint_every=1"]
     train = f"{sys.executable} {ROOT}/src/train.py {' '.join(arguments)}"
-    teachers = workplace / "logs" / "teachers"
     script = f"""
-mount -t tmpfs -o size=3m tmpfs {disk}
-mkdir {disk}/logs && cp -r {teachers} {disk}/logs/
 {train} {" ".join(inject("Slow", seconds=0.1))} & train=$!
 until ls {disk}/logs/full/*/checkpoints/step-00000003.ckpt 2> /dev/null; do sleep 0.02; done
 head -c 9m /dev/zero > {disk}/filled
@@ -262,21 +274,13 @@ echo "exit $?" && cp -r {disk}/logs/full {tmp_path}/left && rm {disk}/filled
 {train}
 echo "exit $?" && cp -r {disk}/logs/full {tmp_path}/after
 """
-    unshared = ["unshare", "--map-root-user", "--mount", "bash", "-c", script]
-    done = subprocess.run(
-        unshared, cwd=workplace, env=environment(workplace), capture_output=True, text=True
-    )
-    said = done.stderr.splitlines()
-    errors = [line for line in said if line.startswith("error: ")]
-    assert [line for line in done.stdout.splitlines() if line.startswith("exit")] == [
-        "exit 1",
-        "exit 0",
-    ], done.stdout + done.stderr
-    assert len(errors) == 1
-    assert "No space left on device" in errors[0] or "could not be written" in errors[0]
+    done = on_a_small_disk(workplace, disk, "3m", script)
+    exits = [line for line in done.stdout.splitlines() if line.startswith("exit")]
+    assert exits == ["exit 1", "exit 0"], done.stdout + done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in error or "could not be written" in error
     (left,) = (tmp_path / "left").glob("*/checkpoints")
-    newest = Checkpoints(left).newest(pytest.fail)
-    assert newest is not None
+    assert Checkpoints(left).newest(pytest.fail) is not None
     (after,) = (tmp_path / "after").glob("*/summary.json")
     assert Run(after.parent).completed
 
@@ -284,24 +288,9 @@ echo "exit $?" && cp -r {disk}/logs/full {tmp_path}/after
 @pytest.mark.fault(6)
 def test_a_run_that_could_not_be_saved_does_not_begin(workplace: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
-    if subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
     arguments = [*SETTINGS, "name=small", f"paths.logs={disk}/logs", "checkpoint_keep=20"]
-    script = f"""
-mount -t tmpfs -o size=900k tmpfs {disk}
-mkdir {disk}/logs && cp -r {workplace}/logs/teachers {disk}/logs/
-{sys.executable} {ROOT}/src/train.py {" ".join(arguments)}
-"""
-    done = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "bash", "-c", script],
-        *(),
-        cwd=workplace,
-        env=environment(workplace),
-        capture_output=True,
-        text=True,
-    )
+    script = f"{sys.executable} {ROOT}/src/train.py {' '.join(arguments)}"
+    done = on_a_small_disk(workplace, disk, "900k", script)
     assert done.returncode == 1
     assert done.stderr.startswith("error: paths.logs: 21 checkpoints take about ")
     assert done.stderr.count("\n") == 1

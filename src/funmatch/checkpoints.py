@@ -83,7 +83,10 @@ def at(place: Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    found = [place] if _NAME.fullmatch(place.name) else Checkpoints(place / "checkpoints").all()
+    if _NAME.fullmatch(place.name):
+        found = [place if len(place.parts) > 2 else place.absolute()]  # its run is two above
+    else:
+        found = Checkpoints(place / "checkpoints").all()
     if not (found and found[0].is_file()):
         raise ValueError(
             f"resume={place}: no checkpoint there; give the directory of a run or one of its "
@@ -118,9 +121,12 @@ def seal(path: Path) -> str:
 
 def whole(path: Path) -> bool:
     """Whether a checkpoint is what was written."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        return size > _SEAL and _digest(file, size - _SEAL) == file.read()
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            return size > _SEAL and _digest(file, size - _SEAL) == file.read()
+    except OSError:  # a bad sector
+        return False
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:

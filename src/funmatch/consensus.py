@@ -35,10 +35,11 @@ class Consensus:
         )
         return heard
 
-    def end(self) -> None:
-        """Called by all ranks together, after the last wish."""
-        self._heard()
+    def end(self) -> int:
+        """Called by all ranks together, after the last wish; the answer to that one."""
+        heard = self._heard()
         self._message = self._said = None
+        return heard
 
     def _heard(self) -> int:
         if self._message is None or self._said is None:

@@ -61,6 +61,7 @@ class _Wish:
             yield
             return
         self._reason, self._code, self._owner = "", 0, os.getpid()
+        self._deadline = float("inf")
         before = {number: signal.getsignal(number) for number in _CODES}
         for number, handler in before.items():
             if handler != signal.SIG_IGN:  # as in a shell's background
@@ -86,12 +87,11 @@ class _Wish:
         if self.code and not self._minded:
             raise Interrupted(self.reason, self.code)
 
-    def fulfilled(self) -> None:
+    def fulfilled(self, code: int) -> None:
         """The process leaves, with its exit code: who asks again must not kill it on the way."""
-        if self._code == REQUEUE:
-            for number, code in _CODES.items():
-                if code == REQUEUE:
-                    signal.signal(number, signal.SIG_IGN)
+        for number in _CODES if code == REQUEUE else ():
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_IGN)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a worker of a loader: it ends with its parent

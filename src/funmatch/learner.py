@@ -71,6 +71,8 @@ class Learner(LightningModule):
             # clipped, in float16.
             group.update({"fused": True} if "fused" in group else {})
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
+        self._statistics = [b for b in self.buffers() if b.is_floating_point()]
+        self._kept = [torch.empty_like(buffer) for buffer in self._statistics]
         scheduler = LambdaLR(optimizer, self._learning.schedule)
         return {
             "optimizer": optimizer,
@@ -90,6 +92,8 @@ class Learner(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, LRScheduler)
         self._seed_noise(batch.step)
+        if self._kept:
+            torch._foreach_copy_(self._kept, self._statistics)
         shown: dict[str, Tensor] = {}
         logs = (batch.step + 1) % self._learning.log_every == 0
 
@@ -122,12 +126,14 @@ class Learner(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the gradient: here, where that of mixed precision is to scale again.
 
-        Without a finite gradient no weight and no moment is touched; ranks have the same gradient,
-        so they agree.
+        Without a finite gradient no weight, moment or statistic is touched; ranks have the same
+        gradient, so they agree.
         """
         norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         if not norm.isfinite():
             optimizer.zero_grad(set_to_none=True)
+            if self._kept:  # which BatchNorm has spoilt on the way
+                torch._foreach_copy_(self._statistics, self._kept)
             self._skip()
             return
         self._in_a_row = 0

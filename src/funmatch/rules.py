@@ -43,6 +43,12 @@ def _is_mild(value: Any) -> bool:
     return 0 < crop <= resize and all(side == int(side) for side in value)
 
 
+def _are_devices(value: Any) -> bool:
+    if isinstance(value, int | str):
+        return value in ("auto", -1) or (isinstance(value, int) and value >= 1)
+    return len(value) > 0 and all(isinstance(number, int) and number >= 0 for number in value)
+
+
 def _rise(value: Any) -> bool:
     return all(a < b for a, b in pairwise(value)) and all(v == int(v) for v in value)
 
@@ -90,6 +96,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "dry_run": _YES_OR_NO,
     "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "trainer.precision": _one_of("32-true", "bf16-mixed", "16-mixed"),
+    "trainer.devices": (_are_devices, "give a number, a list as in [0,2], or auto"),
     "trainer.num_nodes": _COUNT,
     "trainer.workers": _FROM_ZERO,
     "trainer.threads": (_COUNT[0], "give a whole number from 1, or null"),
@@ -162,6 +169,10 @@ def _check_budget(cfg: DictConfig) -> None:
     _require(cfg, key, lambda value: value >= 1, "give a whole number from 1")
     images = train_size(cfg)
     _require(cfg, "batch_size", lambda v: v <= images, f"give at most the {images} training images")
+    if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1:
+        ranks = cfg.trainer.devices * cfg.trainer.num_nodes
+        remedy = f"give a multiple of the {ranks} ranks that share a batch"
+        _require(cfg, "batch_size", lambda value: value % ranks == 0, remedy)
     steps, warmup = total_steps(cfg), OmegaConf.select(cfg, "schedule.warmup_steps")
     if warmup is not None and not 0 <= warmup < steps:
         raise UserError(

@@ -107,6 +107,11 @@ def local_rank() -> int:
     return int(os.environ.get("SLURM_LOCALID" if by_srun() else "LOCAL_RANK", 0))
 
 
+def world_size() -> int:
+    """Of how many such processes this is one."""
+    return int(os.environ.get("SLURM_NTASKS" if by_srun() else "WORLD_SIZE", 1))
+
+
 def is_rank() -> bool:
     """Whether this process is one of several that somebody has started to train together."""
     return "RANK" in os.environ or by_srun()

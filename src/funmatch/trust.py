@@ -20,7 +20,8 @@ _MODULES = (
     *("timm", "lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torchmetrics"),
 )
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_LEAST = 8  # characters of a secret: shorter ones stand in a configuration by chance
+_NO_SECRET = re.compile(r"(PATH|FILE|DIR|HOME|SOCK)$", re.IGNORECASE)
+_LEAST = 12  # characters of a secret: shorter ones stand in a configuration by chance
 
 
 def check(cfg: DictConfig) -> None:
@@ -31,11 +32,12 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ValueError: names the key, the value and the remedy.
     """
-    allowed = (*_MODULES, *filter(None, os.environ.get("FUNMATCH_ALLOW", "").split(",")))
+    named = os.environ.get("FUNMATCH_ALLOW", "").split(",")
+    allowed = (*_MODULES, *filter(None, map(str.strip, named)))
     secrets = {
         value: name
         for name, value in os.environ.items()
-        if _SECRET.search(name) and len(value) >= _LEAST
+        if _SECRET.search(name) and not _NO_SECRET.search(name) and len(value) >= _LEAST
     }
     for key, text in _leaves(cfg):
         if key.endswith("_target_") and not any(text.startswith(f"{m}.") for m in allowed):

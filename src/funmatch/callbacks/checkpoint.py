@@ -24,7 +24,14 @@ class SealedCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        checkpoints.write(Path(path), lambda file: torch.save(checkpoint, file))
+        try:
+            checkpoints.write(Path(path), lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{path}: could not be written ({reason}); make room, the same command goes on "
+                "from the checkpoint before"
+            ) from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True
@@ -80,27 +87,26 @@ class Latest(Checkpoint):
             self._save_or_leave(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._consensus.end()
         self._save(trainer)
+        self._consensus.reach(WISH.code)
+        self._leaving = self._consensus.end()  # what came with the last step, known to all
+        if self._leaving:
+            self._leave(trainer)
 
     def _save_or_leave(self, trainer: Trainer) -> None:
         if self._leaving or trainer.global_step % self._every == 0:
             self._save(trainer)
         if self._leaving:
             self._consensus.end()
-            place = f"saved after step {trainer.global_step} of {self._total}"
-            raise Interrupted(WISH.reason or "another rank", self._leaving, place)
+            self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        place = f"saved after step {trainer.global_step} of {self._total}"
+        raise Interrupted(WISH.reason or "another rank", self._leaving, place)
 
     def _save(self, trainer: Trainer) -> None:
         path = self._folder.path(trainer.global_step)
-        try:
-            trainer.save_checkpoint(path)
-        except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
-            last = next(iter(self._folder.all()), None)
-            kept = f"{last.name} is whole, from which the same command goes on" if last else ""
-            raise ValueError(
-                f"{path}: could not be written ({_reason(error)}); make room; {kept}"
-            ) from error
+        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             self._folder.keep(self._keep)
             if not self._read_back:  # what cannot be read is to be found out at once
@@ -120,7 +126,3 @@ class Latest(Checkpoint):
                 f"{free / 1e9:.2g} GB are free in {self._folder.folder}; make room, give another "
                 "paths.logs, or a lower checkpoint_keep"
             )
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:120]

@@ -81,7 +81,7 @@ def launch(
                 if not failed:  # by a full disk, say: then that was said
                     raise
     except Interrupted as stop:
-        WISH.fulfilled()
+        WISH.fulfilled(stop.code)
         told = stop.told or "what was saved is kept"
         again = f"the same command goes on (exit code {stop.code})"
         if runs.rank() == 0:
@@ -202,7 +202,9 @@ def explain(error: Exception, config_name: str) -> str:
             return told
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
-    if re.match(r"DataLoader (worker|timed out)", text):
+    if isinstance(error, EOFError | ConnectionError) or text.startswith("DataLoader "):
+        # The latter is what torch says if it notices before the pipe of a dead worker breaks.
+        text = text if text.startswith("DataLoader ") else f"a worker has ended ({text})"
         remedy = "most often memory ran out: lower trainer.workers; the same command goes on"
         return f"trainer.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -63,7 +63,8 @@ def fit(
         trainer = _trainer(cfg, steps, callbacks, loggers)
         with WISH.minded():
             trainer.fit(learner, data, ckpt_path=None if state is None else str(state))
-        if steps % cfg.validate_every:  # the trainer validates at multiples only
+        # The trainer validates at multiples only; nor has it, if the best student was lost since.
+        if steps % cfg.validate_every or not best.step:
             trainer.validate(learner, data, verbose=False)
         trainer.strategy.barrier()  # rank 0 has written the best student
         weights.load(learner.student.net, run.student)
@@ -147,8 +148,8 @@ def _trainer(
 def _beginning(cfg: DictConfig, run: Run) -> Path | None:
     """The state that the run goes on from: its own, that of another run, or none."""
     total = schema.total_steps(cfg)
-    if not origins.anew(cfg) and (state := run.checkpoints.newest(_say)) is not None:
-        _say(f"going on from step {checkpoints.step(state)} of {total}")
+    if not origins.anew(cfg) and (state := run.checkpoints.newest(parts.say)) is not None:
+        parts.say(f"going on from step {checkpoints.step(state)} of {total}")
         return state
     if (origin := origins.source(cfg)) is None:
         return None
@@ -157,7 +158,7 @@ def _beginning(cfg: DictConfig, run: Run) -> Path | None:
     there, here = (
         parts.schedule(each)(step) for each in (schema.read(source.directory / "config.yaml"), cfg)
     )
-    _say(
+    parts.say(
         f"going on from step {step} of {source.directory}: the schedule is now that of {total} "
         f"steps, so the learning rate goes from {there:.3g} to {here:.3g} of its peak; "
         f"a run of {total} steps from the beginning would not end the same"
@@ -167,12 +168,6 @@ def _beginning(cfg: DictConfig, run: Run) -> Path | None:
         if 0 <= step_of(source.student) <= step:
             shutil.copy(source.student, run.student)
     return state
-
-
-def _say(text: str) -> None:
-    """For whoever watches; once, not by every rank."""
-    if runs.rank() == 0:
-        print(f"  {text}", flush=True)
 
 
 def _loggers(cfg: DictConfig, run: Run, done: int) -> list[Logger]:

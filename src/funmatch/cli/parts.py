@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from funmatch import runs, schema
@@ -30,6 +30,12 @@ from funmatch.schema import UserError
 from funmatch.stream import Brings, Source
 
 
+def say(text: str) -> None:
+    """For whoever watches; once, not by every rank."""
+    if runs.rank() == 0:
+        print(f"  {text}", flush=True)
+
+
 def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Network:
     """The network that learns, `cfg.student` or `cfg.model`, with the weights it starts from."""
     part = cfg[role]
@@ -38,9 +44,9 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
         weights.load(bare.net, part.weights, head=part.head)
     share, piece = cfg.batch_size // ranks.count(cfg), _rows(cfg)
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in bare.modules())
-    if norms and piece < share and runs.rank() == 0:
+    if norms and piece < share:
         told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
-        print(f"  trainer.micro_batch={piece}: {told}", flush=True)
+        say(f"trainer.micro_batch={piece}: {told}")
     return tuned(cfg, bare, role)
 
 
@@ -120,9 +126,9 @@ def evaluation(cfg: DictConfig) -> Splits:
 def _read(cfg: DictConfig, key: str, part: DictConfig) -> Splits:
     try:
         found = instantiate(part.splits)
-        return (
-            broken.left_out(found, Path(cfg.paths.cache)) if part.get("broken") == "skip" else found
-        )
+        if part.get("broken") == "skip":
+            return broken.left_out(found, Path(cfg.paths.cache), say)
+        return found
     except InstantiationException as error:
         if isinstance(error.__cause__, MissingData):
             raise UserError(f"{key}.{error.__cause__}") from error
@@ -187,5 +193,7 @@ def device(cfg: DictConfig) -> torch.device:
     fabric = Fabric(
         accelerator=cfg.trainer.accelerator, devices=1, plugins=[LightningEnvironment()]
     )
-    place = fabric.device
-    return torch.device("cuda", runs.local_rank()) if place.type == "cuda" else place
+    if fabric.device.type != "cuda":
+        return fabric.device
+    given, number = cfg.trainer.devices, runs.local_rank()
+    return torch.device("cuda", given[number] if isinstance(given, ListConfig) else number)

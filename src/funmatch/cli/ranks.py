@@ -14,13 +14,15 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from funmatch import machine, resolvers, runs, schema
+from funmatch import files, machine, resolvers, runs, schema
 from funmatch.cli import app
 from funmatch.interruption import CTRL_C, REQUEUE, WISH, Interrupted
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
-_GRACE = 5.0  # seconds in which the ranks end that one of them has left in the lurch
+_LEFT = {REQUEUE, CTRL_C}
+_GRACE = 5.0  # seconds in which the others end when a rank has failed, or are told that it has left
+_PATIENCE = 60.0  # seconds in which they leave then
 _LOOK = 0.1  # seconds between two looks at the ranks
 
 
@@ -52,6 +54,11 @@ def teach(cfg: DictConfig, run: Run, way: str) -> dict[str, Any]:
         Interrupted: the ranks were asked to stop, and have saved.
     """
     number = count(cfg)
+    if runs.is_rank() and runs.world_size() != number:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: {runs.world_size()} processes were started, "
+            f"not {number} (trainer.num_nodes={cfg.trainer.num_nodes}); start as many, or say so"
+        )
     if number == 1 or runs.is_rank():
         from funmatch.cli import teaching  # imports torch: who only waits for ranks needs none
 
@@ -64,15 +71,18 @@ def teach(cfg: DictConfig, run: Run, way: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as answers, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         free.close()
-        started = [_start(rank, number, port, way, run, answers) for rank in range(number)]
+        started: list[subprocess.Popen[bytes]] = []
         with WISH.minded():
             try:
+                for rank in range(number):
+                    started.append(_start(rank, number, port, way, run, answers))
                 _wait(started)
+                codes = [process.poll() for process in started]
             finally:
                 for process in started:
                     process.kill()
                     process.wait()
-            return _outcome(started, Path(answers))
+            return _outcome(codes, Path(answers))
 
 
 def _start(
@@ -88,6 +98,7 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "PYTHONPATH": os.pathsep.join(paths),
+        "FUNMATCH_PARENT": os.getpid(),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "funmatch.cli.ranks", way, str(run.directory), answers],
@@ -98,44 +109,52 @@ def _start(
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until all ranks have ended; one that fails takes the others with it."""
-    passed_on, deadline = 0, float("inf")
+    """Until all ranks have ended; one that leaves or fails takes the others with it."""
+    asked, since = False, 0.0
     while any(process.poll() is None for process in started):
-        if WISH.code and not passed_on:
-            passed_on = WISH.code
-            number = signal.SIGINT if passed_on == CTRL_C else signal.SIGTERM
+        now, codes = time.monotonic(), {process.returncode for process in started} - {None, 0}
+        since = since or (now if codes else 0.0)
+        late, left = codes and now > since + _GRACE, bool(codes & _LEFT)
+        if (WISH.code or (left and late)) and not asked:  # a rank may have heard it alone
+            asked = True
+            number = signal.SIGINT if CTRL_C in {WISH.code, *codes} else signal.SIGTERM
             for process in started:
                 process.send_signal(number)
-        codes = {process.returncode for process in started} - {None, 0, REQUEUE, CTRL_C}
-        if codes and deadline == float("inf"):
-            deadline = time.monotonic() + _GRACE
-        if time.monotonic() > deadline:
+        if late and (not left or now > since + _PATIENCE):
             return
         time.sleep(_LOOK)
 
 
-def _outcome(started: Sequence[subprocess.Popen[bytes]], answers: Path) -> dict[str, Any]:
-    if WISH.code and any(p.returncode in (-signal.SIGTERM, -signal.SIGINT) for p in started):
-        raise Interrupted(WISH.reason, WISH.code)  # before a rank could hear it
-    for rank, process in enumerate(started):
-        if process.returncode < 0 and not (answers / f"{rank}.json").exists():
-            name = signal.Signals(-process.returncode).name
-            raise UserError(f"rank {rank} was killed by {name}; the same command goes on")
-    # The first to end badly is the cause; the others miss it.
+def _outcome(codes: Sequence[int | None], answers: Path) -> dict[str, Any]:
+    """What has come of the ranks, by their exit codes (None: ended by us) and by what they say.
+
+    The first to end badly is the cause; the others miss it.
+    """
     said = sorted(answers.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     found = {int(path.stem): json.loads(path.read_text()) for path in said}
+    killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
+    for rank, number in killed.items():
+        if number in (signal.SIGTERM, signal.SIGINT) and WISH.code:
+            raise Interrupted(WISH.reason, WISH.code)  # before a rank could hear it
+        if rank not in found and not any("interrupted" in answer for answer in found.values()):
+            name = signal.Signals(number).name
+            raise UserError(f"rank {rank} was killed by {name}; the same command goes on")
     for rank, answer in found.items():
-        if "error" in answer:
-            raise UserError(f"rank {rank}: {answer['error']}")
-    for answer in found.values():
         if "interrupted" in answer:
             raise Interrupted(*answer["interrupted"])
+        if "error" in answer:
+            raise UserError(f"rank {rank}: {answer['error']}")
+    for rank, code in enumerate(codes):
+        if rank not in found:
+            raise UserError(f"rank {rank} ended with exit code {code} and said nothing")
     return dict(found[0]["figures"])
 
 
 def _main(way: str, directory: str, answers: str) -> int:
     """One rank: trains, and writes down what has come of it."""
     machine.end_with_parent(signal.SIGTERM)
+    if str(os.getppid()) != os.environ["FUNMATCH_PARENT"]:  # it ended before
+        return 1
     resolvers.register()
     run, code = Run(Path(directory)), 0
     cfg = schema.read(run.directory / "config.yaml")
@@ -148,12 +167,12 @@ def _main(way: str, directory: str, answers: str) -> int:
                 WISH.within(schema.seconds(cfg.max_time))
             answer = {"figures": getattr(teaching, way)(cfg, run)}
     except Interrupted as stop:
-        WISH.fulfilled()
+        WISH.fulfilled(stop.code)
         answer, code = {"interrupted": (stop.reason, stop.code, stop.told)}, stop.code
     except Exception as error:
         app.trace(error)
         answer, code = {"error": app.explain(error, "train")}, 1
-    (Path(answers) / f"{runs.rank()}.json").write_text(json.dumps(answer))
+    files.write(Path(answers) / f"{runs.rank()}.json", json.dumps(answer))
     return code
 
 

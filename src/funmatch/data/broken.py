@@ -1,6 +1,7 @@
 """Images that cannot be read, and what a run does without them."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
@@ -16,7 +17,7 @@ from funmatch.data.source import Splits
 from funmatch.stream import Source
 
 
-def left_out(splits: Splits, store: Path) -> Splits:
+def left_out(splits: Splits, store: Path, say: Callable[[str], object]) -> Splits:
     """The splits without their broken images.
 
     In what is taught on, the next image takes the place of a broken one, so the numbers of images
@@ -26,30 +27,31 @@ def left_out(splits: Splits, store: Path) -> Splits:
     Args:
         splits: sources of other kinds than photographs are left as they are.
         store: where it is kept which images are broken.
+        say: is told what was found.
 
     Raises:
         MissingData: no image is left.
     """
     return replace(
         splits,
-        train=_sound(splits.train, store, fill=True),
-        val=_sound(splits.val, store, fill=False),
-        test=_sound(splits.test, store, fill=False),
-        others={name: _sound(part, store, fill=False) for name, part in splits.others.items()},
+        train=_sound(splits.train, store, say, fill=True),
+        val=_sound(splits.val, store, say, fill=False),
+        test=_sound(splits.test, store, say, fill=False),
+        others={name: _sound(part, store, say, fill=False) for name, part in splits.others.items()},
     )
 
 
-def _sound(source: Source, store: Path, *, fill: bool) -> Source:
+def _sound(source: Source, store: Path, say: Callable[[str], object], *, fill: bool) -> Source:
     if not isinstance(source, Photographs) or not len(source):
         return source
-    found = _broken(source, store)
+    found = _broken(source, store, say)
     if not len(found):
         return source
     first = source.path(int(found[0]))
     if len(found) == len(source):
         raise MissingData(f"root: none of {len(source)} images can be read, first {first}")
     told = "replaced by their neighbours" if fill else "not measured on"
-    print(f"  broken: {len(found)} of {len(source)} images, {told}; first {first}", flush=True)
+    say(f"broken: {len(found)} of {len(source)} images, {told}; first {first}")
     sound = np.setdiff1d(np.arange(len(source)), found)
     if not fill:
         return source.take(sound)
@@ -57,12 +59,12 @@ def _sound(source: Source, store: Path, *, fill: bool) -> Source:
     return source.take(sound[next_one])
 
 
-def _broken(source: Photographs, store: Path) -> NDArray[np.int64]:
+def _broken(source: Photographs, store: Path, say: Callable[[str], object]) -> NDArray[np.int64]:
     """The places of images that cannot be read, looked for once."""
     path = store / f"{sha256(source.fingerprint().encode()).hexdigest()[:16]}.broken.json"
 
     def look() -> bytes:
-        print(f"  broken: looking through {len(source):,} images once", flush=True)
+        say(f"broken: looking through {len(source):,} images once")
         with ThreadPoolExecutor(machine.cores()) as pool:
             found = pool.map(lambda index: _reads(source, index), range(len(source)))
             rows = [index for index, reads in enumerate(found) if not reads]

@@ -122,5 +122,7 @@ class DataModule(LightningDataModule):
 
 
 def _begin(number: int) -> None:
-    """Of a worker, which must not outlive its run: it would hold its lock, and memory."""
+    """Of a worker, which ends with its run and not before: the run saves what it is asked to."""
     machine.end_with_parent(signal.SIGKILL)
+    for asked in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(asked, signal.SIG_IGN)

@@ -51,7 +51,8 @@ class CsvLogger(Logger):
     def _read(self) -> list[dict[str, Any]]:
         text = self._path.read_text()
         whole, _, _ = text.rpartition("\n")  # what is behind was cut off in the writing
-        return list(csv.DictReader(io.StringIO(whole)))
+        rows = csv.DictReader(line for line in whole.splitlines() if "\0" not in line)
+        return [row for row in rows if (row["step"] or "").isdigit()]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         text = io.StringIO(newline="")

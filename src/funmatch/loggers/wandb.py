@@ -40,10 +40,10 @@ class Wandb(WandbLogger):
             return
         try:
             call()
-        except (OSError, wandb.Error) as error:
+        except Exception as error:  # of many kinds
             self._lost = True
             print(f"W&B: its process has ended ({type(error).__name__}); metrics.csv goes on")
-            with suppress(OSError, wandb.Error):  # nor may it speak at our exit
+            with suppress(Exception):  # nor may it speak at our exit
                 wandb.teardown(exit_code=1)
 
 
