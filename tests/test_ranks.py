@@ -161,6 +161,26 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
     assert third.read_bytes() == runs[2].student.read_bytes()
 
 
+@pytest.mark.fault(11)
+def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
+    """Rank 0 makes it, rank 1 waits for it."""
+    settings = ("data=digits", "model=digits_teacher", "steps=20", "optimizer.lr=1e30")
+    making = ",".join(f"'{setting}'" for setting in (*settings, "schedule.warmup_steps=1"))
+    given = (*SETTINGS, *TWO, "name=untaught", f"teacher.finetune=[{making}]")
+    done = command("train", *given, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: rank 0: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_as_many_processes_are_started_as_the_run_has_devices(tmp_path: Path) -> None:
+    given = (*SETTINGS, *TWO, "name=three")
+    done = command("train", *given, cwd=tmp_path, RANK="0", WORLD_SIZE="3")
+    assert done.returncode == 1
+    told = "trainer.devices=2: 3 processes were started, not 2 (trainer.num_nodes=1); "
+    assert done.stderr == f"error: {told}start as many, or say so\n"
+
+
 def test_a_sweep_is_not_started_by_rank(workplace: Path) -> None:
     done = command("train", "-m", "seed=0,1", *SETTINGS, cwd=workplace, RANK="0", WORLD_SIZE="2")
     assert done.returncode == 1

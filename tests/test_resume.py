@@ -100,6 +100,16 @@ def test_killed_at_a_third_and_at_two_thirds(
     record_property("injected", 3)
 
 
+def test_a_requeued_job_begins_each_of_its_runs_anew_once(workplace: Path) -> None:
+    given = (*QUICK, "steps=4", "schedule.warmup_steps=1", "name=requeued", "resume=never")
+    requeued = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+    # Finished by another job; not reached yet by this one, which was requeued; finished by it.
+    for environ, known in (({}, False), (requeued, False), (requeued, True)):
+        done = command("train", *given, cwd=workplace, **environ)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ("finished before" in done.stdout) == known
+
+
 def test_two_checkpoints_are_kept(uninterrupted: Run) -> None:
     assert [checkpoints.step(path) for path in uninterrupted.checkpoints.all()] == [90, 80]
 

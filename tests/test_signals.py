@@ -30,6 +30,7 @@ def training(workplace: Path, name: str, *more: str) -> Iterator[subprocess.Pope
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     )
     try:
         deadline = time.monotonic() + 120
@@ -124,6 +125,21 @@ def test_any_signal_to_any_rank_is_heard_by_all(
 
 
 @pytest.mark.fault(3)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_do_not_mind_what_a_terminal_sends_to_all(
+    workplace: Path, number: signal.Signals
+) -> None:
+    name = f"group-{number.name}"
+    with training(workplace, name, "trainer.workers=2") as process:
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == CODES[number]
+    told = f"interrupted by {number.name}: saved after step {saved_step(workplace, name)} of"
+    assert errors.startswith(told), errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.fault(3)
 def test_ranks_save_when_their_command_is_killed(workplace: Path) -> None:
     with training(workplace, "fatherless", "trainer.devices=2") as process:
         both = ranks(process)
@@ -175,7 +191,8 @@ def test_the_time_that_was_given_is_not_exceeded(workplace: Path) -> None:
         given = (f"name={name}", "max_time=0:00:25", *more)
         done = command("train", *LONG, *given, cwd=workplace)
         assert done.returncode == 75
-        told = rf"interrupted by .*: saved after step {saved_step(workplace, name)} of 100000; .*\n"
+        place = f"saved after step {saved_step(workplace, name)} of 100000"
+        told = rf"interrupted by max_time: {place}; .*\n"
         assert re.fullmatch(told, done.stderr), done.stderr
 
 

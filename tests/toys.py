@@ -1,5 +1,6 @@
 """Small real parts that tests put together: sources, networks that remember, a training run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def fit(
     return trained
 
 
-def trainer(steps: int) -> Trainer:
+def trainer(steps: int, *, callbacks: Sequence[Any] = (), plugins: Sequence[Any] = ()) -> Trainer:
     """The real trainer; it does not validate."""
     return Trainer(
         accelerator="cpu",
@@ -152,5 +153,6 @@ def trainer(steps: int) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        plugins=[SealedCheckpointIO()],
+        callbacks=list(callbacks),
+        plugins=[SealedCheckpointIO(), *plugins],
     )

@@ -134,11 +134,17 @@ class Learner(LightningModule):
             optimizer.zero_grad(set_to_none=True)
             if self._kept:  # which BatchNorm has spoilt on the way
                 torch._foreach_copy_(self._statistics, self._kept)
-            self._skip()
+            if not self._scaled_too_high():
+                self._skip()
             return
         self._in_a_row = 0
         if self._learning.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self._trained, self._learning.clip_norm, norm)
+
+    def _scaled_too_high(self) -> bool:
+        """Whether float16 may have overflown by the scale, which then becomes smaller."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler is not None and scaler.get_scale() > 1
 
     def _skip(self) -> None:
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1

@@ -1,20 +1,32 @@
-"""Runs that begin with the last state of another run."""
+"""How a run begins: with what it has, anew, or with the last state of another run."""
 
 import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from funmatch import checkpoints, schema
+from funmatch import checkpoints, files, schema
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
 _MAY_DIFFER = ("origin", "steps", "schedule")
 
 
-def anew(cfg: DictConfig) -> bool:
-    """Whether to forget what an earlier session did; not when SLURM starts this one again."""
-    return bool(cfg.resume == "never") and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+def anew(cfg: DictConfig, run: Run) -> bool:
+    """Whether to forget what an earlier session did; only once in a job that SLURM requeues."""
+    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return bool(cfg.resume == "never") and not (again and run.begun_by == _job())
+
+
+def forget(run: Run) -> None:
+    """Forgets what an earlier session did, and remembers in which job that was."""
+    run.clear()
+    if job := _job():
+        files.write(run.begun, job)
+
+
+def _job() -> str:
+    return os.environ.get("SLURM_JOB_ID", "")
 
 
 def source(cfg: DictConfig) -> tuple[Run, Path] | None:

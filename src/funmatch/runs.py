@@ -49,6 +49,7 @@ class Run:
         self.metrics = directory / "metrics.csv"
         self.summary = directory / "summary.json"
         self.tracker_id = directory / "tracker-id.txt"
+        self.begun = directory / "slurm-job.txt"
 
     def lock(self, *, wait: bool) -> FileLock:
         """Held while a process works on the run.
@@ -75,6 +76,11 @@ class Run:
     @property
     def completed(self) -> bool:
         return self.result.get("status") == "completed"
+
+    @property
+    def begun_by(self) -> str:
+        """The SLURM job that has begun the run anew; empty if none did."""
+        return self.begun.read_text() if self.begun.exists() else ""
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Writes summary.json: the columns of the table, empty where not given, and the rest."""

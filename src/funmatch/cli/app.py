@@ -54,15 +54,17 @@ def launch(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
     resolvers.register()
     Door.jobs = 1
-    failed = False
+    failed, again = False, "the same command"
 
     def guarded(cfg: DictConfig) -> float | None:
-        nonlocal failed
+        nonlocal failed, again
         if not _WANTS_TRACEBACK:
             del os.environ["HYDRA_FULL_ERROR"]  # the ranks that a task starts inherit it
         try:
             if cfg.get("max_time") is not None:
                 WISH.within(schema.seconds(cfg.max_time))
+            if cfg.get("resume") == "never":
+                again = "the same command with resume=auto"
             return task(cfg)
         except Exception as error:  # Hydra would print lines of its own, and stop the sweep
             failed = True
@@ -83,9 +85,9 @@ def launch(
     except Interrupted as stop:
         WISH.fulfilled(stop.code)
         told = stop.told or "what was saved is kept"
-        again = f"the same command goes on (exit code {stop.code})"
         if runs.rank() == 0:
-            print(f"interrupted by {stop.reason}: {told}; {again}", file=sys.stderr, flush=True)
+            said = f"{told}; {again} goes on (exit code {stop.code})"
+            print(f"interrupted by {stop.reason}: {said}", file=sys.stderr, flush=True)
         raise SystemExit(stop.code) from None
     except Exception as error:
         failed = True

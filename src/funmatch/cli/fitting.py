@@ -92,8 +92,12 @@ def column(metric: str) -> str:
     return f"{network}_{split}_{figure}" if network in ("student", "teacher") else name
 
 
-def quiet() -> None:
-    """Silences what the frameworks say of themselves."""
+def prepare(cfg: DictConfig) -> None:
+    """Tells torch where to compute, and silences what the frameworks say of themselves."""
+    if cfg.trainer.threads is not None:
+        torch.set_num_threads(cfg.trainer.threads)
+    if (place := parts.device(cfg)).type == "cuda":
+        torch.cuda.set_device(place)  # else each rank holds memory of the first one too
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
@@ -102,6 +106,7 @@ def quiet() -> None:
         ".*is smaller than the logging interval.*",
         ".*resuming from a checkpoint that ended.*",  # the stream begins at the restored step
         ".*sync_dist=True.*",  # our metrics are means over all ranks already
+        r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",  # the first were left out
         ".*`srun` command is available.*",  # nor is it needed where we start the ranks
     ):
         warnings.filterwarnings("ignore", message)
@@ -116,8 +121,6 @@ def _trainer(
         environment = TorchElasticEnvironment()
     elif runs.by_srun():
         environment = SLURMEnvironment(auto_requeue=False)
-    if cfg.trainer.threads is not None:
-        torch.set_num_threads(cfg.trainer.threads)
     trainer = Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
@@ -148,7 +151,7 @@ def _trainer(
 def _beginning(cfg: DictConfig, run: Run) -> Path | None:
     """The state that the run goes on from: its own, that of another run, or none."""
     total = schema.total_steps(cfg)
-    if not origins.anew(cfg) and (state := run.checkpoints.newest(parts.say)) is not None:
+    if not origins.anew(cfg, run) and (state := run.checkpoints.newest(parts.say)) is not None:
         parts.say(f"going on from step {checkpoints.step(state)} of {total}")
         return state
     if (origin := origins.source(cfg)) is None:

@@ -141,7 +141,8 @@ def _outcome(codes: Sequence[int | None], answers: Path) -> dict[str, Any]:
             raise UserError(f"rank {rank} was killed by {name}; the same command goes on")
     for rank, answer in found.items():
         if "interrupted" in answer:
-            raise Interrupted(*answer["interrupted"])
+            reason, code, told = answer["interrupted"]
+            raise Interrupted(WISH.reason or reason, WISH.code or code, told)
         if "error" in answer:
             raise UserError(f"rank {rank}: {answer['error']}")
     for rank, code in enumerate(codes):
@@ -151,7 +152,7 @@ def _outcome(codes: Sequence[int | None], answers: Path) -> dict[str, Any]:
 
 
 def _main(way: str, directory: str, answers: str) -> int:
-    """One rank: trains, and writes down what has come of it."""
+    """One rank: trains, and writes down what has come of it. The command minds the clock."""
     machine.end_with_parent(signal.SIGTERM)
     if str(os.getppid()) != os.environ["FUNMATCH_PARENT"]:  # it ended before
         return 1
@@ -163,8 +164,6 @@ def _main(way: str, directory: str, answers: str) -> int:
         with app.composing(), WISH.heard():
             from funmatch.cli import teaching
 
-            if cfg.max_time is not None:
-                WISH.within(schema.seconds(cfg.max_time))
             answer = {"figures": getattr(teaching, way)(cfg, run)}
     except Interrupted as stop:
         WISH.fulfilled(stop.code)

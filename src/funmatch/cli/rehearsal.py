@@ -46,10 +46,8 @@ class Cost:
 
 def rehearse(cfg: DictConfig) -> None:
     """Prints what the run of a configuration needs, and what of it is not there."""
-    fitting.quiet()
+    fitting.prepare(cfg)
     place = parts.device(cfg)
-    if cfg.trainer.threads is not None:
-        torch.set_num_threads(cfg.trainer.threads)
     steps = schema.total_steps(cfg)
     images = schema.train_size(cfg)
     epochs = steps * cfg.batch_size / images

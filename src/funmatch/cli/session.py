@@ -31,24 +31,22 @@ def launch(config_name: str, teach: Teach) -> None:
             rehearsal.rehearse(cfg)
             return None
         if runs.rank() > 0:  # rank 0 holds the run, reports and sums up
-            if origins.anew(cfg) or not run.completed:
+            if not _known(cfg, run):
                 teach(cfg, run)
             return None
         directories[run.directory.parent] = None
         jobs = app.Door.jobs
         place = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""
-        known = run.completed and not origins.anew(cfg)
+        known = _known(cfg, run)
         if cfg.get("save_as") is not None:
             _refuse_to_replace(_saved_as(cfg), run)
         print(f"{place}{run.directory}", flush=True)
         try:
             row = complete(cfg, teach)
-        except BaseException:
-            with suppress(OSError):  # of a full disk, say, which is what went wrong
-                comparison.write(run.directory.parent, [run.directory.parent])
-            raise
-        if not known:
-            comparison.write(run.directory.parent, [run.directory.parent])
+        finally:
+            with suppress(OSError):  # of a full disk, say: the run comes first
+                if not known:
+                    comparison.write(run.directory.parent, [run.directory.parent])
         print(f"  {outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
         if cfg.get("save_as") is not None:
             print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
@@ -61,6 +59,10 @@ def launch(config_name: str, teach: Teach) -> None:
             print(f"{directory}/summary.csv, summary.md, comparison.png")
 
     app.launch(config_name, task, finish)
+
+
+def _known(cfg: DictConfig, run: Run) -> bool:
+    return run.completed and not origins.anew(cfg, run)
 
 
 def _saved_as(cfg: DictConfig) -> Path:
@@ -118,8 +120,8 @@ def complete(cfg: DictConfig, teach: Teach, *, wait: bool = False) -> dict[str, 
 def _complete(cfg: DictConfig, run: Run, teach: Teach) -> dict[str, Any]:
     run.sweep_up()
     _claim(run.directory / "config.yaml", cfg)
-    if origins.anew(cfg):
-        run.clear()
+    if origins.anew(cfg, run):
+        origins.forget(run)
     if run.completed:
         return run.result
     steps = schema.total_steps(cfg)

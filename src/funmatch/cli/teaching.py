@@ -80,7 +80,7 @@ def distil(
         lesson: shared with the other runs of a cohort.
         seat: of the run in the cohort.
     """
-    fitting.quiet()
+    fitting.prepare(cfg)
     objective = instantiate(cfg.objective)
     lesson = lesson or Lesson(cfg, objective.teacher_features)
     teacher = lesson.teacher
@@ -121,7 +121,7 @@ def distil(
 
 def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Teaches a network from labels; returns the figures of the run."""
-    fitting.quiet()
+    fitting.prepare(cfg)
     data = parts.splits(cfg)
     seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "model")
@@ -134,7 +134,7 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
 
 def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
     """The fidelity of the student that a run has left, on one split."""
-    fitting.quiet()
+    fitting.prepare(cfg)
     source = parts.evaluation(cfg).part(split)
     student = parts.blank(cfg.student if "student" in cfg else cfg.model)
     weights.load(student.net, run.student)
@@ -157,9 +157,7 @@ def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
 
 def appraise(cfg: DictConfig, split: str) -> dict[str, float]:
     """The accuracy of a teacher on one split."""
-    fitting.quiet()
-    if cfg.trainer.threads is not None:
-        torch.set_num_threads(cfg.trainer.threads)
+    fitting.prepare(cfg)
     source = parts.evaluation(cfg).part(split)
     index = np.arange(len(source))
     label = source.labels(index)

@@ -55,6 +55,7 @@ def start(
     group: str,
     job_type: str,
     timeout: float = 10.0,
+    patience: float = 120.0,
 ) -> Wandb:
     """A W&B run for a run directory; a resumed directory goes on in the same W&B run.
 
@@ -65,6 +66,7 @@ def start(
         group: of the runs of one sweep.
         job_type: the recipe.
         timeout: seconds to reach the server, before logging offline.
+        patience: seconds to upload what is left in the end; `wandb sync` can do it later.
     """
     init = partial(
         wandb.init,
@@ -77,7 +79,11 @@ def start(
         id=files.once(directory / "tracker-id.txt", lambda: token_hex(8).encode()).decode(),
         resume="allow",
         settings=wandb.Settings(
-            init_timeout=timeout, console="off", silent=True, reinit="create_new"
+            init_timeout=timeout,
+            finish_timeout=patience,
+            console="off",
+            silent=True,
+            reinit="create_new",
         ),
     )
     if "WANDB_MODE" in os.environ:  # the user has decided
