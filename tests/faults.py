@@ -57,11 +57,12 @@ class FailAt(Callback):
 class Slow(Callback):
     """Steps that take their time, so that a signal comes in the midst of a run."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, after: int = 0) -> None:
+        self._seconds, self._after = seconds, after
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        time.sleep(self._seconds)
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step >= self._after:
+            time.sleep(self._seconds)
 
 
 class NoNumber(Callback):
