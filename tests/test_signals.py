@@ -75,8 +75,10 @@ def gone(pid: int) -> bool:
 
 
 def saved_step(workplace: Path, name: str) -> int:
-    (path,) = workplace.glob(f"logs/{name}/*/checkpoints/*")
-    return int(path.stem.removeprefix("step-"))
+    return max(
+        int(path.stem.removeprefix("step-"))
+        for path in workplace.glob(f"logs/{name}/*/checkpoints/*.ckpt")
+    )
 
 
 def leaves_together(workplace: Path, number: signal.Signals, to: str) -> float:
