@@ -215,14 +215,26 @@ def _check_network(key: str, network: DictConfig) -> None:
     side, resize = network.side, network.resize
     if None not in (side, resize) and not 0 < side <= resize:
         raise UserError(f"{key}.resize={resize}: give at least {key}.side={side}, which is cut out")
+    _check_path(key, network)
     weights = network.get("weights")
     if weights in catalog.WEIGHTS:
         try:
             catalog.check(weights)
         except ValueError as error:
             raise UserError(f"{key}.{error}") from error
-    elif not (weights is None or weights == "hub" or Path(str(weights)).is_file()):
+    elif not (weights in (None, "hub", "included") or Path(str(weights)).is_file()):
         raise UserError(f"{key}.weights={weights}: no such file or name; {_remedy(network)}")
+
+
+def _check_path(key: str, network: DictConfig) -> None:
+    path = network.get("path")
+    if path is None:
+        return
+    if network.net["_target_"].endswith(".call"):
+        if not trust.FUNCTION.fullmatch(path):
+            raise UserError(f"{key}.path={path}: give package.module:function")
+    elif not Path(path).is_file():
+        raise UserError(f"{key}.path={path}: no such file; give an exported classifier")
 
 
 def _shown(value: object) -> str:

@@ -170,11 +170,14 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     teacher = plain.get("teacher") or {}
     networks = (plain.get("student"), plain.get("model"), teacher)
     for network in filter(None, (*networks, *(teacher.get("members") or {}).values())):
-        network.pop("name", None)  # the net tells it, or the weights
+        for key in ("name", "path", "trial_images"):  # the net tells it, or the weights
+            network.pop(key, None)
+        path = network["net"].get("path") if isinstance(network.get("net"), dict) else None
+        if isinstance(path, str) and Path(path).is_file():
+            network["net"]["path"] = _digest_of(path)
         weights = network.get("weights")
         if isinstance(weights, str) and Path(weights).is_file():  # the file counts, not its place
-            stat = Path(weights).stat()
-            network["weights"] = _digest(weights, stat.st_size, stat.st_mtime_ns)
+            network["weights"] = _digest_of(weights)
     return _normal(plain)
 
 
@@ -185,6 +188,11 @@ def _normal(value: Any) -> Any:
     if isinstance(value, list):
         return [_normal(part) for part in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _digest_of(path: str) -> str:
+    stat = Path(path).stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache

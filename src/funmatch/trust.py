@@ -21,6 +21,7 @@ _MODULES = (
 )
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _NO_SECRET = re.compile(r"(PATH|FILE|DIR|HOME|SOCK)$", re.IGNORECASE)
+FUNCTION = re.compile(r"[\w.]+:\w+")
 _LEAST = 12  # characters of a secret: shorter ones stand in a configuration by chance
 
 
@@ -33,19 +34,20 @@ def check(cfg: DictConfig) -> None:
         ValueError: names the key, the value and the remedy.
     """
     named = os.environ.get("FUNMATCH_ALLOW", "").split(",")
-    allowed = (*_MODULES, *filter(None, map(str.strip, named)))
+    allowed = tuple(f"{name}." for name in (*_MODULES, *map(str.strip, named)) if name)
     secrets = {
         value: name
         for name, value in os.environ.items()
         if _SECRET.search(name) and not _NO_SECRET.search(name) and len(value) >= _LEAST
     }
     for key, text in _leaves(cfg):
-        if key.endswith("_target_") and not any(text.startswith(f"{m}.") for m in allowed):
+        called = text.replace(":", ".")
+        if _is_called(key, text) and not called.startswith(allowed):
             raise ValueError(
                 f"{key}={text}: a configuration may call networks, data, losses, optimisers, "
                 "loggers and callbacks of funmatch, torch, torchvision, timm, lightning and "
-                f"torchmetrics; if you trust it, put FUNMATCH_ALLOW={text.rpartition('.')[0]} into "
-                "the environment"
+                f"torchmetrics; if you trust it, put FUNMATCH_ALLOW={called.rpartition('.')[0]} "
+                "into the environment"
             )
         for secret in secrets:
             if secret in text:
@@ -53,6 +55,12 @@ def check(cfg: DictConfig) -> None:
                     f"{key}: holds what {secrets[secret]} holds in the environment, and would be "
                     "written to files; leave it out"
                 )
+
+
+def _is_called(key: str, text: str) -> bool:
+    """Whether a value names what is called: also `path` of a network, if it is no file."""
+    named = key.endswith("net.path") and FUNCTION.fullmatch(text)
+    return key.endswith("_target_") or bool(named)
 
 
 def _leaves(node: Any) -> Iterator[tuple[str, str]]:

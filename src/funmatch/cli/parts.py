@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -52,8 +53,14 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
 
 def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
     """A network as its config describes it, with fresh weights."""
-    net: nn.Module = instantiate(cfg.net)
-    inputs = zoo.inputs(net, mean=cfg.mean, std=cfg.std, side=cfg.side, resize=cfg.resize)
+    try:
+        net: nn.Module = instantiate(cfg.net)
+        inputs = zoo.inputs(net, mean=cfg.mean, std=cfg.std, side=cfg.side, resize=cfg.resize)
+    except (InstantiationException, ValueError) as error:
+        told = str(error.__cause__ if isinstance(error, InstantiationException) else error)
+        if re.match(r"\w+=", told):  # it names a key of the network, but not whose
+            raise UserError(f"{cfg._get_full_key(None)}.{told}") from error
+        raise
     return Network(net, **inputs, features=features)
 
 

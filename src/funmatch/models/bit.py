@@ -19,6 +19,12 @@ from funmatch.models import heads
 
 # timm's stems: '' pads the root pooling with -inf, 'fixed' with zeros.
 _STEMS = {"infinite": "", "zero": "fixed"}
+_TIMMS: dict[tuple[tuple[int, ...], float], str] = {
+    ((3, 4, 6, 3), 1): "resnetv2_50x1_bit",
+    ((3, 4, 6, 3), 3): "resnetv2_50x3_bit",
+    ((3, 4, 23, 3), 1): "resnetv2_101x1_bit",
+    ((3, 8, 36, 3), 2): "resnetv2_152x2_bit",
+}
 
 
 def build(
@@ -55,6 +61,8 @@ def build(
         conv_layer=partial(StdConv2d, eps=1e-8),
     )
     heads.zero(model)
+    if root_padding == "zero" and (name := _TIMMS.get((tuple(depth), width))):
+        model.twin = name, {}  # type: ignore[assignment]  # no module, nor does torch care
     return model
 
 

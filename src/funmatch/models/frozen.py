@@ -35,6 +35,7 @@ class Frozen:
         self._tuning: dict[str, Any] = {"channels_last": channels_last, "compiled": compiled}
         self._fingerprint, self._device = "", torch.device("cpu")
         self.side, self.resize, self.dtype = network.side, network.resize, dtype
+        self.mean, self.std = network.mean, network.std
         self._asked = False
 
     @torch.no_grad()
@@ -54,6 +55,12 @@ class Frozen:
             said = self._network(pixels)
         features = {name: feature.float() for name, feature in said.features.items()}
         return Output(said.logits.float(), features)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        own = sum(tensor.nbytes for tensor in self._network.state_dict().values())
+        return own + int(getattr(self._network.net, "bytes", 0))
 
     def fingerprint(self) -> str:
         """A digest of the architecture, the weights and the normalisation."""

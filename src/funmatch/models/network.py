@@ -58,6 +58,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.side, self.resize = net, side, resize
+        self.mean, self.std = tuple(mean), tuple(std)
         mean_, std_ = torch.tensor(list(mean)), torch.tensor(list(std))
         self.register_buffer("scale", (1 / (255 * std_))[:, None, None], persistent=False)
         self.register_buffer("shift", (mean_ / std_)[:, None, None], persistent=False)

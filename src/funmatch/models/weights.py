@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from funmatch.models import bit, catalog, efficientnet_lite, heads, zoo
 
 HEADS = ("keep", "zero")
+INCLUDED = "included"  # the network has its weights already
 
 
 def load(net: nn.Module, weights: str | Path, *, head: str = "keep") -> None:
@@ -20,8 +21,8 @@ def load(net: nn.Module, weights: str | Path, *, head: str = "keep") -> None:
 
     Args:
         net: the network; as it was if the weights do not fit.
-        weights: a path, a name in `catalog.WEIGHTS` (fetched if it is not at hand), or "hub" for
-            what timm has for a network of `zoo.build`.
+        weights: a path, a name in `catalog.WEIGHTS` (fetched if it is not at hand), "hub" for
+            what timm has for a network of `zoo.build`, or "included" for those it has.
         head: "keep" to take the classifier with the rest, "zero" to leave it aside, whatever its
             size, and start at zero.
 
@@ -30,6 +31,8 @@ def load(net: nn.Module, weights: str | Path, *, head: str = "keep") -> None:
     """
     if head not in HEADS:
         raise ValueError(f"head={head}: choose {' or '.join(HEADS)}")
+    if weights == INCLUDED:
+        return
     if weights == "hub":
         _fit(net, zoo.hub(net), "weights=hub", head)
         return

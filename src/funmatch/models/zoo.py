@@ -17,6 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from funmatch.models import heads
 
 _NORMS = ("batch", "group")
+_CROP = 0.875  # share of the crop in an evaluation view, where nobody says it
+_AS = {
+    "mean": ", as [0.485,0.456,0.406] of ImageNet",
+    "std": ", as [0.229,0.224,0.225] of ImageNet",
+    "side": " in pixels",
+    "resize": " in pixels",
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,16 @@ def hub(net: nn.Module) -> dict[str, Tensor]:
     return source.state_dict()
 
 
+def twin(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """The name and arguments by which `timm.create_model` makes the same network, if it can."""
+    origin = getattr(net, "origin", None)
+    if isinstance(origin, _Origin) and origin.norm == "batch":
+        arguments = dict(origin.settings)
+        name = arguments.pop("model_name").partition(".")[0]  # without the tag of other weights
+        return name, arguments
+    return getattr(net, "twin", None)
+
+
 def at_hand(net: nn.Module) -> bool:
     """Whether the weights of timm's hub for a network of `build` lie in the cache already."""
     said: Any = getattr(net, "pretrained_cfg", {})
@@ -118,39 +135,40 @@ def inputs(
     side: int | None,
     resize: int | None,
 ) -> dict[str, Any]:
-    """What a network expects of its input, where None is what timm says of its weights.
+    """What a network expects of its input, where None is what it says itself.
 
     Args:
-        net: the network; only those of timm may leave something open.
+        net: the network; only those of timm, and programs that say it, may leave something open.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
         side: of the views, pixels.
         resize: shorter side of an image before the central crop of an evaluation view, pixels;
-            None for timm's share of the crop in it.
+            None for the share of the crop in it that the network names, or 0.875.
 
     Returns:
         The four, complete, as `network.Network` takes them.
 
     Raises:
-        ValueError: something is open and the network is not of timm.
+        ValueError: something is open that the network does not say.
     """
     given = {"mean": mean, "std": std, "side": side, "resize": resize}
-    missing = [key for key, value in given.items() if value is None]
-    if not missing:
-        return given
-    said = getattr(net, "pretrained_cfg", None)
-    if said is None:
-        raise ValueError(
-            f"{missing[0]}=null: only networks of timm say it themselves; give a value"
-        )
-    own_side = said["input_size"][-1] if side is None else side
-    own = {
-        "mean": list(said["mean"]),
-        "std": list(said["std"]),
-        "side": own_side,
-        "resize": round(own_side / said["crop_pct"]),
-    }
-    return {key: own[key] if value is None else value for key, value in given.items()}
+    own = _said(net)
+    found = {key: own.get(key) if value is None else value for key, value in given.items()}
+    if found["resize"] is None and found["side"] is not None:
+        found["resize"] = round(found["side"] / own.get("crop_pct", _CROP))
+    for key, value in found.items():
+        if value is None:
+            raise ValueError(f"{key}=null: the network does not say it; give a value{_AS[key]}")
+    return found
+
+
+def _said(net: nn.Module) -> dict[str, Any]:
+    timms: Any = getattr(net, "pretrained_cfg", None)
+    if timms is None:
+        return getattr(net, "said", {})
+    side = timms["input_size"][-1]
+    own = {key: list(timms[key]) for key in ("mean", "std")}
+    return {**own, "side": side, "crop_pct": timms["crop_pct"]}
 
 
 def _is_known(name: str) -> bool:

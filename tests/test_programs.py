@@ -1,0 +1,301 @@
+"""Teachers from elsewhere: exported files, functions of the user's."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import small
+from commands import command_here
+from funmatch.models.callables import call
+from funmatch.models.frozen import Frozen
+from funmatch.models.network import Network
+from funmatch.models.programs import Program
+from small import SMALL
+
+SIDE = 32
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs funmatch[export]")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters, about themselves
+
+
+def classifier(num_classes: int = 3) -> nn.Module:
+    """A real network that tells the classes of `small` apart by their colour."""
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=num_classes)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+def probable() -> nn.Module:
+    return nn.Sequential(classifier(), nn.Softmax(1))
+
+
+def nothing() -> str:
+    return "no network"
+
+
+def failing() -> nn.Module:
+    raise RuntimeError("no licence for this")
+
+
+def images(rows: int) -> Tensor:
+    return torch.rand(rows, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(rows))
+
+
+WRITERS: dict[str, Callable[[nn.Module, Path], object]] = {
+    "any.pt2": lambda net, path: torch.export.save(
+        torch.export.export(net, (images(2),), dynamic_shapes={"x": {0: Dim("batch")}}), path
+    ),
+    "four.pt2": lambda net, path: torch.export.save(torch.export.export(net, (images(4),)), path),
+    "traced.pt": lambda net, path: torch.jit.save(torch.jit.trace(net, images(2)), path),
+    "traced.ts": lambda net, path: torch.jit.save(torch.jit.trace(net, images(2)), path),
+    "any.onnx": lambda net, path: torch.onnx.export(
+        net, (images(2),), path, dynamo=True, dynamic_shapes={"x": {0: Dim("batch")}}, verbose=False
+    ),
+    "one.onnx": lambda net, path: torch.onnx.export(
+        net, (images(1),), path, dynamo=True, external_data=False, verbose=False
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("programs")
+    for name, write in WRITERS.items():
+        write(classifier(), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_program_says_what_the_network_said(written: Path, name: str) -> None:
+    program, net = Program(written / name), classifier()
+    assert program.rows == {"four.pt2": 4, "one.onnx": 1}.get(name)
+    for rows in (1, 4, 7):
+        with torch.no_grad():
+            torch.testing.assert_close(program(images(rows)), net(images(rows)), atol=1e-5, rtol=0)
+    if name not in ("traced.pt", "traced.ts"):
+        assert program.said == {"side": SIDE}  # its shape tells
+
+
+@pytest.mark.parametrize("name", ["any.pt2", "traced.pt", "any.onnx"])
+def test_a_program_computes_as_it_was_exported(written: Path, name: str) -> None:
+    """Also as a teacher in bfloat16."""
+    inputs = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": SIDE, "resize": SIDE}
+    pixels = (images(4) * 255).to(torch.uint8)
+    said = [
+        Frozen(Network(net, **inputs), dtype=dtype)(pixels).logits
+        for net, dtype in (
+            (Program(written / name), torch.bfloat16),
+            (classifier(), torch.float32),
+        )
+    ]
+    assert said[0].dtype == torch.float32
+    torch.testing.assert_close(*said, atol=0.02, rtol=0)  # the pixels are rounded
+
+
+def test_fingerprints_are_of_the_files(written: Path, tmp_path: Path) -> None:
+    def fingerprint(path: Path, **more: str) -> str:
+        net = Program(path, **more)
+        return Frozen(
+            Network(net, mean=[0.5] * 3, std=[0.5] * 3, side=SIDE, resize=SIDE)
+        ).fingerprint()
+
+    copy = tmp_path / "elsewhere.onnx"
+    copy.write_bytes((written / "one.onnx").read_bytes())
+    assert fingerprint(copy) == fingerprint(written / "one.onnx")
+    others = {fingerprint(written / name) for name in WRITERS if name != "traced.ts"}
+    assert len({*others, fingerprint(copy, output="probabilities")}) == len(WRITERS)
+
+
+def test_probabilities_become_logits(tmp_path: Path) -> None:
+    path = tmp_path / "probable.pt"
+    torch.jit.save(torch.jit.trace(probable().eval(), images(2)), path)
+    with torch.no_grad():
+        expected = classifier()(images(5)).softmax(1)
+    found = Program(path, output="probabilities")(images(5)).softmax(1)
+    torch.testing.assert_close(found, expected)
+
+
+class Harm:
+    """Runs what it likes when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return Path.write_text, (self._path, "harm")
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize(
+    "place",
+    ["data/sample_inputs/model.pt", "data/weights/weight_0", "data/constants/opaque_obj_0"],
+)
+def test_foreign_code_in_a_program_is_not_run(written: Path, tmp_path: Path, place: str) -> None:
+    mark, path = tmp_path / "harm", tmp_path / "harmful.pt2"
+    buffer = io.BytesIO()
+    torch.save(Harm(mark), buffer)
+    payload = pickle.dumps(Harm(mark)) if "opaque" in place else buffer.getvalue()
+    with zipfile.ZipFile(written / "any.pt2") as whole, zipfile.ZipFile(path, "w") as harmful:
+        top = whole.namelist()[0].partition("/")[0]
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name.endswith("model_weights_config.json"):
+                told = json.loads(content)
+                for entry in told["config"].values():
+                    entry["use_pickle"] = entry["path_name"] == "weight_0"
+                content = json.dumps(told).encode()
+            harmful.writestr(name, payload if name == f"{top}/{place}" else content)
+        if "opaque" in place:
+            harmful.writestr(f"{top}/{place}", payload)
+    with pytest.raises(ValueError, match=r"refused|damaged"):
+        Program(path)
+    assert not mark.exists()
+
+
+def test_files_that_are_no_programs(tmp_path: Path) -> None:
+    for name in ("broken.onnx", "broken.pt2", "broken.pt"):
+        (tmp_path / name).write_bytes(b"nothing")
+        with pytest.raises(ValueError, match="damaged, or no "):
+            Program(tmp_path / name)
+    with pytest.raises(ValueError, match="no such file"):
+        Program(tmp_path / "missing.onnx")
+    with pytest.raises(ValueError, match=r"unknown kind of program; give a file, \.onnx"):
+        Program(tmp_path / "broken.h5")
+
+
+def test_functions_are_called_with_what_they_take() -> None:
+    assert call("test_programs:classifier", num_classes=5)(images(2)).shape == (2, 5)
+    assert isinstance(call("test_programs:probable", num_classes=5), nn.Sequential)
+    for path, told in {
+        "test_programs:nothing": "gives a str, not a torch.nn.Module",
+        "test_programs:failing": r"has failed \(RuntimeError: no licence for this\)",
+        "test_programs:SIDE": "is a int, not a function",
+        "test_programs:missing": "has no attribute 'missing'; give package.module:function",
+        "no_such_package:f": "No module named 'no_such_package'",
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            call(path, num_classes=5)
+
+
+# --- real commands -------------------------------------------------------------------------------
+
+HALF = "[0.5,0.5,0.5]"
+NORMAL = (f"teacher.mean={HALF}", f"teacher.std={HALF}")
+STUDENT = (
+    *("student=module", "student.path=test_programs:classifier"),
+    *(f"student.mean={HALF}", f"student.std={HALF}"),
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.split_folder(tmp_path_factory.mktemp("photos") / "images")
+
+
+def train(home: Path, photos: Path, *overrides: str) -> tuple[int, str, str]:
+    given = ("data=folder", f"data.root={photos}", *SMALL, f"data.side={SIDE}", "data.resize=40")
+    more = ("data.mild=[40,32]", "data.cache=none", "steps=4")
+    return command_here("train", *given, *more, *STUDENT, *overrides, cwd=home)
+
+
+def test_every_kind_of_teacher_teaches_the_same(
+    written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    kinds = {
+        "module": ("teacher=module", "teacher.path=test_programs:classifier", "teacher.side=32"),
+        "onnx": ("teacher=program", f"teacher.path={written}/any.onnx"),
+        "torch": ("teacher=program", f"teacher.path={written}/any.pt2"),
+        "script": ("teacher=program", f"teacher.path={written}/traced.pt", "teacher.side=32"),
+    }
+    figures = {}
+    for name, kind in kinds.items():
+        code, _, err = train(tmp_path, photos, *kind, *NORMAL, f"name={name}")
+        assert (code, err) == (0, "")
+        (summary,) = tmp_path.glob(f"logs/{name}/*/summary.json")
+        figures[name] = json.loads(summary.read_text())
+    for name in kinds:
+        for column in ("teacher_test_top1", "agreement_top1", "kl_to_teacher"):
+            expected = figures["module"][column]
+            assert figures[name][column] == pytest.approx(expected, abs=1e-4), name
+    assert len({row["teacher_fingerprint"] for row in figures.values()}) == len(kinds)
+
+
+def test_a_run_is_of_the_program_not_of_its_place(
+    written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    elsewhere = tmp_path / "moved.onnx"
+    elsewhere.write_bytes((written / "one.onnx").read_bytes())
+    for path in (written / "one.onnx", elsewhere):
+        given = ("teacher=program", f"teacher.path={path}", *NORMAL, "name=one")
+        assert train(tmp_path, photos, *given)[0] == 0
+    assert len(list(tmp_path.glob("logs/one/*/summary.json"))) == 1
+
+
+@pytest.mark.fault(16)
+def test_what_does_not_fit_is_found_before_training(
+    written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "teacher.path=test_programs"
+    module, side = ("teacher=module", *NORMAL), "teacher.side=32"
+    program = ("teacher=program", f"teacher.path={written}/any.onnx")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    thousand = "teacher.net.num_classes=1000"
+    for given, told in {
+        (*module, f"{path}:classifier", side, thousand): "error: teacher.classes=3: the network "
+        "gives 1000 for each image; data=folder has 3 classes; without labels "
+        "teacher.classes=1000 teaches all that the teacher knows",
+        (*module, f"{path}:probable", side): "error: teacher: gives probabilities, as after a",
+        (*program, *NORMAL, "teacher.side=48"): "error: teacher: does not take images of 3 x 48 x",
+        program: "error: teacher.mean=null: the network does not say it; give a value, as [0.485",
+        (*module, f"{path}:nothing", side): "error: teacher.path=test_programs:nothing: gives a",
+        ("teacher=program", "teacher.path=x.onnx"): "error: teacher.path=x.onnx: no such file",
+        (*module, "teacher.path=x"): "error: teacher.path=x: give package.module:function",
+        (*module, "teacher.path=os:getcwd"): "error: teacher.net.path=os:getcwd: a configuration "
+        "may call",
+        (*module, f"{path}:classifier", side, "student.net.num_classes=4"): "error: student."
+        "classes=3: the network gives 4 for each image",
+    }.items():
+        code, _, err = train(tmp_path, photos, *given, "name=refused")
+        assert code == 1
+        assert err.startswith(told), err
+        assert err.count("\n") == 1
+    assert not list(tmp_path.glob("logs/refused/*/metrics.csv"))
+
+
+class Colours(nn.Module):
+    """Knows the classes of `small` by their mean colour, in pixels of [0, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        colours = [np.random.default_rng(label).integers(40, 216, 3) / 255 for label in range(3)]
+        apart = x.mean((2, 3))[:, None] - torch.tensor(np.stack(colours)).float()
+        return -30 * apart.square().sum(-1)
+
+
+def test_another_normalisation_that_is_clearly_better_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, each in (("train", 12), ("val", 16), ("test", 4)):
+        small.photographs(tmp_path / "images" / part, each)
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    given = ("teacher=module", "teacher.path=test_programs:Colours", "teacher.side=32")
+    told = "  teacher: right on 16 of 48 val images, and on 36 with mean="
+    for mean, expected in (("[0,0,0]", 0), ("[-2,2,3]", 1)):
+        more = (f"teacher.mean={mean}", "teacher.std=[1,1,1]", f"name=normal{expected}")
+        code, out, _ = train(tmp_path, tmp_path / "images", *given, *more)
+        assert code == 0
+        assert out.count(told) == expected, out
