@@ -10,6 +10,7 @@ import pytest
 from matplotlib import image
 
 from funmatch import comparison, runs, schema
+from funmatch.groups import grouped
 from funmatch.runs import Run
 
 
@@ -34,7 +35,7 @@ def test_seeds_are_grouped_with_their_sample_standard_deviation(leave, tmp_path:
         leave(
             f"seed={seed}", student_test_top1=accuracy, agreement_top1=0.5, teacher_test_top1=0.99
         )
-    (group,) = comparison.group([tmp_path])
+    (group,) = grouped([tmp_path])
     mean = (0.90 + 0.92 + 0.97) / 3
     spread = math.sqrt(sum((x - mean) ** 2 for x in (0.90, 0.92, 0.97)) / 2)  # n - 1
     assert group.mean("student_test_top1") == pytest.approx(mean)
@@ -47,7 +48,7 @@ def test_what_differs_beside_the_seed_is_another_group_and_is_named(leave, tmp_p
     leave("optimizer.lr=0.01", student_test_top1=0.9)
     leave("optimizer.lr=0.02", student_test_top1=0.8)
     leave("recipe=consistent", student_test_top1=0.7)
-    labels = [g.label for g in comparison.group([tmp_path])]
+    labels = [g.label for g in grouped([tmp_path])]
     assert labels == ["consistent", "function_matching lr=0.01", "function_matching lr=0.02"]
 
 
@@ -56,7 +57,7 @@ def test_the_recipes_stand_in_the_order_of_the_paper(leave, tmp_path: Path) -> N
         for epochs in (300, 100):
             leave(f"recipe={recipe}", f"epochs={epochs}", student_test_top1=0.9)
     story = ["fixed_teacher", "independent_noise", "consistent", "function_matching"]
-    found = [(g.epochs, g.recipe) for g in comparison.group([tmp_path])]
+    found = [(g.epochs, g.recipe) for g in grouped([tmp_path])]
     assert found == [(epochs, recipe) for epochs in (100.0, 300.0) for recipe in story]
 
 
@@ -71,7 +72,7 @@ def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Pat
     text = (tmp_path / "summary.md").read_text()
     assert "1 done, 1 failed" in text
     assert "RuntimeError: boom" in text
-    (group,) = comparison.group([tmp_path])
+    (group,) = grouped([tmp_path])
     assert group.mean("student_test_top1") == 0.9
 
 
@@ -100,7 +101,7 @@ def test_copies_of_one_run_are_one_measurement(leave, tmp_path: Path) -> None:
     other.mkdir(parents=True)
     (other / "summary.json").write_text((one / "summary.json").read_text())
     leave("seed=1", student_test_top1=0.8)
-    (group,) = comparison.group([tmp_path])
+    (group,) = grouped([tmp_path])
     assert [row["seed"] for row in group.rows] == [0, 1]
 
 
@@ -108,7 +109,7 @@ def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) 
     leave("seed=0", student_test_top1=0.9)
     broken = leave("seed=1", student_test_top1=0.8) / "summary.json"
     broken.write_text('{"run": ')
-    (group,) = comparison.group([tmp_path])
+    (group,) = grouped([tmp_path])
     assert len(group.rows) == 1
     assert capsys.readouterr().err == f"skipped {broken}: damaged (JSONDecodeError)\n"
 
@@ -116,7 +117,7 @@ def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) 
 def test_numbers_are_sorted_as_numbers(leave, tmp_path: Path) -> None:
     for temperature in (10, 2, 1):
         leave(f"objective.temperature={temperature}", student_test_top1=0.9)
-    variants = [g.variant for g in comparison.group([tmp_path])]
+    variants = [g.variant for g in grouped([tmp_path])]
     assert variants == ["temperature=1", "temperature=2", "temperature=10"]
     comparison.write(tmp_path, [tmp_path])  # without a teacher there is no panel of agreement
     assert (tmp_path / "comparison.png").exists()

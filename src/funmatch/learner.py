@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from funmatch import geometry
+from funmatch.answers import Answers
 from funmatch.fidelity import Fidelity
 from funmatch.models.network import Network
 from funmatch.stream import Batch
@@ -51,7 +52,8 @@ class Learner(LightningModule):
 
     def __init__(self, student: Network, learning: Learning) -> None:
         super().__init__()
-        self.student, self.fidelity, self._learning = student, Fidelity(), learning
+        self.student, self._learning = student, learning
+        self.fidelity, self.answers = Fidelity(), Answers()
         self.skipped, self._in_a_row = 0, 0  # steps
         # Ours, so that the gradient of a step may come from several backward passes.
         self.automatic_optimization = False
@@ -175,10 +177,15 @@ class Learner(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
+        self.answered = self.answers.compute()
+        self.answers.reset()
 
     def _measure(self, batch: Batch, split: str) -> None:
         student = self.student(batch.view("student")).logits
-        self.fidelity.update(student, self.reference(batch, split), batch.label)
+        teacher = self.reference(batch, split)
+        self.fidelity.update(student, teacher, batch.label)
+        if split == "test":
+            self.answers.update(batch.index, student, teacher, batch.label)
 
     def _report(self, split: str) -> None:
         named = {f"{split}/{name}": value for name, value in self.fidelity.compute().items()}

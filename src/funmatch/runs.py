@@ -49,6 +49,8 @@ class Run:
         self.metrics = directory / "metrics.csv"
         self.summary = directory / "summary.json"
         self.tracker_id = directory / "tracker-id.txt"
+        self.views = directory / "views.png"
+        self.answers = directory / "answers.csv"
         self.begun = directory / "slurm-job.txt"
 
     def lock(self, *, wait: bool) -> FileLock:
@@ -93,7 +95,7 @@ class Run:
         """Forgets what an earlier session did, so that the run starts anew."""
         self.checkpoints.clear()
         left = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
-        for path in left:
+        for path in (*left, self.views, self.answers):
             path.unlink(missing_ok=True)
 
     def sweep_up(self) -> None:
@@ -130,6 +132,11 @@ def by_srun() -> bool:
 
 def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
     """The summaries of all runs in some directories, or in the directories of those."""
+    return [row for _, row in summaries(*directories)]
+
+
+def summaries(*directories: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The same, with the files that they are from."""
     patterns = ("summary.json", "*/summary.json", "*/*/summary.json")
     paths = {path for root in directories for pattern in patterns for path in root.glob(pattern)}
     rows = []
@@ -140,7 +147,7 @@ def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, OSError) as error:
             print(f"skipped {path}: damaged ({type(error).__name__})", file=sys.stderr)
         else:
-            rows.append(row)
+            rows.append((path, row))
     return rows
 
 

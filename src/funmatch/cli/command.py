@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+from omegaconf import DictConfig
+
 from funmatch.cli import app, evaluation, ranks, session
 from funmatch.schema import UserError
 
@@ -33,6 +35,17 @@ def evaluate() -> None:
     app.launch("evaluate", evaluation.evaluate)
 
 
+def export() -> None:
+    """Writes a student for others, and compares the file with it."""
+    app.launch("export", _export)
+
+
+def _export(cfg: DictConfig) -> None:
+    from funmatch.cli import exporting  # imports torch
+
+    exporting.export(cfg)
+
+
 def report() -> None:
     """Writes tables and figures over runs."""
     app.launch("report", evaluation.report)
@@ -52,6 +65,7 @@ COMMANDS = {
     "cohort": cohort,
     "finetune": finetune,
     "evaluate": evaluate,
+    "export": export,
     "report": report,
     "benchmark": benchmark,
 }

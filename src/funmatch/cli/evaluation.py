@@ -5,8 +5,10 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
-from funmatch import comparison, rules, schema, trust
-from funmatch.runs import Run
+from funmatch import comparison, rules, trust
+from funmatch import report as page
+from funmatch.cli import opening
+from funmatch.groups import grouped
 from funmatch.schema import UserError
 
 
@@ -21,21 +23,9 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
-    run = Run(Path(cfg.run))
-    config = run.directory / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"run={cfg.run}: holds no config.yaml; give the directory of a run")
-    if not run.student.is_file():
-        raise UserError(f"run={cfg.run}: has no student.safetensors yet; train it further")
+    run, there = opening.opened(cfg.run, cfg.trainer.accelerator, cfg.get("data"))
     from funmatch.cli import teaching
 
-    there = schema.read(config)
-    there.trainer.accelerator = cfg.trainer.accelerator
-    for key, value in (cfg.get("data") or {}).items():  # it may have moved, or gained a test set
-        for place in (there.data, there.data.splits):
-            if key in place:
-                place[key] = value
-    there.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
     return str(run.directory), teaching.measure(there, run, cfg.split)
 
 
@@ -49,14 +39,15 @@ def _ready(cfg: DictConfig) -> tuple[str, dict[str, float]]:
 
 
 def report(cfg: DictConfig) -> None:
-    """Writes summary.csv, summary.md and comparison.png over runs."""
+    """Writes summary.csv, summary.md, report.html and its figures over runs."""
     roots = [Path(r) for r in (cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs])]
     for root in roots:
         if not root.is_dir():
             raise UserError(f"runs={root}: no such directory; give one that holds runs")
-    if not comparison.group(roots):
+    if not grouped(roots):
         raise UserError(f"runs={cfg.runs}: no runs there; make some with python src/train.py")
     out = Path(cfg.out) if cfg.out is not None else roots[0]
     groups = comparison.write(out, roots)
     comparison.show(groups)
-    print(f"{out}/summary.csv, summary.md, comparison.png")
+    written = [path.name for path in page.write(out, groups)]
+    print(f"{out}/summary.csv, summary.md, {', '.join(written)}")

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
-from funmatch import checkpoints, files, origins, runs, schema
+from funmatch import answers, checkpoints, files, origins, runs, schema
 from funmatch.callbacks.best import BestStudent, step_of
 from funmatch.callbacks.checkpoint import Latest, SealedCheckpointIO
 from funmatch.callbacks.progress import StepsLeft
@@ -69,6 +69,8 @@ def fit(
         trainer.strategy.barrier()  # rank 0 has written the best student
         weights.load(learner.student.net, run.student)
         trainer.test(learner, data, verbose=False)
+        if runs.rank() == 0:
+            files.write(run.answers, answers.table(learner.answered))
         measured = {k: float(v) for k, v in trainer.callback_metrics.items() if "test/" in k}
         failed = False
     finally:

@@ -11,10 +11,10 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import rules, runs, schema
+from funmatch import files, rules, runs, schema
 from funmatch.callbacks import progress
 from funmatch.callbacks.stopwatch import Stopwatch
-from funmatch.cli import caching, fitting, parts, recording, session
+from funmatch.cli import caching, fitting, parts, recording, session, trial
 from funmatch.clock import Clock
 from funmatch.data.lessons import Classmate, Lessons
 from funmatch.data.source import Splits
@@ -25,7 +25,9 @@ from funmatch.models import weights
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
+from funmatch.recipes import Recipe
 from funmatch.runs import Run
+from funmatch.samples import picture, samples
 from funmatch.schema import UserError
 from funmatch.stream import Batch, Brings
 from funmatch.supervision import Supervision
@@ -47,6 +49,9 @@ class Lesson:
     ) -> None:
         self.splits, self.law = parts.splits(cfg), parts.recipe(cfg)
         self.teacher = loaded_teacher(cfg, features)
+        members = zip(schema.teachers(cfg).items(), self.teacher.members.values(), strict=True)
+        for (key, part), network in members:
+            trial.attempt(cfg, key, part, network, self.splits.val)
         self.asked = Asked(self.teacher.members, several=several)
         self.bars = progress.bars()
         self._images = dict[tuple[int, int], tuple[Splits, Brings]]()
@@ -94,6 +99,7 @@ def distil(
     stopwatch = Stopwatch(cfg.batch_size, teacher_clock)  # to make a teacher is no part of the run
     seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "student", objective.student_features)
+    trial.attempt(cfg, "student", cfg.student, student, lesson.splits.val)
     images, brings = lesson.images(cfg, student)
 
     with teacher_clock(parts.device(cfg)):
@@ -112,6 +118,7 @@ def distil(
     else:
         shared = lesson.batches(cfg, student, sides)
         data = Classmate(shared, schema.total_steps(cfg), seat.wait)
+    _draw(cfg, run, images, lesson.law, {"student": student.side, **teacher.sides})
     try:
         figures = fitting.fit(cfg, run, learner, data, stopwatch, lesson.bars)
     finally:
@@ -125,11 +132,21 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = parts.splits(cfg)
     seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "model")
+    trial.attempt(cfg, "model", cfg.model, student, data.val)
     learner = Supervision(student, parts.learning(cfg))
     images, brings = caching.kept(cfg, data, student)
     sides = {"student": student.side}
-    stream = parts.stream(cfg, images, parts.recipe(cfg), sides, brings)
+    law = parts.recipe(cfg)
+    stream = parts.stream(cfg, images, law, sides, brings)
+    _draw(cfg, run, images, law, sides)
     return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size), progress.bars())
+
+
+def _draw(cfg: DictConfig, run: Run, data: Splits, law: Recipe, sides: dict[str, int]) -> None:
+    """What each network sees in the first step, for whoever looks at the run later."""
+    if runs.rank() == 0 and not run.views.exists():
+        given = {"batch_size": cfg.batch_size, "seed": cfg.seed, "step": 0}
+        files.write(run.views, picture(samples(data.train, law, sides=sides, **given)))
 
 
 def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:

@@ -1,0 +1,57 @@
+"""A run that was left, opened again: its directory and its configuration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from funmatch import runs, schema
+from funmatch.runs import Run
+from funmatch.schema import UserError
+
+
+def opened(
+    place: str, accelerator: str, data: Mapping[str, Any] | None = None
+) -> tuple[Run, DictConfig]:
+    """A run with a student, and how it was made.
+
+    Args:
+        place: its directory, or one of several runs, of which the best on val is taken.
+        accelerator: to compute on now.
+        data: keys of its data that are other now: it may have moved, or gained a test set.
+
+    Raises:
+        UserError: there is no such run, or none with a student.
+    """
+    run = _best(Path(place))
+    config = run.directory / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"run={place}: holds no config.yaml; give the directory of a run")
+    if not run.student.is_file():
+        raise UserError(f"run={place}: has no student.safetensors yet; train it further")
+    cfg = schema.read(config)
+    cfg.trainer.accelerator = accelerator
+    for key, value in (data or {}).items():
+        for part in (cfg.data, cfg.data.splits):
+            if key in part:
+                part[key] = value
+    cfg.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
+    return run, cfg
+
+
+def _best(place: Path) -> Run:
+    """The run itself, or the best of several."""
+    if (place / "config.yaml").is_file() or not place.is_dir():
+        return Run(place)
+    found = {Run(path.parent): row for path, row in runs.summaries(place) if path.parent != place}
+    done = [run for run, row in found.items() if row["status"] == "completed"]
+    scores = {run: found[run].get("student_val_top1") for run in done}
+    if len(done) == 1:
+        return done[0]
+    if not done or None in scores.values():
+        told = f"{len(done)} finished runs there" + (" and no labels to choose by" if done else "")
+        raise UserError(f"run={place}: {told}; give the directory of one")
+    best = max(done, key=lambda run: scores[run] or 0.0)
+    print(f"{best.directory}: the best on val of {len(done)} runs ({scores[best]:.4f})")
+    return best

@@ -1,0 +1,33 @@
+"""`torch.export` programs: .pt2, for PyTorch without our code."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from funmatch.exports import deployed
+from funmatch.models.network import Network
+from funmatch.models.programs import META, Program
+
+FILE = "student.pt2"
+
+
+def program(network: Network) -> ExportedProgram:
+    """The student as a graph that takes batches of any size."""
+    shapes = {"pixels": {0: Dim("batch", min=1)}}
+    given = (deployed.example(network),)
+    return torch.export.export(deployed.Deployed(network), given, dynamic_shapes=shapes)
+
+
+def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[Tensor]) -> None:
+    """Writes student.pt2."""
+    torch.export.save(program(network), folder / FILE, extra_files={META: json.dumps(said)})
+
+
+def load(folder: Path) -> nn.Module:
+    """Maps pixels [B, channels, S, S] in [0, 255] to logits [B, C]."""
+    return Program(folder / FILE)

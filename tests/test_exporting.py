@@ -1,0 +1,223 @@
+"""Students as files for others, read as others read them."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+import small
+from commands import command_here
+from funmatch.cli import opening, parts
+from funmatch.data import datasets
+from funmatch.evaluation import EvaluationViews
+from funmatch.exports import onnx
+from funmatch.models import weights
+from funmatch.runs import Run
+from small import CLASSES, SMALL
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs funmatch[export]")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporters, about themselves
+
+DATA = ("data=folder", *SMALL, "data.side=32", "data.resize=40", "data.mild=[40,32]")
+STUDENTS = {
+    "batch": ("student=timm", "student.name=test_resnet"),
+    "group": ("student=mobilenet_v3_small", "student.side=32", "student.resize=40"),
+}
+EXACT = ("safetensors", "onnx", "torch_export")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a teacher has taught two students, one of them two times."""
+    home = tmp_path_factory.mktemp("home")
+    small.split_folder(home / "images")
+    data = (*DATA, f"data.root={home / 'images'}", "data.cache=none")
+    model = ("model=timm", "model.name=test_resnet", "save_as=small", "name=made")
+    assert command_here("finetune", *data, *model, "steps=30", cwd=home)[0] == 0
+    taught = (*data, "teacher=saved", "teacher.name=small", "validate_every=10")
+    for name, student in STUDENTS.items():
+        code, _, err = command_here(
+            "train", *taught, *student, f"name={name}", "steps=20", cwd=home
+        )
+        assert (code, err) == (0, "")
+    again = ("name=batch", "steps=2", "optimizer.lr=1e-6")
+    assert command_here("train", *taught, *STUDENTS["batch"], *again, cwd=home)[0] == 0
+    return home
+
+
+def best(home: Path, name: str) -> Run:
+    return opening.opened(str(home / "logs" / name), "cpu")[0]
+
+
+def views(home: Path) -> NDArray[np.float32]:
+    """What the files are shown: all test images."""
+    source = EvaluationViews(datasets.folder(str(home / "images")).test, 40, 32)
+    return torch.stack(list(source.images(np.arange(len(source))))).float().numpy()
+
+
+def student_says(home: Path, name: str) -> Tensor:
+    run, cfg = opening.opened(str(home / "logs" / name), "cpu")
+    student = parts.blank(cfg.student)
+    weights.load(student.net, run.student)
+    with torch.no_grad():
+        return student.eval()(torch.from_numpy(views(home))).logits
+
+
+def by_others(folder: Path, kind: str, pixels: NDArray[np.float32]) -> Tensor:
+    """Without our code."""
+    if kind in ("onnx", "int8"):
+        (path,) = folder.glob("*.onnx")
+        session = onnxruntime.InferenceSession(path)
+        return torch.from_numpy(session.run(None, {"pixels": pixels})[0])
+    if kind == "torch_export":
+        return torch.export.load(folder / "student.pt2").module()(torch.from_numpy(pixels))
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    mean, std = (torch.tensor(net.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        return net((torch.from_numpy(pixels) / 255 - mean) / std)
+
+
+def exported(home: Path, name: str, kind: str, *more: str) -> tuple[Path, str]:
+    given = (f"run=logs/{name}", f"format={kind}", "seconds=0.1", "trainer.threads=1", *more)
+    code, out, err = command_here("export", *given, "trainer.accelerator=cpu", cwd=home)
+    assert (code, err) == (0, "")
+    return best(home, name).directory / "export" / kind, out
+
+
+@pytest.mark.parametrize("kind", [*EXACT, "int8"])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> None:
+    folder, out = exported(home, name, kind)
+    found = json.loads((folder / "verification.json").read_text())
+    own = student_says(home, name)
+    assert found["images"] == len(own) == 24
+    assert found["largest_logit"] == pytest.approx(float(own.abs().max()), rel=1e-5)
+    if (kind, name) == ("safetensors", "group"):  # timm has no GroupNorm for it
+        assert not (folder / "config.json").exists()
+        said = own
+    else:
+        said = by_others(folder, kind, views(home))
+    assert found["max_logit_difference"] == pytest.approx(
+        float((said - own).abs().max()), abs=1e-5, rel=0.05
+    )
+    agreement = float((said.argmax(1) == own.argmax(1)).double().mean())
+    assert found["agreement_top1"] == agreement
+    if kind in EXACT:
+        torch.testing.assert_close(said, own, atol=1e-4, rtol=0)
+    labels = datasets.folder(str(home / "images")).test.labels(np.arange(24))
+    assert found["student_top1"] == float((own.argmax(1) == labels).double().mean())
+    assert found["exported_top1"] == float((said.argmax(1) == labels).double().mean())
+    assert set(found["speed"]) == {"this file", "student", "teacher"}
+    assert all(row["latency_ms"] > 0 for row in found["speed"].values())
+    assert found["speed"]["this file"]["bytes"] >= (folder / found["file"]).stat().st_size
+    assert out.endswith(f"{found['file']}, README.md, verification.json\n")
+    if kind == "int8":
+        full = found["speed"]["student"]["bytes"]
+        assert found["speed"]["this file"]["bytes"] < 0.45 * full
+
+
+@pytest.mark.parametrize("kind", [*EXACT, "int8"])
+def test_the_code_on_the_card_works(home: Path, kind: str, monkeypatch, capsys) -> None:
+    folder, _ = exported(home, "batch", kind)
+    card = (folder / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    source = datasets.folder(str(home / "images")).test
+    monkeypatch.chdir(folder)
+    said = []
+    for number in range(24):
+        Image.open(source.path(number)).save(folder / "image.jpg", quality=100, subsampling=0)
+        capsys.readouterr()
+        exec(code, {})
+        said.append(int(re.findall(r"\d+", capsys.readouterr().out)[0]))
+    (folder / "image.jpg").unlink()
+    own = student_says(home, "batch").argmax(1).tolist()
+    # PIL resizes a little otherwise than the views of training are.
+    assert np.mean(np.equal(said, own)) > (0.8 if kind != "int8" else 0.7)
+
+
+def test_a_card_says_how_it_was_made(home: Path) -> None:
+    more = ("license=apache-2.0", "data_license=cc-by-4.0")
+    folder, _ = exported(home, "batch", "safetensors", *more)
+    card, run = (folder / "README.md").read_text(), best(home, "batch")
+    assert "\nlicense: apache-2.0\nlibrary_name: timm\n" in card
+    assert f"fingerprint `{run.result['teacher_fingerprint']}`" in card
+    assert "| data | folder: 36 training images |" in card
+    assert "| recipe | `function_matching` |" in card
+    assert f"| `student_test_top1` | {run.result['student_test_top1']:.4f} |" in card
+    assert "| teacher | not stated |\n| data | cc-by-4.0 |" in card
+    assert f"{', '.join(CLASSES)}\n" in card
+    assert str(home) not in card
+
+
+def test_the_best_of_several_runs_is_taken(home: Path, capsys) -> None:
+    runs = [Run(path.parent) for path in (home / "logs/batch").glob("*/config.yaml")]
+    assert len(runs) == 2
+    chosen = best(home, "batch")
+    scores = {run.directory: run.result["student_val_top1"] for run in runs}
+    assert scores[chosen.directory] == max(scores.values())
+    told = f"{chosen.directory}: the best on val of 2 runs ({max(scores.values()):.4f})\n"
+    assert capsys.readouterr().out == told
+
+
+def test_an_export_can_be_a_teacher(home: Path) -> None:
+    folder, _ = exported(home, "batch", "onnx")
+    run, _ = opening.opened(str(home / "logs" / "batch"), "cpu")
+    teacher = ("teacher=program", f"teacher.path={folder / 'student.onnx'}")
+    given = (*DATA, f"data.root={home / 'images'}", "data.cache=none", *STUDENTS["batch"])
+    code, _, err = command_here("train", *given, *teacher, "name=grandchild", "steps=2", cwd=home)
+    assert (code, err) == (0, "")
+    found = small.only_run(home, "grandchild").result
+    assert found["teacher_test_top1"] == run.result["student_test_top1"]
+
+
+def test_a_file_that_says_otherwise_is_not_kept(home: Path, monkeypatch) -> None:
+    def other(network, folder, said, batches) -> None:
+        with torch.no_grad():
+            for parameter in network.net.parameters():
+                parameter.mul_(1.1)
+        right(network, folder, said, batches)
+        with torch.no_grad():
+            for parameter in network.net.parameters():
+                parameter.div_(1.1)
+
+    right = onnx.write
+    monkeypatch.setattr(onnx, "write", other)
+    out = home / "wrong"
+    given = ("run=logs/batch", "format=onnx", f"out={out}", "trainer.accelerator=cpu")
+    code, _, err = command_here("export", *given, cwd=home)
+    assert code == 1
+    assert err.startswith("error: format=onnx: the file differs from the student by ")
+    assert not out.exists()
+    assert not list(home.glob(".wrong*"))
+
+
+def test_what_cannot_be_exported_is_said_in_a_line(home: Path) -> None:
+    for given, told in {
+        ("run=logs/nowhere", "format=onnx"): "run=logs/nowhere: holds no config.yaml; give",
+        ("run=logs", "format=tflite"): "format=tflite: choose safetensors, onnx, torch_export or",
+        ("run=logs/batch", "format=onnx", "split=v2"): "split=v2: this data set has train, val,",
+    }.items():
+        code, _, err = command_here("export", *given, cwd=home)
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith(f"error: {told}"), err
+
+
+def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
+    run, cfg = opening.opened(str(home / "logs" / "group"), "cpu")
+    student = parts.blank(cfg.student)
+    weights.load(student.net, run.student)
+    before = {k: v.clone() for k, v in student.net.state_dict().items()}
+    student.train()
+    onnx.write(student, tmp_path, {"classes": list(CLASSES)}, [])
+    assert student.training
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in student.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in student.net.state_dict().items())
+    assert safetensors.torch.load_file(run.student).keys() == before.keys()

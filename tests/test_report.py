@@ -1,0 +1,214 @@
+"""A page about real runs, as a browser and a screen reader find it."""
+
+import base64
+import csv
+import io
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.classification import MulticlassCalibrationError
+
+from commands import QUICK, command, command_here
+from funmatch import report
+from funmatch.answers import COLUMNS, Answers, table
+from funmatch.courses import calibration_error, course, reliability
+from funmatch.groups import grouped
+from funmatch.recipes import Fixed, Independent, Shared
+from funmatch.runs import Run
+from funmatch.samples import picture, samples
+from funmatch.stream import Stream, cut
+from toys import array_source
+
+SETTINGS = (
+    *QUICK,
+    *("name=reported", "schedule.warmup_steps=2", "validate_every=5", "trainer.log_every=2"),
+)
+
+
+class Page(HTMLParser):
+    """The parts of a page that somebody may miss."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.images: list[dict[str, str]] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text, self._open = "", list[str]()
+        self.feed(path.read_text())
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag, attrs) -> None:
+        given = dict(attrs)
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+        self.images += [given] if tag == "img" else []
+        self.links += [given["href"]] if "href" in given else []
+        self.ids += [given["id"]] if "id" in given else []
+        assert "src" not in given or given["src"].startswith("data:image/png;base64,")
+
+    def handle_endtag(self, tag) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def logs(workplace: Path) -> Path:
+    recipes = "recipe=fixed_teacher,independent_noise,function_matching"
+    done = command("train", "-m", recipes, "steps=10,20", "seed=0,1", *SETTINGS, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    failing = ("recipe=consistent", "steps=10", "optimizer.lr=1e30", "max_skipped=0")
+    assert command("train", *failing, *SETTINGS, cwd=workplace).returncode == 1
+    return workplace / "logs" / "reported"
+
+
+@pytest.fixture(scope="module")
+def page(logs: Path) -> Page:
+    code, out, err = command_here("report", f"runs={logs}", cwd=logs)
+    assert (code, err) == (0, "")
+    assert "report.html, comparison.png, learning.png, patience.png, losses.png, calib" in out
+    return Page(logs / "report.html")
+
+
+def test_every_picture_is_inside_and_said_in_words(logs: Path, page: Page) -> None:
+    assert len(page.images) == 6 + 4  # figures, and the views of four recipes
+    for given in page.images:
+        assert len(given["alt"]) > 40
+        content = base64.b64decode(given["src"].partition(",")[2])
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+        assert pixels.std() > 5  # no empty panel
+    for name in ("comparison", "learning", "patience", "losses", "calibration", "times"):
+        assert (logs / f"{name}.png").is_file()
+
+
+def test_every_link_leads_somewhere(page: Page) -> None:
+    assert len(page.links) >= 8
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
+
+
+def test_the_page_says_what_the_runs_say(logs: Path, page: Page) -> None:
+    for group in grouped([logs]):
+        if group.completed:
+            assert group.text("student_test_top1", "{:.3f}") in page.text
+            low, high = group.interval("student_test_top1")
+            mean, half = group.mean("student_test_top1"), group.deviation("student_test_top1")
+            # Student's t for two seeds is 12.706.
+            assert high - mean == pytest.approx(12.706 * half / np.sqrt(2), rel=1e-3)
+            assert low == pytest.approx(2 * mean - high)
+    (failed,) = (row for g in grouped([logs]) for row in g.rows if row["status"] == "failed")
+    assert f"{failed['run']} (failed): " in page.text
+    assert "max_skipped=0" in page.text
+
+
+def test_the_commands_repeat_the_runs(logs: Path, page: Page) -> None:
+    assert page.text.count("python src/train.py ") == 13
+    row = next(row for g in grouped([logs]) for row in g.rows if row["status"] == "completed")
+    line = report.command(row)
+    assert line in page.text
+    _, _, *overrides = shlex.split(line)
+    code, out, err = command_here("train", *overrides, cwd=logs.parents[1])
+    assert (code, err) == (0, "")
+    assert f"{row['run']}\n" in out
+    assert "finished before" in out
+
+
+def test_what_was_not_measured_has_no_picture(workplace: Path) -> None:
+    logs = workplace / "logs" / "first"  # of one length, with no validation in between
+    assert command_here("report", f"runs={logs}", cwd=workplace)[0] == 0
+    page = Page(logs / "report.html")
+    assert not (logs / "patience.png").exists()
+    assert not any("against the length" in given["alt"] for given in page.images)
+
+
+def test_answers_are_those_of_the_networks(logs: Path) -> None:
+    row = next(row for g in grouped([logs]) for row in g.rows if row["status"] == "completed")
+    with Run(row["directory"]).answers.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(each["image"]) for each in rows] == list(range(360))
+    right = np.mean([each["student"] == each["label"] for each in rows])
+    assert right == pytest.approx(row["student_test_top1"])
+    agreed = np.mean([each["student"] == each["teacher"] for each in rows])
+    assert agreed == pytest.approx(row["agreement_top1"])
+
+
+def test_answers_are_gathered_in_the_order_of_the_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 5, 4, generator=generator)
+    label, answers = torch.tensor([0, 1, 2, 3, 0]), Answers()
+    for rows in ([3, 1], [4, 0, 2]):
+        answers.update(torch.tensor(rows), student[rows], teacher[rows], label[rows])
+    lines = table(answers.compute()).splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    for number, line in enumerate(lines[1:]):
+        both = [
+            (z.softmax(0).argmax(), z.softmax(0).max()) for z in (student[number], teacher[number])
+        ]
+        cells = ",".join(f"{best},{share:.6f}" for best, share in both)
+        assert line == f"{number},{label[number]},{cells}"
+    nothing = Answers()
+    nothing.update(torch.tensor([0]), student[:1], None, None)
+    assert table(nothing.compute()).splitlines()[1].endswith(",,")
+
+
+def test_the_calibration_error_is_that_of_torchmetrics(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(500, 6, generator=generator)
+    label = torch.randint(0, 6, (500,), generator=generator)
+    answers = Answers()
+    answers.update(torch.arange(500), logits, None, label)
+    (tmp_path / "answers.csv").write_text(table(answers.compute()))
+    expected = MulticlassCalibrationError(6, n_bins=15, norm="l1")(logits.softmax(1), label)
+    assert calibration_error(reliability(tmp_path)) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_course_is_the_mean_over_seeds(logs: Path) -> None:
+    group = next(g for g in grouped([logs]) if g.recipe == "function_matching" and g.epochs == 20)
+    epochs, values = course(group, "val/student_top1")
+    assert (epochs[0], epochs[-1]) == (5, 20)
+    last = []
+    for row in group.rows:
+        with (row["directory"] / "metrics.csv").open() as file:
+            last.append(
+                [
+                    float(r["val/student_top1"])
+                    for r in csv.DictReader(file)
+                    if r["val/student_top1"]
+                ][-1]
+            )
+    assert values[-1] == pytest.approx(np.mean(last))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3),
+        Independent(name="independent_noise", crop="mild", mild=(10, 8)),
+        Fixed(name="fixed_teacher", teacher_crop="centre", mild=(10, 8)),
+    ],
+    ids=lambda recipe: recipe.name,
+)
+def test_samples_are_what_a_run_shows(recipe) -> None:
+    source, sides = array_source(30), {"student": 8, "teacher": 10}
+    given = {"batch_size": 12, "seed": 3}
+    found = samples(source, recipe, sides=sides, **given, step=5, number=4)
+    batch = Stream(source, recipe, sides=sides, **given)[5].mixed()
+    assert list(found) == ["teacher", "student"]
+    expected = {name: batch.view(name)[:4] for name in found}
+    if isinstance(recipe, Fixed):
+        index = batch.index[:4].numpy()
+        view = next(iter(recipe.teacher_views(3, *source.sizes(index))))
+        expected["teacher"] = cut(source.images(index), view, 10)
+    for name, views in expected.items():
+        assert found[name].dtype == torch.uint8
+        assert torch.equal(found[name], views.round().clamp(0, 255).to(torch.uint8))
+    shown = Image.open(io.BytesIO(picture(found)))
+    assert shown.width >= 4 * 64
+    assert shown.height >= 2 * 64
