@@ -7,7 +7,7 @@ RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
-.PHONY: slurm-train slurm-sweep slurm-status check audit format lock clean
+.PHONY: rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ test-faults: setup  ## inject every fault that a run must survive, at length; en
 
 test-slurm: setup  ## run, preempt and requeue jobs on a SLURM of its own (needs root, slurm-wlm and munge)
 	$(RUN) -m pytest -m slurm -rs $(ARGS)
+
+rerun-failed: setup  ## run again what failed in a sweep: make rerun-failed SWEEP=logs/demo
+	$(RUN) src/rerun.py runs=$(SWEEP)
 
 experiments:  ## list the rows of the paper: python src/train.py experiment=...
 	@cd conf/experiment && for file in *.yaml labels/*.yaml; do \

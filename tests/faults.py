@@ -54,6 +54,17 @@ class FailAt(Callback):
             raise RuntimeError("a fault was injected")
 
 
+class FailWhile(Callback):
+    """An error as long as a file is there: a cause that somebody mends."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._path.exists():
+            raise RuntimeError("a fault was injected")
+
+
 class Slow(Callback):
     """Steps that take their time, so that a signal comes in the midst of a run."""
 

@@ -3,6 +3,8 @@
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2 as pb
 
-from commands import command
+from commands import command, environment
 from faults import inject
 from funmatch.loggers.csv import CsvLogger
 
@@ -83,13 +85,68 @@ def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> N
         ids.add(run.run_id)
         assert run.run_group == "keyless"
         assert run.job_type in ("consistent", "function_matching")
+        assert list(run.tags) == [run.job_type, "data=digits", "teacher=digits", "student=digits"]
         config = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert config["recipe"]["name"] == run.job_type
         history = [r.history for r in kept if r.HasField("history")]
         keys = {item.key or item.nested_key[0] for h in history for item in h.item}
         assert {"train/loss", "val/student_top1", "test/student_top1"} <= keys
+        shown = {"views", "test/answers"}
+        shown |= {f"test/student_against_{other}_table" for other in ("label", "teacher")}
+        assert shown <= keys, keys
+        media = {path.name.partition("_")[0] for path in file.parent.rglob("*.png")}
+        assert media == {"views"}
         assert any(r.HasField("exit") and r.exit.exit_code == 0 for r in kept)
     assert len(ids) == 2
+
+
+def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> None:
+    given = (*SHORT, "name=twice", "checkpoint_every=1", "logger.wandb.artifact=true")
+    stop = inject("SignalAt", step=2, number=15)
+    assert command("train", *given, *stop, cwd=workplace).returncode == 75
+    assert command("train", *given, cwd=workplace).returncode == 0
+    folders = sorted((workplace / "logs" / "twice").glob("*/wandb/offline-run-*"))
+    assert len(folders) == 2
+    steps, ids, views, artifacts = [], set(), 0, []
+    for folder in folders:
+        kept = records(next(folder.glob("*.wandb")))
+        ids |= {r.run.run_id for r in kept if r.HasField("run")}
+        for record in kept:
+            items = {i.key or i.nested_key[0]: i.value_json for i in record.history.item}
+            views += "views" in items
+            if "train/loss" in items:
+                steps.append(int(items["trainer/global_step"]))
+        artifacts += [r.request for r in kept if r.HasField("request")]
+    assert len(ids) == 1
+    assert steps == [2, 4]
+    assert views == 1  # of the first step, which was taken once
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--yes", "--dry-run", *map(str, folders)],
+        cwd=workplace,
+        env=environment(workplace, WANDB_API_KEY="0" * 40),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    assert told.count("offline-run-") == 2, told
+
+
+def test_tensorboard_has_what_metrics_csv_has(workplace: Path) -> None:
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    given = (*SHORT, "logger=tensorboard", "name=board", "checkpoint_every=1")
+    stop = inject("SignalAt", step=3, number=9)
+    assert command("train", *given, *stop, cwd=workplace).returncode == -9
+    done = command("train", *given, cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = (workplace / "logs" / "board").glob("*/tensorboard")
+    found = event_accumulator.EventAccumulator(str(folder))
+    found.Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [2, 4]
+    assert "test/student_top1" in found.Tags()["scalars"]
+    assert found.Tags()["images"] == ["views"]
 
 
 @pytest.fixture

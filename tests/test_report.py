@@ -14,7 +14,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassCalibrationError
 
 from commands import QUICK, command, command_here
-from funmatch import report
+from funmatch import runs
 from funmatch.answers import COLUMNS, Answers, table
 from funmatch.courses import calibration_error, course, reliability
 from funmatch.groups import grouped
@@ -111,9 +111,8 @@ def test_the_page_says_what_the_runs_say(logs: Path, page: Page) -> None:
 def test_the_commands_repeat_the_runs(logs: Path, page: Page) -> None:
     assert page.text.count("python src/train.py ") == 13
     row = next(row for g in grouped([logs]) for row in g.rows if row["status"] == "completed")
-    line = report.command(row)
-    assert line in page.text
-    _, _, *overrides = shlex.split(line)
+    script, *overrides = runs.command(row)
+    assert shlex.join(["python", f"src/{script}.py", *overrides]) in page.text
     code, out, err = command_here("train", *overrides, cwd=logs.parents[1])
     assert (code, err) == (0, "")
     assert f"{row['run']}\n" in out

@@ -74,8 +74,7 @@ class Group:
 def grouped(directories: Iterable[Path]) -> list[Group]:
     """All runs in or below some directories, grouped over seeds."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for path, row in runs.summaries(*directories):
-        row["directory"] = path.parent
+    for row in runs.collect(directories):
         key = json.dumps({k: v for k, v in row["settings"].items() if k != "seed"}, sort_keys=True)
         seeds = found.setdefault(key, {})
         # A run that was made under two names is one measurement, not two.

@@ -32,6 +32,13 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def environment(**more: object) -> dict[str, str]:
+    """Of a process that is to import this package, wherever it lies."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    told = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
+    return {**os.environ, **{name: str(value) for name, value in told.items()}}
+
+
 def disk(folder: Path) -> int:
     """Bytes that are free where a folder lies, or will lie."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -5,15 +5,14 @@ import html
 import shlex
 import statistics
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from funmatch import comparison, figures, files
 from funmatch.courses import calibration_error, reliability
 from funmatch.groups import Group, budget
+from funmatch.runs import command
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -192,19 +191,10 @@ def _failed(groups: Sequence[Group]) -> Iterator[str]:
 
 def _commands(groups: Sequence[Group]) -> Iterator[str]:
     for row in _each(groups):
-        if (line := command(row)) is not None:
+        if (typed := command(row)) is not None:
+            line = shlex.join(["python", f"src/{typed[0]}.py", *typed[1:]])
             title = f"{row['recipe']}, {budget(row['epochs'])} epochs, seed {row['seed']}"
             yield f"<details><summary>{title}</summary><pre>{html.escape(line)}</pre></details>"
-
-
-def command(row: Mapping[str, Any]) -> str | None:
-    """What was typed for a run, as a line for a shell; None if that is not there."""
-    typed = row["directory"] / ".hydra" / "overrides.yaml"
-    if not typed.is_file():
-        return None
-    script = "finetune" if row["recipe"] == "labels" else "train"
-    overrides = [str(each) for each in OmegaConf.load(typed)]
-    return shlex.join(["python", f"src/{script}.py", *overrides])
 
 
 def _each(groups: Iterable[Group]) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from omegaconf import OmegaConf
 
 from funmatch import files
 from funmatch.checkpoints import Checkpoints
@@ -131,12 +132,7 @@ def by_srun() -> bool:
 
 
 def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
-    """The summaries of all runs in some directories, or in the directories of those."""
-    return [row for _, row in summaries(*directories)]
-
-
-def summaries(*directories: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The same, with the files that they are from."""
+    """The summaries of all runs in some directories, or in those below, with their `directory`."""
     patterns = ("summary.json", "*/summary.json", "*/*/summary.json")
     paths = {path for root in directories for pattern in patterns for path in root.glob(pattern)}
     rows = []
@@ -147,8 +143,21 @@ def summaries(*directories: Path) -> list[tuple[Path, dict[str, Any]]]:
         except (ValueError, KeyError, TypeError, OSError) as error:
             print(f"skipped {path}: damaged ({type(error).__name__})", file=sys.stderr)
         else:
-            rows.append((path, row))
+            rows.append({**row, "directory": path.parent})
     return rows
+
+
+def command(row: Mapping[str, Any]) -> list[str] | None:
+    """What was typed for a run: train or finetune, and its overrides; None if that is not there.
+
+    Args:
+        row: its summary, with its `directory`.
+    """
+    typed = row["directory"] / ".hydra" / "overrides.yaml"
+    if not typed.is_file():
+        return None
+    overrides = [str(each) for each in OmegaConf.load(typed)]
+    return ["finetune" if row["recipe"] == "labels" else "train", *overrides]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

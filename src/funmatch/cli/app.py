@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,6 +26,7 @@ from funmatch.data.listing import MissingData
 from funmatch.interruption import WISH, Interrupted
 
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+_MANY = 12  # options that a line has room for
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -184,16 +185,17 @@ def explain(error: Exception, config_name: str) -> str:
     if match := re.match(r"In '.*': Could not find '(.*)/(.*?)'", text):
         group, name = match.groups()
         options = re.findall(r"\n\t([\w.-]+)(?=\n|$)", text)
-        return f"{group}={name}: no such {group}; choose {rules.either(options or ['null'])}"
+        return f"{group}={name}: no such {group}; {_advice(name, options)}"
     if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
         key, value = match.groups()
-        near = [name for name in get_close_matches(key, _keys(config_name)) if name != key]
+        known = _keys(config_name) if "." in key else [*_groups(), *_keys(config_name)]
+        near = [name for name in get_close_matches(key, known) if name != key]
         hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
         return f"{key}={value}: no such key; {hint}"
     if match := re.search(r"Could not load '(.*)/(.*?)'", text):  # one of a list of options
         group, name = match.groups()
         options = sorted(path.stem for path in (conf() / group).glob("*.yaml"))
-        return f"{group}={name}: no such {group}; choose {rules.either(options or ['null'])}"
+        return f"{group}={name}: no such {group}; {_advice(name, options)}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: give it a value: {error.full_key}=..."
     if match := re.search(r"Missing mandatory value: ([\w.]+)", text):  # asked for by another key
@@ -220,6 +222,21 @@ def explain(error: Exception, config_name: str) -> str:
     return " ".join(
         f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
     )
+
+
+def _advice(name: str, options: Sequence[str]) -> str:
+    """Which option was meant, if it is near one; of a long list only those."""
+    near = get_close_matches(name, options)
+    if len(options) > _MANY:
+        meant = f"did you mean {rules.either(near)}? " if near else ""
+        return f"{meant}--help shows all {len(options)}"
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"{meant}choose {rules.either(options or ['null'])}"
+
+
+def _groups() -> list[str]:
+    """Those of which one option is chosen, as in recipe=consistent."""
+    return sorted(path.name for path in conf().iterdir() if path.is_dir())
 
 
 def _keys(config_name: str) -> list[str]:

@@ -5,7 +5,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from funmatch.cli import app, evaluation, ranks, session
+from funmatch.cli import app, evaluation, ranks, rerunning, session
 from funmatch.schema import UserError
 
 
@@ -51,6 +51,11 @@ def report() -> None:
     app.launch("report", evaluation.report)
 
 
+def rerun() -> None:
+    """Runs again what failed in a sweep."""
+    app.launch("rerun", rerunning.rerun)
+
+
 def benchmark() -> None:
     """Measures speed and memory side by side with a bare loop and other frameworks."""
     folder = app.conf().parent / "benchmarks"
@@ -67,6 +72,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "rerun": rerun,
     "benchmark": benchmark,
 }
 

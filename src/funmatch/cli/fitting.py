@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def fit(
     data: LightningDataModule,
     stopwatch: Stopwatch,
     bars: Progress,
+    classes: Sequence[str],
 ) -> dict[str, Any]:
     """Trains to the last step, then measures val, and test once with the best student."""
     steps = schema.total_steps(cfg)
@@ -60,6 +62,7 @@ def fit(
     failed = True
     try:
         loggers += _loggers(cfg, run, 0 if state is None else checkpoints.step(state))
+        _tell(loggers, "begin", run)
         trainer = _trainer(cfg, steps, callbacks, loggers)
         with WISH.minded():
             trainer.fit(learner, data, ckpt_path=None if state is None else str(state))
@@ -71,13 +74,11 @@ def fit(
         trainer.test(learner, data, verbose=False)
         if runs.rank() == 0:
             files.write(run.answers, answers.table(learner.answered))
+            _tell(loggers, "conclude", run, classes)
         measured = {k: float(v) for k, v in trainer.callback_metrics.items() if "test/" in k}
         failed = False
     finally:
-        for logger in loggers:
-            close = getattr(logger, "close", None)
-            if close is not None:
-                close(failed=failed)
+        _tell(loggers, "close", failed=failed)
     return {
         "student_val_top1": best.score,
         **{column(name): value for name, value in measured.items()},
@@ -85,6 +86,13 @@ def fit(
         "best_step": best.step,
         "skipped_steps": learner.skipped,
     }
+
+
+def _tell(loggers: list[Logger], what: str, *args: Any, **more: Any) -> None:
+    """Calls a method that only some loggers have."""
+    for logger in loggers:
+        if hasattr(logger, what):
+            getattr(logger, what)(*args, **more)
 
 
 def column(metric: str) -> str:
@@ -183,13 +191,23 @@ def _loggers(cfg: DictConfig, run: Run, done: int) -> list[Logger]:
     for logger in instantiate(cfg.logger).values():
         if isinstance(logger, partial):
             logger = logger(
-                run.directory,
+                run,
+                step=done,
                 config=OmegaConf.to_container(cfg, resolve=True),
                 group=cfg.name,
                 job_type=cfg.recipe.name,
+                tags=_tags(cfg, run),
             )
         loggers.append(logger)
     return loggers
+
+
+def _tags(cfg: DictConfig, run: Run) -> list[str]:
+    """Words by which runs are found: the recipe, and what was chosen of each group."""
+    typed = run.directory / ".hydra" / "hydra.yaml"  # ranks of ours are not started by Hydra
+    chosen = OmegaConf.load(typed).hydra.runtime.choices if typed.exists() else {}
+    groups = ("data", "teacher", "student", "model")
+    return [cfg.recipe.name, *(f"{g}={chosen[g]}" for g in groups if chosen.get(g))]
 
 
 def _description(cfg: DictConfig) -> str:

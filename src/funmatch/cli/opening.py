@@ -44,14 +44,15 @@ def _best(place: Path) -> Run:
     """The run itself, or the best of several."""
     if (place / "config.yaml").is_file() or not place.is_dir():
         return Run(place)
-    found = {Run(path.parent): row for path, row in runs.summaries(place) if path.parent != place}
-    done = [run for run, row in found.items() if row["status"] == "completed"]
-    scores = {run: found[run].get("student_val_top1") for run in done}
-    if len(done) == 1:
-        return done[0]
-    if not done or None in scores.values():
-        told = f"{len(done)} finished runs there" + (" and no labels to choose by" if done else "")
-        raise UserError(f"run={place}: {told}; give the directory of one")
-    best = max(done, key=lambda run: scores[run] or 0.0)
-    print(f"{best.directory}: the best on val of {len(done)} runs ({scores[best]:.4f})")
-    return best
+    done = [row for row in runs.collect([place]) if row["status"] == "completed"]
+    if not done:
+        raise UserError(f"run={place}: no finished run there; give the directory of one")
+    if len(done) > 1 and any(row["student_val_top1"] is None for row in done):
+        raise UserError(
+            f"run={place}: {len(done)} runs there, and no labels to choose by; give that of one"
+        )
+    best = max(done, key=lambda row: row["student_val_top1"] or 0.0)
+    if len(done) > 1:
+        score = f"{best['student_val_top1']:.4f}"
+        print(f"{best['directory']}: the best on val of {len(done)} runs ({score})")
+    return Run(best["directory"])

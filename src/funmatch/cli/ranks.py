@@ -88,8 +88,6 @@ def teach(cfg: DictConfig, run: Run, way: str) -> dict[str, Any]:
 def _start(
     rank: int, ranks: int, port: int, way: str, run: Run, answers: str
 ) -> subprocess.Popen[bytes]:
-    package = str(Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     told = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -97,12 +95,11 @@ def _start(
         "WORLD_SIZE": ranks,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "PYTHONPATH": os.pathsep.join(paths),
         "FUNMATCH_PARENT": os.getpid(),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "funmatch.cli.ranks", way, str(run.directory), answers],
-        env={**os.environ, **{name: str(value) for name, value in told.items()}},
+        env=machine.environment(**told),
         start_new_session=True,  # Ctrl-C in a terminal is ours to pass on
         pass_fds=[run.descriptor],  # the run is locked until the last of them has ended
     )

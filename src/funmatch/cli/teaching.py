@@ -120,7 +120,8 @@ def distil(
         data = Classmate(shared, schema.total_steps(cfg), seat.wait)
     _draw(cfg, run, images, lesson.law, {"student": student.side, **teacher.sides})
     try:
-        figures = fitting.fit(cfg, run, learner, data, stopwatch, lesson.bars)
+        classes = lesson.splits.test.classes
+        figures = fitting.fit(cfg, run, learner, data, stopwatch, lesson.bars, classes)
     finally:
         words.flush()
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
@@ -139,7 +140,8 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     law = parts.recipe(cfg)
     stream = parts.stream(cfg, images, law, sides, brings)
     _draw(cfg, run, images, law, sides)
-    return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size), progress.bars())
+    watch, bars = Stopwatch(cfg.batch_size), progress.bars()
+    return fitting.fit(cfg, run, learner, stream, watch, bars, data.test.classes)
 
 
 def _draw(cfg: DictConfig, run: Run, data: Splits, law: Recipe, sides: dict[str, int]) -> None:

@@ -1,0 +1,96 @@
+"""Finding one's way: help, completion, near misses, and running again what failed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commands import QUICK, ROOT, command, command_here, environment
+from faults import inject
+from funmatch.cli.command import COMMANDS
+
+HELPED = [name for name in COMMANDS if name not in ("benchmark", "cohort")]
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_help_names_the_command_with_examples(name: str, tmp_path: Path, compose) -> None:
+    code, out, err = command_here(name, "--help", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    examples = re.findall(rf"^  python src/{name}\.py (.*)", out, re.MULTILINE)
+    assert len(examples) >= (1 if name == "rerun" else 2)
+    assert len(out.splitlines()) < 80
+    for line in examples:
+        given = [each for each in line.split() if "=" in each]
+        first = [each if "[" in each else each.partition(",")[0] for each in given]  # of a sweep
+        assert compose(*first, name=name)
+
+
+def test_help_shows_the_groups_and_their_options(tmp_path: Path) -> None:
+    _, out, _ = command_here("train", "--help", cwd=tmp_path)
+    recipes = "recipe: consistent, fixed_teacher, function_matching, independent_noise"
+    assert recipes in out.splitlines()
+    for group in ("data", "teacher", "student", "objective", "experiment", "logger", "targets"):
+        assert re.search(rf"^{group}: \w+", out, re.MULTILINE)
+    assert 'eval "$(python src/train.py -sc install=bash)"' in out
+
+
+def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
+    for typed, expected in (
+        ("recipe=c", {"recipe=consistent"}),
+        ("teacher=sav", {"teacher=saved"}),
+        ("optimizer.l", {"optimizer.lr="}),
+    ):
+        line = f"python src/train.py {typed}"
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "src/train.py"), "-sc", "query=bash"],
+            cwd=tmp_path,
+            env=environment(tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)), COMP_CWORD="2"),
+            capture_output=True,
+            text=True,
+        )
+        assert set(done.stdout.split()) == expected, done.stderr
+
+
+@pytest.mark.fault(16)
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("recipie=consistent", "recipie=consistent: no such key; did you mean recipe?"),
+        ("studnt=digits", "studnt=digits: no such key; did you mean student?"),
+        ("optimiser.lr=3", "optimiser.lr=3: no such key; did you mean optimizer.lr?"),
+        ("data=flowers", "data=flowers: no such data; did you mean flowers102? choose digits, "),
+        ("recipe=zzz", "recipe=zzz: no such recipe; choose consistent, fixed_teacher, "),
+        ("experiment=flowers102", "experiment=flowers102: no such experiment; did you mean "),
+        ("experiment=zzz", "experiment=zzz: no such experiment; --help shows all "),
+    ],
+)
+def test_near_misses_are_guessed(given: str, told: str, tmp_path: Path) -> None:
+    code, _, err = command_here("train", given, cwd=tmp_path)
+    assert code == 1
+    assert err.startswith(f"error: {told}"), err
+    assert err.count("\n") == 1
+
+
+def test_what_failed_is_run_again_when_its_cause_is_mended(workplace: Path) -> None:
+    cause = workplace / "cause"
+    cause.touch()
+    fault = inject("FailWhile", path=str(cause))
+    given = ("-m", *QUICK, "steps=4", "schedule.warmup_steps=1", "seed=0,1", "name=mended", *fault)
+    assert command("train", *given, cwd=workplace).returncode == 1
+    done = command("rerun", "runs=logs/mended", cwd=workplace)
+    assert done.returncode == 1
+    told = "error: runs=logs/mended: 2 of 2 failed again: function_matching-s0-"
+    assert told in done.stderr
+    cause.unlink()
+    done = command("rerun", "runs=logs/mended", cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    statuses = [
+        json.loads(path.read_text())["status"]
+        for path in (workplace / "logs" / "mended").glob("*/summary.json")
+    ]
+    assert statuses == ["completed", "completed"]
+    done = command("rerun", "runs=logs/mended", cwd=workplace)
+    assert (done.returncode, done.stdout) == (0, "logs/mended: no run there has failed\n")
