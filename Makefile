@@ -7,7 +7,7 @@ RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
-.PHONY: rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
+.PHONY: docs rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,9 @@ slurm-status:  ## what is queued or runs, and the last words of each job
 
 bench: setup  ## measure speed and memory side by side; ARGS="figures=[overhead]" for some of it
 	$(RUN) src/benchmark.py $(ARGS)
+
+docs: setup  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 check: setup  ## format, lint, types, floors, notebooks: what CI runs
 	$(VENV)/bin/ruff format --check

@@ -63,6 +63,9 @@ def _path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
+_SETTLED = 4.0  # seconds
+
+
 class Cluster:
     """Its commands."""
 
@@ -83,14 +86,28 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def wait(self, job: str, *states: str, patience: float = 240) -> dict[str, str]:
-        """Until a job is in one of some states; a requeued job need not wait two minutes."""
-        deadline = time.monotonic() + patience
-        while (found := self.show(job))["JobState"] not in states:
-            assert time.monotonic() < deadline, found
-            if found["JobState"] == "PENDING" and found["Reason"] == "BeginTime":
+        """Until a job is in one of some states for a while.
+
+        A requeued job need not wait two minutes, but until the last of it has ended: SLURM takes
+        the late word of a script that was ended for that of the next turn.
+        """
+        deadline, since, last = time.monotonic() + patience, time.monotonic(), ("", "")
+        while True:
+            found = self.show(job)
+            now, state = time.monotonic(), (found["JobState"], found["Reason"])
+            if state != last:
+                since, last = now, state
+            if state[0] in states and (state[0] != "FAILED" or now > since + _SETTLED):
+                return found
+            assert now < deadline, f"{found}\n{self.log}"
+            if state == ("PENDING", "BeginTime") and now > since + _SETTLED:
                 self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.3)
-        return found
+
+    @property
+    def log(self) -> str:
+        """What SLURM has noted last."""
+        return (self.home / "slurmctld.log").read_text()[-4000:]
 
 
 @contextmanager

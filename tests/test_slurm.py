@@ -137,7 +137,7 @@ def test_two_ranks_leave_before_their_time_is_over_and_come_back(
     )
     ended = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", patience=600)
     said = (tree / f"logs/slurm/{job}.out").read_text()
-    assert ended["JobState"] == "COMPLETED", said
+    assert ended["JobState"] == "COMPLETED", f"{said}\n{ended}\n{slurm.log}"
     assert int(ended["Restarts"]) >= 1
     assert "interrupted by SIGUSR1: saved after step" in said
     assert equal(run_of(tree, "two"), run_of(tree, "two-calm"))

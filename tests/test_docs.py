@@ -1,0 +1,94 @@
+"""What the documentation tells is so."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urldefrag
+
+import pytest
+
+from commands import QUICK, ROOT, environment
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+_BLOCK = re.compile(r'```(\w+) title="([^"]+)"\n(.*?)```', re.DOTALL)
+_COMMAND = re.compile(r"^python src/(\w+)\.py (--config-dir.*)$", re.MULTILINE)
+
+
+def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
+    guide = (ROOT / "docs/how-to/extend.md").read_text()
+    for _, name, content in _BLOCK.findall(guide):
+        path = workplace / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (exports,) = re.findall(r"^export (.*)$", guide, re.MULTILINE)
+    more = dict(each.split("=") for each in exports.split())
+    more["PYTHONPATH"] = f"{workplace}:{ROOT / 'tests'}"
+    commands = _COMMAND.findall(guide)
+    assert len(commands) == 4
+    for number, (script, overrides) in enumerate(commands):
+        steps = () if "steps=" in overrides else ("steps=4", "schedule.warmup_steps=1")
+        given = [*overrides.split(), *QUICK, *steps, f"name=guide{number}"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "src" / f"{script}.py"), *given],
+            cwd=workplace,
+            env={**environment(workplace), **more},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), overrides
+        (summary,) = (workplace / "logs" / f"guide{number}").glob("*/summary.json")
+        assert json.loads(summary.read_text())["status"] == "completed"
+    metrics = next((workplace / "logs/guide0").glob("*/metrics.csv")).read_text()
+    assert "student_test_top1" in metrics.splitlines()[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        generated = target.endswith("reference/configuration.md")
+        if not target.startswith(("http", "mailto:")) and not generated:
+            assert (page.parent / target).exists(), target
+
+
+class Links(HTMLParser):
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag, attrs) -> None:
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.found.append(value)
+            if name == "id" and value:
+                self.ids.add(value)
+
+
+def test_the_site_is_built_without_a_warning_and_no_link_is_broken(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs funmatch[docs]")
+    pytest.importorskip("material", reason="needs funmatch[docs]")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=environment(tmp_path, PYTHONPATH=str(ROOT / "src"), NO_MKDOCS_2_WARNING="1"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr
+    pages = {page: Links(page) for page in tmp_path.rglob("*.html") if page.name != "404.html"}
+    assert len(pages) >= 15
+    for page, links in pages.items():
+        for link in links.found:
+            if re.match(r"[a-z]+:", link):
+                continue
+            path, anchor = urldefrag(link.partition("?")[0])
+            target = (page.parent / path).resolve() if path else page
+            target = target / "index.html" if target.is_dir() else target
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or target not in pages or anchor in pages[target].ids, link
