@@ -24,8 +24,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def _page() -> Iterator[str]:
     yield "# Configuration\n"
-    yield "Every value can be changed on the command line, as in `optimizer.lr=0.003`; one option of "
-    yield "each group is chosen, as in `recipe=consistent`. `--cfg job` shows what a command got.\n"
+    yield "Every value can be changed on the command line, as in `optimizer.lr=0.003`; one option "
+    yield "of each group is chosen, as in `recipe=consistent`. `--cfg job` shows what came of it.\n"
     yield "## Keys of train and finetune\n"
     yield "| key | default | |\n| --- | --- | --- |"
     yield from _keys()
