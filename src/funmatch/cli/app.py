@@ -226,7 +226,7 @@ def explain(error: Exception, config_name: str) -> str:
 
 def _advice(name: str, options: Sequence[str]) -> str:
     """Which option was meant, if it is near one; of a long list only those."""
-    near = get_close_matches(name, options)
+    near = get_close_matches(name, options, cutoff=0.7)
     if len(options) > _MANY:
         meant = f"did you mean {rules.either(near)}? " if near else ""
         return f"{meant}--help shows all {len(options)}"
