@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
+PARALLEL := -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
@@ -22,10 +23,10 @@ train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,funct
 	$(RUN) src/train.py $(ARGS)
 
 test: setup  ## run the tests; ARGS go to pytest
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 test-faults: setup  ## inject every fault that a run must survive, at length; ends with a table
-	$(RUN) -m pytest -m fault $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) -m fault $(ARGS)
 
 test-slurm: setup  ## run, preempt and requeue jobs on a SLURM of its own (needs root, slurm-wlm and munge)
 	$(RUN) -m pytest -m slurm -rs $(ARGS)

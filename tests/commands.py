@@ -21,7 +21,8 @@ QUICK = ("logger=none", "trainer.threads=1", "trainer.accelerator=cpu")
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """What this process was given, less what would steer a command from outside."""
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "PYTHON"))}
+    steers = ("WANDB", "HYDRA", "PYTHON", "MAKE", "MFLAGS")
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(steers)}
     return {**keep, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(home), **more}
 
 

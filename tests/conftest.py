@@ -13,6 +13,9 @@ from funmatch import resolvers
 from funmatch.cli import app
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _resolvers() -> None:
     resolvers.register()

@@ -19,7 +19,6 @@ from funmatch.cli import opening, parts
 from funmatch.data import datasets
 from funmatch.evaluation import EvaluationViews
 from funmatch.exports import onnx
-from funmatch.models import weights
 from funmatch.runs import Run
 from small import CLASSES, SMALL
 
@@ -65,10 +64,8 @@ def views(home: Path) -> NDArray[np.float32]:
 
 def student_says(home: Path, name: str) -> Tensor:
     run, cfg = opening.opened(str(home / "logs" / name), "cpu")
-    student = parts.blank(cfg.student)
-    weights.load(student.net, run.student)
     with torch.no_grad():
-        return student.eval()(torch.from_numpy(views(home))).logits
+        return parts.left(cfg, run).eval()(torch.from_numpy(views(home))).logits
 
 
 def by_others(folder: Path, kind: str, pixels: NDArray[np.float32]) -> Tensor:
@@ -212,8 +209,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(home: Path) -> None:
 
 def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
     run, cfg = opening.opened(str(home / "logs" / "group"), "cpu")
-    student = parts.blank(cfg.student)
-    weights.load(student.net, run.student)
+    student = parts.left(cfg, run)
     before = {k: v.clone() for k, v in student.net.state_dict().items()}
     student.train()
     onnx.write(student, tmp_path, {"classes": list(CLASSES)}, [])

@@ -27,8 +27,9 @@ class Answers(Metric):
     ) -> None:
         """Args: index [B], logits [B, C] of student and teacher, labels [B] or bool [B, C]."""
         unknown = torch.full((len(index),), torch.nan, device=student.device)
-        several = label is None or label.dtype == torch.bool
-        columns = [index, unknown if label is None or several else label]
+        if label is None or label.dtype == torch.bool:  # of several right ones none is the label
+            label = unknown
+        columns = [index, label]
         for logits in (student, teacher):
             best = (unknown, unknown) if logits is None else logits.float().softmax(1).max(1)
             columns += [best[1], best[0]]

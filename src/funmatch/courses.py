@@ -47,6 +47,12 @@ def reliability(directory: Path) -> NDArray[np.float64] | None:
     return np.stack([s.astype(float) for s in sums])
 
 
+def reliabilities(group: Group) -> list[NDArray[np.float64]]:
+    """Those of the finished runs of a group that have labels and answers."""
+    found = (reliability(row["directory"]) for row in group.completed)
+    return [bins for bins in found if bins is not None]
+
+
 def calibration_error(bins: NDArray[np.float64]) -> float:
     """Expected calibration error: mean distance of confidence and accuracy, over images."""
     confidence, right, count = bins

@@ -42,6 +42,11 @@ class EvaluationViews:
         return f"{self._source.fingerprint()} {self._resize} {self._side}"
 
 
+def evenly(source: Source, most: int) -> NDArray[np.int64]:
+    """Indices of at most so many images, from all of a source: those of a class lie together."""
+    return np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
+
+
 class EvaluationStream(Dataset[Batch]):
     """Item k is the k-th batch of a source of evaluation views, in its order.
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from funmatch.courses import course, reliability
+from funmatch.courses import course, reliabilities
 from funmatch.groups import Group, budget
 
 if TYPE_CHECKING:
@@ -88,11 +87,7 @@ def losses(groups: Sequence[Group]) -> bytes | None:
 
 def calibration(groups: Sequence[Group]) -> bytes | None:
     """Accuracy against confidence of students and of a teacher, on test."""
-    found = {
-        g.label: [bins for bins in map(_reliability, g.completed) if bins is not None]
-        for g in _longest(groups)
-    }
-    found = {label: bins for label, bins in found.items() if bins}
+    found = {g.label: seeds for g in _longest(groups) if (seeds := reliabilities(g))}
     if not found:
         return None
     drawing, (axis,) = _sheet(1, 6.5, 5)
@@ -136,10 +131,6 @@ def times(groups: Sequence[Group]) -> bytes | None:
     axis.set_xlabel("seconds")
     _legend(drawing, axis)
     return _png(drawing)
-
-
-def _reliability(row: dict[str, Any]) -> NDArray[np.float64] | None:
-    return reliability(row["directory"])
 
 
 def _longest(groups: Iterable[Group]) -> list[Group]:

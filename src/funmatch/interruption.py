@@ -10,6 +10,7 @@ from types import FrameType
 
 REQUEUE = 75  # the exit code: run the same command again (EX_TEMPFAIL)
 CTRL_C = 130
+LEFT = {REQUEUE, CTRL_C}  # codes of those who can go on later
 _CODES = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: CTRL_C}
 
 

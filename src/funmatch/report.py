@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from funmatch import comparison, figures, files
-from funmatch.courses import calibration_error, reliability
+from funmatch.courses import calibration_error, reliabilities
 from funmatch.groups import Group, budget
 from funmatch.runs import command
 
@@ -150,8 +150,7 @@ def _interval(group: Group) -> str:
 
 
 def _error(group: Group) -> str:
-    seeds = [reliability(row["directory"]) for row in group.completed]
-    known = [calibration_error(bins) for bins in seeds if bins is not None]
+    known = [calibration_error(bins) for bins in reliabilities(group)]
     return f"{statistics.fmean(known):.3f}" if known else "–"
 
 

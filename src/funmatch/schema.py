@@ -130,6 +130,11 @@ def seconds(duration: str) -> int:
     return sum(int(part) * 60**n for n, part in enumerate(reversed(duration.split(":"))))
 
 
+def student(cfg: DictConfig) -> DictConfig:
+    """The network that learns: from a teacher, or from labels."""
+    return cfg.student if "student" in cfg else cfg.model
+
+
 def teachers(cfg: DictConfig) -> dict[str, DictConfig]:
     """The networks that teach, by key, sorted: members of an ensemble, or the teacher itself."""
     members = cfg.teacher.get("members") or {}

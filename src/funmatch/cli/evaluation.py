@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from funmatch import comparison, rules, trust
 from funmatch import report as page
@@ -40,10 +40,7 @@ def _ready(cfg: DictConfig) -> tuple[str, dict[str, float]]:
 
 def report(cfg: DictConfig) -> None:
     """Writes summary.csv, summary.md, report.html and its figures over runs."""
-    roots = [Path(r) for r in (cfg.runs if isinstance(cfg.runs, ListConfig) else [cfg.runs])]
-    for root in roots:
-        if not root.is_dir():
-            raise UserError(f"runs={root}: no such directory; give one that holds runs")
+    roots = opening.folders(cfg.runs)
     if not grouped(roots):
         raise UserError(f"runs={cfg.runs}: no runs there; make some with python src/train.py")
     out = Path(cfg.out) if cfg.out is not None else roots[0]

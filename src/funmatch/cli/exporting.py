@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 from funmatch import files, machine, rules, runs, schema
 from funmatch.cli import fitting, opening, parts, teaching
 from funmatch.data.source import Splits
-from funmatch.evaluation import EvaluationViews
+from funmatch.evaluation import EvaluationViews, evenly
 from funmatch.exports import card, deployed, int8, onnx, torch_export
 from funmatch.exports import weights as safetensors
-from funmatch.models import weights, zoo
+from funmatch.models import zoo
 from funmatch.models.network import Network
+from funmatch.models.programs import Program
 from funmatch.runs import Run
 from funmatch.schema import UserError
 from funmatch.stream import Source
@@ -46,9 +46,7 @@ def export(cfg: DictConfig) -> None:
     there.trainer.threads = cfg.trainer.threads
     fitting.prepare(there)
     data = parts.evaluation(there)
-    student = parts.blank(there.student if "student" in there else there.model)
-    weights.load(student.net, run.student)
-    student.eval()
+    student = parts.left(there, run).eval()
     out = Path(cfg.out) if cfg.out is not None else run.directory / "export" / cfg.format
     draft = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -71,10 +69,12 @@ def _written(
     calibration = _batches(data.train, student, cfg.calibration)
     try:
         kind.write(student, folder, deployed.said(student, classes), calibration)
-        file = next(path for path in folder.iterdir() if path.suffix != ".json")
         size = sum(path.stat().st_size for path in folder.iterdir())
-        net = parts.blank(_description(there)) if kind is safetensors else None
-        found = safetensors.load(folder, net) if net is not None else kind.load(folder)
+        found: nn.Module
+        if kind is safetensors:
+            found = safetensors.load(folder, parts.blank(schema.student(there)))
+        else:
+            found = Program(folder / kind.FILE)
     except ImportError as error:
         remedy = "pip install 'funmatch[export]'"
         raise UserError(f"format={cfg.format}: {error.name} is not there; {remedy}") from error
@@ -91,7 +91,7 @@ def _written(
             contenders["teacher"] = _teacher(there, place)
     facts = {
         "format": cfg.format,
-        "file": file.name,
+        "file": kind.FILE,
         **compared,
         "speed": _speed(contenders, cfg.seconds),
         "device": machine.processor() if place.type == "cpu" else torch.cuda.get_device_name(),
@@ -104,13 +104,9 @@ def _written(
     return facts
 
 
-def _description(there: DictConfig) -> DictConfig:
-    return there.student if "student" in there else there.model
-
-
 def _batches(source: Source, student: Network, most: int) -> Iterator[Tensor]:
     """Evaluation views of images of a source, evenly from all of it: float32 in [0, 255]."""
-    index = np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
+    index = evenly(source, most)
     views = EvaluationViews(source, student.resize, student.side)
     for start in range(0, len(index), _BATCH):
         yield torch.stack(list(views.images(index[start : start + _BATCH]))).float()
@@ -132,8 +128,7 @@ def _compared(
             f"format={cfg.format}: the file differs from the student by {difference:.2g} in its "
             f"logits, of at most {largest:.2g}; it is not kept"
         )
-    rows = np.linspace(0, len(source) - 1, len(own)).astype(np.int64)
-    label = source.labels(rows)
+    label = source.labels(evenly(source, cfg.images))
     return {
         "split": cfg.split,
         "images": len(own),
@@ -215,7 +210,7 @@ def _facts(
         "data": f"{there.data.name}: {schema.train_size(there):,} training images",
         "length": f"{result['steps']:,} steps of {there.batch_size} images",
         **({"teacher": f"{_called(there.teacher)}, fingerprint `{teacher}`"} if teacher else {}),
-        "student": f"{_called(_description(there))}, "
+        "student": f"{_called(schema.student(there))}, "
         f"{sum(p.numel() for p in student.net.parameters()):,} weights",
     }
     measured = {
@@ -224,7 +219,7 @@ def _facts(
         if name.endswith(("top1", "top5", "to_teacher")) and result.get(name) is not None
     }
     return card.Facts(
-        title=f"{_called(_description(there))} for {there.data.name}",
+        title=f"{_called(schema.student(there))} for {there.data.name}",
         kind=cfg.format,
         file=verification["file"],
         made=made,

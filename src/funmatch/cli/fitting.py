@@ -212,5 +212,5 @@ def _tags(cfg: DictConfig, run: Run) -> list[str]:
 
 def _description(cfg: DictConfig) -> str:
     """What is needed to build the student again, as JSON."""
-    student = cfg.student if "student" in cfg else cfg.model
-    return json.dumps(OmegaConf.to_container(student, resolve=True), indent=2) + "\n"
+    student = OmegaConf.to_container(schema.student(cfg), resolve=True)
+    return json.dumps(student, indent=2) + "\n"

@@ -1,6 +1,6 @@
 """A run that was left, opened again: its directory and its configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ def opened(
                 part[key] = value
     cfg.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
     return run, cfg
+
+
+def folders(given: str | Sequence[str]) -> list[Path]:
+    """The directories that `runs=` names.
+
+    Raises:
+        UserError: one is none.
+    """
+    found = [Path(each) for each in ([given] if isinstance(given, str) else given)]
+    for folder in found:
+        if not folder.is_dir():
+            raise UserError(f"runs={folder}: no such directory; give one that holds runs")
+    return found
 
 
 def _best(place: Path) -> Run:

@@ -27,6 +27,7 @@ from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import NAME, Teacher
 from funmatch.recipes import Recipe
+from funmatch.runs import Run
 from funmatch.schema import UserError
 from funmatch.stream import Brings, Source
 
@@ -49,6 +50,13 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
         told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
         say(f"trainer.micro_batch={piece}: {told}")
     return tuned(cfg, bare, role)
+
+
+def left(cfg: DictConfig, run: Run) -> Network:
+    """The student that a run has left."""
+    network = blank(schema.student(cfg))
+    weights.load(network.net, run.student)
+    return network
 
 
 def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:

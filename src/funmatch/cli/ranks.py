@@ -16,11 +16,10 @@ from omegaconf import DictConfig, ListConfig
 
 from funmatch import files, machine, resolvers, runs, schema
 from funmatch.cli import app
-from funmatch.interruption import CTRL_C, REQUEUE, WISH, Interrupted
+from funmatch.interruption import CTRL_C, LEFT, WISH, Interrupted
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
-_LEFT = {REQUEUE, CTRL_C}
 _GRACE = 5.0  # seconds in which the others end when a rank has failed, or are told that it has left
 _PATIENCE = 60.0  # seconds in which they leave then
 _LOOK = 0.1  # seconds between two looks at the ranks
@@ -111,7 +110,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
     while any(process.poll() is None for process in started):
         now, codes = time.monotonic(), {process.returncode for process in started} - {None, 0}
         since = since or (now if codes else 0.0)
-        late, left = codes and now > since + _GRACE, bool(codes & _LEFT)
+        late, left = codes and now > since + _GRACE, bool(codes & LEFT)
         if (WISH.code or (left and late)) and not asked:  # a rank may have heard it alone
             asked = True
             number = signal.SIGINT if CTRL_C in {WISH.code, *codes} else signal.SIGTERM

@@ -3,12 +3,12 @@
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from funmatch import machine, runs
-from funmatch.interruption import WISH, Interrupted
+from funmatch.cli import opening
+from funmatch.interruption import LEFT, WISH, Interrupted
 from funmatch.schema import UserError
 
 
@@ -19,9 +19,8 @@ def rerun(cfg: DictConfig) -> None:
         UserError: there is nothing of the kind, or one of them failed again.
         Interrupted: one of them was asked to stop.
     """
-    if not Path(cfg.runs).is_dir():
-        raise UserError(f"runs={cfg.runs}: no such directory; give one that holds runs")
-    failed = [row for row in runs.collect([Path(cfg.runs)]) if row["status"] == "failed"]
+    rows = runs.collect(opening.folders(cfg.runs))
+    failed = [row for row in rows if row["status"] == "failed"]
     commands = {row["run"]: typed for row in failed if (typed := runs.command(row)) is not None}
     if not commands:
         print(f"{cfg.runs}: no run there has failed")
@@ -32,7 +31,7 @@ def rerun(cfg: DictConfig) -> None:
         with WISH.minded():  # it hears what the terminal sends, and leaves by itself
             command = [sys.executable, "-m", "funmatch", *typed]
             codes[name] = subprocess.run(command, env=machine.environment()).returncode
-        if codes[name] in (75, 130):
+        if codes[name] in LEFT:
             raise Interrupted(WISH.reason or "the run", codes[name])
     again = [name for name, code in codes.items() if code]
     if again:

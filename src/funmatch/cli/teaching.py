@@ -155,8 +155,7 @@ def measure(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
     """The fidelity of the student that a run has left, on one split."""
     fitting.prepare(cfg)
     source = parts.evaluation(cfg).part(split)
-    student = parts.blank(cfg.student if "student" in cfg else cfg.model)
-    weights.load(student.net, run.student)
+    student = parts.left(cfg, run)
     words = None
     if "teacher" in cfg:
         teacher = loaded_teacher(cfg)

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from funmatch.cli import parts
-from funmatch.evaluation import EvaluationViews
+from funmatch.evaluation import EvaluationViews, evenly
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.schema import UserError
@@ -42,7 +41,7 @@ def attempt(cfg: DictConfig, key: str, part: DictConfig, network: _Network, sour
     if "trial_images" not in part:
         return
     wanted = max(_FEW, part.trial_images)
-    index = np.arange(len(source))[:: max(1, len(source) // wanted)][:wanted]  # of all classes
+    index = evenly(source, wanted)
     views = EvaluationViews(source, network.resize, network.side)
     pixels = torch.stack(list(views.images(index[:_FEW]))).to(parts.device(cfg))
     _check(cfg, key, part, _said(key, network, pixels))

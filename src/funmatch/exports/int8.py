@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from funmatch.exports import onnx
 from funmatch.models.network import Network
-from funmatch.models.programs import Program
 
 FILE = "student.int8.onnx"
 
@@ -58,8 +57,3 @@ def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[
     )
     for path in (full, prepared):
         path.unlink()
-
-
-def load(folder: Path) -> nn.Module:
-    """Maps pixels [B, channels, S, S] in [0, 255] to logits [B, C]."""
-    return Program(folder / FILE)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from funmatch.exports import deployed, torch_export
 from funmatch.models.network import Network
-from funmatch.models.programs import META, Program
+from funmatch.models.programs import META
 
 FILE = "student.onnx"
 
@@ -34,8 +34,3 @@ def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[
     assert found is not None
     found.model.metadata_props[META] = json.dumps(said)
     found.save(folder / FILE, external_data=False)
-
-
-def load(folder: Path) -> nn.Module:
-    """Maps pixels [B, channels, S, S] in [0, 255] to logits [B, C]."""
-    return Program(folder / FILE)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from funmatch.exports import deployed
 from funmatch.models.network import Network
-from funmatch.models.programs import META, Program
+from funmatch.models.programs import META
 
 FILE = "student.pt2"
 
@@ -26,8 +26,3 @@ def program(network: Network) -> ExportedProgram:
 def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[Tensor]) -> None:
     """Writes student.pt2."""
     torch.export.save(program(network), folder / FILE, extra_files={META: json.dumps(said)})
-
-
-def load(folder: Path) -> nn.Module:
-    """Maps pixels [B, channels, S, S] in [0, 255] to logits [B, C]."""
-    return Program(folder / FILE)

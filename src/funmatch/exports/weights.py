@@ -10,10 +10,11 @@ from typing import Any
 
 import safetensors.torch
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
 from funmatch import files
-from funmatch.models import zoo
+from funmatch.exports.deployed import Deployed
+from funmatch.models import weights, zoo
 from funmatch.models.network import Network
 
 FILE = "model.safetensors"
@@ -50,29 +51,16 @@ def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[
     files.write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def load(folder: Path, network: Network) -> nn.Module:
+def load(folder: Path, network: Network) -> Deployed:
     """Maps pixels [B, channels, S, S] in [0, 255] to logits [B, C].
 
     Args:
         folder: that was written.
-        network: like the student; its normalisation, and its structure where timm does not know it.
+        network: like the student, with weights of its own, which are replaced; the whole of its net
+            where timm knows it.
     """
-    state = safetensors.torch.load_file(folder / FILE)
     if (folder / CONFIG).exists():
-        net: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        network.net = timm.create_model(f"local-dir:{folder}", pretrained=True)
     else:
-        net = network.net
-        net.load_state_dict(state)
-    twin = Network(
-        net, mean=network.mean, std=network.std, side=network.side, resize=network.resize
-    )
-    return _Logits(twin).eval()
-
-
-class _Logits(nn.Module):
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self._network = network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self._network(pixels).logits
+        weights.load(network.net, folder / FILE)
+    return Deployed(network)
