@@ -8,7 +8,7 @@ PARALLEL := -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
-.PHONY: docs rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
+.PHONY: docs dashboard rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ test-faults: setup  ## inject every fault that a run must survive, at length; en
 
 test-slurm: setup  ## run, preempt and requeue jobs on a SLURM of its own (needs root, slurm-wlm and munge)
 	$(RUN) -m pytest -m slurm -rs $(ARGS)
+
+dashboard: setup  ## save a view of the runs in W&B: make dashboard ARGS="name=demo"
+	$(RUN) src/dashboard.py $(ARGS)
 
 rerun-failed: setup  ## run again what failed in a sweep: make rerun-failed SWEEP=logs/demo
 	$(RUN) src/rerun.py runs=$(SWEEP)

@@ -51,6 +51,11 @@ def report() -> None:
     app.launch("report", evaluation.report)
 
 
+def dashboard() -> None:
+    """Saves a view of the runs in W&B."""
+    app.launch("dashboard", evaluation.dashboard)
+
+
 def rerun() -> None:
     """Runs again what failed in a sweep."""
     app.launch("rerun", rerunning.rerun)
@@ -72,6 +77,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "dashboard": dashboard,
     "rerun": rerun,
     "benchmark": benchmark,
 }
@@ -81,7 +87,7 @@ def main() -> None:
     """`funmatch COMMAND [key=value ...]`."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in COMMANDS:
-        lines = [f"  {command:9} {task.__doc__}" for command, task in COMMANDS.items()]
+        lines = [f"  {command:10} {task.__doc__}" for command, task in COMMANDS.items()]
         print("usage: funmatch COMMAND [-m] [key=value ...]\n" + "\n".join(lines), file=sys.stderr)
         raise SystemExit(0 if name in ("-h", "--help") else 2)
     del sys.argv[1]

@@ -48,3 +48,20 @@ def report(cfg: DictConfig) -> None:
     comparison.show(groups)
     written = [path.name for path in page.write(out, groups)]
     print(f"{out}/summary.csv, summary.md, {', '.join(written)}")
+
+
+def dashboard(cfg: DictConfig) -> None:
+    """Saves a view of a W&B project, with the recipes side by side."""
+    try:
+        from funmatch.loggers import dashboard
+    except ImportError as error:
+        remedy = "pip install 'funmatch[dashboard]'"
+        raise UserError(f"dashboard: {error.name} is not there; {remedy}") from error
+    from wandb.errors import Error as WandbError
+
+    try:
+        address = dashboard.write(cfg.project, entity=cfg.entity, group=cfg.name, view=cfg.view)
+    except (WandbError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"dashboard: W&B said: {reason}; see WANDB_API_KEY in .env") from error
+    print(address)

@@ -72,20 +72,21 @@ def fit(
         trainer.strategy.barrier()  # rank 0 has written the best student
         weights.load(learner.student.net, run.student)
         trainer.test(learner, data, verbose=False)
+        measured = {k: float(v) for k, v in trainer.callback_metrics.items() if "test/" in k}
+        figures = {
+            "student_val_top1": best.score,
+            **{column(name): value for name, value in measured.items()},
+            **stopwatch.figures(),
+            "best_step": best.step,
+            "skipped_steps": learner.skipped,
+        }
         if runs.rank() == 0:
             files.write(run.answers, answers.table(learner.answered))
-            _tell(loggers, "conclude", run, classes)
-        measured = {k: float(v) for k, v in trainer.callback_metrics.items() if "test/" in k}
+            _tell(loggers, "conclude", run, classes, figures)
         failed = False
+        return figures
     finally:
         _tell(loggers, "close", failed=failed)
-    return {
-        "student_val_top1": best.score,
-        **{column(name): value for name, value in measured.items()},
-        **stopwatch.figures(),
-        "best_step": best.step,
-        "skipped_steps": learner.skipped,
-    }
 
 
 def _tell(loggers: list[Logger], what: str, *args: Any, **more: Any) -> None:

@@ -20,7 +20,7 @@ from wandb.errors import AuthenticationError, CommError
 from funmatch import files
 from funmatch.runs import Run
 
-_STEP = "trainer/global_step"  # by which Lightning's logger counts
+STEP = "trainer/global_step"  # by which Lightning's logger counts
 _ROWS = 10_000  # that a table in the browser bears
 _CLASSES = 60  # likewise, of a confusion matrix
 
@@ -48,13 +48,15 @@ class Wandb(WandbLogger):
         """Shows what the networks see in the first step."""
         if self._fresh and run.views.exists():
             picture = wandb.Image(str(run.views))
-            self._unless_lost(lambda: self.experiment.log({"views": picture, _STEP: 0}))
+            self._unless_lost(lambda: self.experiment.log({"views": picture, STEP: 0}))
 
-    def conclude(self, run: Run, classes: Sequence[str]) -> None:
-        """Shows the answers on test, and uploads the best student if that is asked for."""
-        self._unless_lost(lambda: self._conclude(run, classes))
+    def conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
+        """Shows figures and answers on test, and uploads the best student if that is asked for."""
+        self._unless_lost(lambda: self._conclude(run, classes, figures))
 
-    def _conclude(self, run: Run, classes: Sequence[str]) -> None:
+    def _conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
+        length = {key: run.result[key] for key in ("epochs", "steps")}
+        self.experiment.summary.update({**length, **figures})  # as in summary.csv
         with run.answers.open(newline="") as file:
             columns, *rows = csv.reader(file)
         shown: dict[str, Any] = {"test/answers": wandb.Table(columns=[*columns], data=rows[:_ROWS])}

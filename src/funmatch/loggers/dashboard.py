@@ -1,0 +1,117 @@
+"""A saved view of a W&B project: recipes side by side, patience, fidelity, what was seen."""
+
+import wandb
+import wandb_workspaces.reports.v2 as panels
+import wandb_workspaces.workspaces as workspaces
+from wandb_workspaces.reports.v2 import BarPlot, Config, LinePlot, ScatterPlot, SummaryMetric
+from wandb_workspaces.workspaces import Section, Workspace
+
+from funmatch.loggers.wandb import STEP
+
+_RECIPE = Config("recipe.name")
+_COLUMNS = ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher", "epochs")
+
+
+def write(project: str, *, entity: str | None, group: str | None, view: str | None) -> str:
+    """Saves the view; returns its address.
+
+    Args:
+        project: of the runs, in W&B.
+        entity: user or team; None: as the key or WANDB_ENTITY says.
+        group: of the runs that it shows at first; None: all.
+        view: the address of a saved view that is written over; None: a new one.
+
+    Raises:
+        wandb.errors.Error: W&B cannot be reached, or refuses the key.
+    """
+    if view is None:
+        place = entity or wandb.Api().default_entity
+        workspace = Workspace(entity=place, project=project)
+    else:
+        workspace = Workspace.from_url(view)
+    workspace.name = f"funmatch: {group or 'all runs'}"
+    workspace.sections = sections()
+    chosen = [workspaces.Metric("Group") == group] if group else []
+    columns = [f"summary:{column}" for column in _COLUMNS]
+    workspace.runset_settings = workspaces.RunsetSettings(filters=chosen, pinned_columns=columns)
+    return str(workspace.save().url)
+
+
+def sections() -> list[Section]:
+    """The panels, each over all runs that are shown."""
+    return [
+        Section(
+            name="Recipes",
+            is_open=True,
+            panels=[
+                _bars("Accuracy on test", "student_test_top1", "teacher_test_top1"),
+                _bars("Agreement with the teacher on test", "agreement_top1"),
+                _course("Accuracy on val", "val/student_top1", "val/teacher_top1"),
+                _course("Loss on training views", "train/loss"),
+            ],
+        ),
+        Section(
+            name="Patience",
+            is_open=True,
+            panels=[
+                _against_length("Accuracy against the length of training", "student_test_top1"),
+                _against_length("Agreement against the length of training", "agreement_top1"),
+                _against_length("Divergence against the length of training", "kl_to_teacher"),
+            ],
+        ),
+        Section(
+            name="Fidelity",
+            is_open=True,
+            panels=[
+                _course("Agreement on val", "val/agreement_top1"),
+                _course("Divergence from the teacher on val, nats", "val/kl_to_teacher"),
+                ScatterPlot(
+                    title="Accuracy against agreement, on test",
+                    x=SummaryMetric("agreement_top1"),
+                    y=SummaryMetric("student_test_top1"),
+                ),
+            ],
+        ),
+        Section(
+            name="What the networks saw, and said",
+            is_open=True,
+            panels=[
+                panels.MediaBrowser(title="Views of the first step", media_keys=["views"]),
+                panels.WeavePanelSummaryTable(table_name="test/answers"),
+            ],
+        ),
+        Section(
+            name="Time",
+            panels=[
+                _bars("Seconds of the networks", "teacher_seconds", "student_seconds"),
+                _bars("Images per second", "images_per_second"),
+            ],
+        ),
+    ]
+
+
+def _bars(title: str, *columns: str) -> BarPlot:
+    return BarPlot(
+        title=title,
+        metrics=list(columns),
+        groupby=_RECIPE,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+    )
+
+
+def _course(title: str, *metrics: str) -> LinePlot:
+    return LinePlot(
+        title=title,
+        x=STEP,
+        y=list(metrics),
+        title_x="steps",
+        groupby=_RECIPE,
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        max_runs_to_show=100,
+    )
+
+
+def _against_length(title: str, column: str) -> ScatterPlot:
+    return ScatterPlot(title=title, x=SummaryMetric("epochs"), y=SummaryMetric(column), log_x=True)

@@ -1,0 +1,146 @@
+"""The view in W&B: its panels show what runs log, and it is saved with W&B's own client."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import command
+from test_loggers import SHORT, records
+
+pytest.importorskip("wandb_workspaces")
+
+KEY = "0123456789" * 4
+VIEWER = {"id": "1", "username": "me", "entity": "team", "email": "", "flags": "{}", "teams": None}
+
+
+class Server(ThreadingHTTPServer):
+    """Says who is asking, and keeps the views that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.refuses, self.views = False, []  # type: ignore[var-annotated]
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path != "/graphql" or self.server.refuses:
+            return self.answer(401 if self.server.refuses else 200, {})
+        asked = json.loads(body)
+        if "allViews" in asked["query"]:
+            (view,) = self.server.views
+            edges = [{"node": {**view, "id": "Vm"}}]
+            return self.answer(200, {"data": {"project": {"allViews": {"edges": edges}}}})
+        if "upsertView" not in asked["query"]:
+            return self.answer(200, {"data": {"viewer": VIEWER}})
+        self.server.views.append(asked["variables"])
+        view = {"id": "Vm", "name": asked["variables"]["name"]}
+        return self.answer(200, {"data": {"upsertView": {"view": view, "inserted": True}}})
+
+    def answer(self, code: int, content: dict[str, Any]) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def shown(spec: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Metrics in the course of runs, and figures of runs, that a view's panels name."""
+    course, figures = set(), {each for each in spec_columns(spec)}
+    for section in spec["section"]["panelBankConfig"]["sections"]:
+        assert section["panels"]
+        for panel in section["panels"]:
+            found = panel["config"]
+            if panel["viewType"] == "Run History Line Plot":
+                course |= {found["xAxis"], *found["metrics"]}
+            elif panel["viewType"] == "Bar Chart":
+                figures |= {*found["metrics"]}
+            elif panel["viewType"] == "Scatter Plot":
+                figures |= {found[axis].removeprefix("summary:") for axis in ("xAxis", "yAxis")}
+            elif panel["viewType"] == "Media Browser":
+                course |= {*found["mediaKeys"]}
+            else:
+                table = re.search(r'"(test/[^"]*)"', json.dumps(found))
+                assert table
+                course.add(table[1])
+    return course, figures
+
+
+def spec_columns(spec: dict[str, Any]) -> list[str]:
+    (runs,) = spec["section"]["runSets"]
+    columns = runs["runFeed"]["columnOrder"]
+    return [each.removeprefix("summary:") for each in columns if each.startswith("summary:")]
+
+
+def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
+    arguments = (*SHORT, "name=seen", "trainer.log_every=2")
+    assert command("train", *arguments, cwd=workplace).returncode == 0
+    (file,) = (workplace / "logs" / "seen").glob("*/wandb/offline-run-*/*.wandb")
+    kept = records(file)
+    logged = {i.key or i.nested_key[0] for r in kept for i in r.history.item}
+    summed = {i.key or i.nested_key[0] for r in kept for i in r.summary.update}
+    (run,) = [r.run for r in kept if r.HasField("run")]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+
+    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
+    done = command("dashboard", "name=seen", cwd=workplace, **given)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(rf"{server.address}/team/funmatch\?nw=\w+\n", done.stdout)
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"]) == ("team", "funmatch")
+    assert view["displayName"] == "funmatch: seen"
+    spec = json.loads(view["spec"])
+    course, figures = shown(spec)
+    assert course <= logged, course - logged
+    assert figures <= summed, figures - summed
+    assert len(course) >= 8
+    assert len(figures) >= 8
+    grouped = set(re.findall(r'"groupBy": "([^"]*)"', json.dumps(spec)))
+    assert grouped == {"recipe.value.name"}
+    assert config["recipe"]["name"] == "function_matching"
+    assert '"seen"' in json.dumps(spec["section"]["runSets"])  # the group
+
+    again = command("dashboard", f"view='{done.stdout.strip()}'", cwd=workplace, **given)
+    assert (again.returncode, again.stderr, again.stdout) == (0, "", done.stdout)
+    second = server.views[1]
+    assert (second["id"], second["displayName"]) == ("Vm", "funmatch: all runs")
+    assert shown(json.loads(second["spec"])) == (course, figures)
+
+
+def test_a_key_that_is_missing_or_refused_is_told_in_a_line(
+    workplace: Path, server: Server
+) -> None:
+    done = command("dashboard", cwd=workplace)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: dashboard: W&B said: No API key .*WANDB_API_KEY.*\n", done.stderr)
+    server.refuses = True
+    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
+    done = command("dashboard", cwd=workplace, **given)
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: dashboard: W&B said: .*WANDB_API_KEY.*\n", done.stderr)
+    assert KEY not in done.stderr
