@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -23,11 +22,15 @@ _NOTE = (
     "teacher and their agreement are fractions; KL to the teacher is in nats."
 )
 
+_RECIPE = 17  # columns of the terminal, for function_matching
+_LEAST = 80  # that the table takes, with longer names in several lines
+
 
 def show(groups: Sequence[Group]) -> None:
     """Prints the table that ends a sweep."""
     console = Console()
-    Console(width=None if console.is_terminal else 120).print(_table(groups))
+    console.width = max(console.width, _LEAST if console.is_terminal else 120)
+    console.print(_table(groups))
     if line := _best(groups):
         print(line)
 
@@ -44,17 +47,27 @@ def _best(groups: Sequence[Group]) -> str:
 
 
 def _table(groups: Sequence[Group]) -> Table:
-    table = Table(title="on test, mean ± standard deviation over seeds", box=SIMPLE_HEAD)
+    table = Table(
+        title="on test, mean ± standard deviation over seeds",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="underline",
+    )
     for title in HEAD:
         left = title in ("recipe", "seeds")
         fold = title == "recipe"  # numbers are never cut
         table.add_column(
-            title, justify="left" if left else "right", no_wrap=not fold, overflow="fold"
+            title,
+            justify="left" if left else "right",
+            no_wrap=not fold,
+            overflow="fold",
+            min_width=_RECIPE if fold else None,
         )
     before = None
     for g in groups:
         if before not in (None, g.epochs):
-            table.add_section()
+            table.add_row()
         before = g.epochs
         table.add_row(*cells(g))
     return table
