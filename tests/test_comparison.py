@@ -64,7 +64,7 @@ def test_the_recipes_stand_in_the_order_of_the_paper(leave, tmp_path: Path) -> N
 def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Path) -> None:
     leave("seed=0", student_test_top1=0.9, agreement_top1=0.8)
     leave("seed=1", status="failed", error="RuntimeError: boom")
-    comparison.write(tmp_path, [tmp_path])
+    comparison.write(tmp_path, grouped([tmp_path]))
     rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
     assert list(rows[0]) == list(runs.COLUMNS)
     assert [row["status"] for row in rows] == ["completed", "failed"]
@@ -79,10 +79,10 @@ def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Pat
 def test_the_figure_has_a_panel_for_patience_where_budgets_differ(leave, tmp_path: Path) -> None:
     figures = {"student_test_top1": 0.9, "agreement_top1": 0.8, "teacher_test_top1": 0.95}
     leave("epochs=100", **figures)
-    comparison.write(tmp_path, [tmp_path])
+    comparison.write(tmp_path, grouped([tmp_path]))
     narrow = image.imread(tmp_path / "comparison.png").shape
     leave("epochs=300", **figures)
-    comparison.write(tmp_path, [tmp_path])
+    comparison.write(tmp_path, grouped([tmp_path]))
     wide = image.imread(tmp_path / "comparison.png").shape
     assert wide[1] > 1.3 * narrow[1]
 
@@ -119,5 +119,7 @@ def test_numbers_are_sorted_as_numbers(leave, tmp_path: Path) -> None:
         leave(f"objective.temperature={temperature}", student_test_top1=0.9)
     variants = [g.variant for g in grouped([tmp_path])]
     assert variants == ["temperature=1", "temperature=2", "temperature=10"]
-    comparison.write(tmp_path, [tmp_path])  # without a teacher there is no panel of agreement
+    comparison.write(
+        tmp_path, grouped([tmp_path])
+    )  # without a teacher there is no panel of agreement
     assert (tmp_path / "comparison.png").exists()

@@ -71,7 +71,7 @@ def server() -> Iterator[Server]:
 
 def shown(spec: dict[str, Any]) -> tuple[set[str], set[str]]:
     """Metrics in the course of runs, and figures of runs, that a view's panels name."""
-    course, figures = set(), {each for each in spec_columns(spec)}
+    course, figures = set(), set(spec_columns(spec))
     for section in spec["section"]["panelBankConfig"]["sections"]:
         assert section["panels"]
         for panel in section["panels"]:

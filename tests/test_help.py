@@ -1,6 +1,7 @@
 """Finding one's way: help, completion, near misses, and running again what failed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -52,6 +53,41 @@ def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
             text=True,
         )
         assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_a_reader_who_has_gone_is_told_apart_from_a_worker(workplace: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "src/train.py"), *QUICK, "dry_run=true"],
+        cwd=workplace,
+        env=environment(workplace),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the output: its reader has gone; the same command goes")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_configuration_is_shown_once_in_a_command(workplace: Path) -> None:
+    given = ("-m", *QUICK, "steps=2", "schedule.warmup_steps=1", "seed=0,1", "name=shown")
+    done = command("train", *given, "optimizer.lr=0.003", cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines = done.stdout.splitlines()
+    assert re.fullmatch(r"\[1/2\] logs/shown/function_matching-s0-\w+", first)
+    branches = {line.split()[1]: line for line in lines if line.startswith(("├", "└"))}
+    for group in ("recipe=function_matching", "data=digits", "student=digits", "targets=live"):
+        assert group in branches
+    assert "optimizer=adam" in branches
+    assert branches["optimizer=adam"].endswith("lr=0.003 wd=0.0001")
+    assert "dry_run=false" in done.stdout
+    assert "_target_" not in done.stdout
+    assert done.stdout.count("optimizer=adam") == 1
+    again = command("train", *given, "optimizer.lr=0.003", cwd=workplace)
+    assert "optimizer=adam" not in again.stdout  # nothing is trained
 
 
 @pytest.mark.fault(16)

@@ -133,7 +133,7 @@ def test_two_ranks_leave_before_their_time_is_over_and_come_back(
     train(tree, "name=two-calm", *settings, "trainer.devices=2")
     job = submit(
         *(slurm, tree, "slurm-train", "name=two", *settings, *SLOW),
-        **{"SLURM_RANKS": "2", "SLURM_TIME": "1", "SLURM_OPTIONS": "--signal=B:USR1@35"},
+        **{"SLURM_RANKS": "2", "SLURM_TIME": "2", "SLURM_OPTIONS": "--signal=B:USR1@80"},
     )
     ended = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", patience=600)
     said = (tree / f"logs/slurm/{job}.out").read_text()

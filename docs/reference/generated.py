@@ -11,7 +11,17 @@ from mkdocs.structure.files import File, Files
 from funmatch import schema
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-COMMANDS = ("train", "finetune", "cohort", "evaluate", "report", "export", "dashboard", "rerun", "benchmark")
+COMMANDS = (
+    "train",
+    "finetune",
+    "cohort",
+    "evaluate",
+    "report",
+    "export",
+    "dashboard",
+    "rerun",
+    "benchmark",
+)
 _ENTRY = re.compile(r"^(\w+): ?([^#]*?)(?:\s+# (.*))?$")
 
 

@@ -92,14 +92,26 @@ def markdown(groups: Sequence[Group]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write(directory: Path, roots: Sequence[Path]) -> list[Group]:
-    """Writes summary.csv, summary.md and comparison.png of all runs below some directories."""
-    groups = grouped(roots)
-    files.write(directory / "summary.csv", runs.table(row for g in groups for row in g.rows))
-    files.write(directory / "summary.md", markdown(groups))
-    drawn = figures.comparison(groups)
-    if drawn is None:
-        (directory / "comparison.png").unlink(missing_ok=True)
-    else:
-        files.write(directory / "comparison.png", drawn)
-    return groups
+def conclude(directory: Path) -> None:
+    """Ends a command: writes and prints what the runs of a directory have come to."""
+    groups = grouped([directory])
+    write(directory, groups)
+    show(groups)
+    print(f"{directory}/summary.csv, summary.md, comparison.png")
+
+
+def tables(directory: Path, groups: Sequence[Group]) -> list[Path]:
+    """Writes summary.csv and summary.md; what was written."""
+    found = {
+        "summary.csv": runs.table(row for g in groups for row in g.rows),
+        "summary.md": markdown(groups),
+    }
+    for name, text in found.items():
+        files.write(directory / name, text)
+    return [directory / name for name in found]
+
+
+def write(directory: Path, groups: Sequence[Group]) -> None:
+    """Writes summary.csv, summary.md and comparison.png."""
+    tables(directory, groups)
+    files.write_or_remove(directory / "comparison.png", figures.comparison(groups))

@@ -37,6 +37,14 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
         os.close(folder)
 
 
+def write_or_remove(path: Path, content: bytes | None) -> None:
+    """Writes a file, or removes one that is there where there is nothing to write."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        write(path, content)
+
+
 def lock(path: Path, *, wait: bool) -> FileLock:
     """A lock between processes, released when its holder ends, however it ends.
 

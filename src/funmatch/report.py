@@ -76,16 +76,15 @@ _FIGURES = {
 
 
 def write(directory: Path, groups: Sequence[Group]) -> list[Path]:
-    """Writes report.html, and its figures beside it; what was written."""
-    written, sections = [], [_section("results", "Results", _results(groups))]
+    """Writes report.html, with its figures and tables beside it; what was written."""
+    drawn, sections = [], [_section("results", "Results", _results(groups))]
     for name, (draw, title, caption) in _FIGURES.items():
         path = directory / f"{name}.png"
         picture = draw(groups)
+        files.write_or_remove(path, picture)
         if picture is None:
-            path.unlink(missing_ok=True)
             continue
-        files.write(path, picture)
-        written.append(path)
+        drawn.append(path)
         sections.append(_section(name, title, _figure(picture, f"{title}. {caption}", caption)))
     sections += [
         _section("views", "What the networks saw", "\n".join(_views(groups))),
@@ -94,7 +93,7 @@ def write(directory: Path, groups: Sequence[Group]) -> list[Path]:
     ]
     page = directory / "report.html"
     files.write(page, _page([text for text in sections if text]))
-    return [page, *written]
+    return [*comparison.tables(directory, groups), page, *drawn]
 
 
 def _page(sections: Sequence[str]) -> str:

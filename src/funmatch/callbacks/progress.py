@@ -1,5 +1,7 @@
 """A progress bar with the time left, and nothing in logs that are not a terminal."""
 
+import time
+from functools import partial
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -12,21 +14,26 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+
+from funmatch.callbacks.stopwatch import Stopwatch
+
+_PAUSE = 0.5  # seconds between two drawings
 
 
 class StepsLeft(Callback):
-    """One line per run: steps done, speed, time left, loss and validation accuracy.
+    """One line per run: steps done, time left, speed, loss and accuracy, where the time goes.
 
     Args:
         label: of the run.
         total: steps of the run.
         bars: where the line is drawn, with those of the runs that take turns with this one.
-        every: steps between two updates.
+        stopwatch: of the run, called before this.
     """
 
-    def __init__(self, label: str, total: int, bars: Progress, every: int = 20) -> None:
-        self._label, self._total, self._bars, self._every = label, total, bars, every
-        self._task = TaskID(-1)
+    def __init__(self, label: str, total: int, bars: Progress, stopwatch: Stopwatch) -> None:
+        self._label, self._total, self._bars = label, total, bars
+        self._stopwatch, self._drawn, self._task = stopwatch, 0.0, TaskID(-1)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         done = trainer.global_step
@@ -35,14 +42,18 @@ class StepsLeft(Callback):
             self._bars.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if trainer.global_step % self._every == 0:
-            metrics = trainer.callback_metrics
-            names = {"loss": "train/loss", "val": "val/student_top1"}
-            figures = [f"{n} {float(metrics[k]):.3f}" for n, k in names.items() if k in metrics]
-            (speed,) = (task.speed for task in self._bars.tasks if task.id == self._task)
-            if speed:
-                figures.insert(0, f"{speed:.0f}/s")
-            self._bars.update(self._task, completed=trainer.global_step, figures=" ".join(figures))
+        now = time.monotonic()
+        if self._bars.disable or now < self._drawn + _PAUSE:
+            return
+        self._drawn = now
+        metrics = trainer.callback_metrics
+        names = {"loss": "train/loss", "val": "val/student_top1"}
+        figures = [f"{n} {float(metrics[k]):.3f}" for n, k in names.items() if k in metrics]
+        (speed,) = (task.speed for task in self._bars.tasks if task.id == self._task)
+        if speed:
+            figures.insert(0, f"{speed * self._stopwatch.batch_size:,.0f} img/s")
+        figures += [f"{part} {share:.0%}" for part, share in self._stopwatch.shares().items()]
+        self._bars.update(self._task, completed=trainer.global_step, figures=" ".join(figures))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._end()
@@ -60,13 +71,13 @@ class StepsLeft(Callback):
 def bars() -> Progress:
     """Where runs that take turns draw their lines."""
     console = Console()
+    whole = partial(Column, no_wrap=True)  # where there is no room, figures take a second line
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left {task.fields[figures]}"),
-        expand=True,
+        BarColumn(bar_width=console.width // 7, table_column=whole()),
+        MofNCompleteColumn(table_column=whole()),
+        TimeRemainingColumn(compact=True, table_column=whole()),
+        TextColumn("left {task.fields[figures]}", table_column=Column()),
         console=console,
         transient=True,
         disable=not console.is_terminal,

@@ -17,7 +17,7 @@ class Stopwatch(Callback):
     """
 
     def __init__(self, batch_size: int, teacher: Clock | None = None) -> None:
-        self._batch_size, self._teacher = batch_size, teacher or Clock()
+        self.batch_size, self._teacher = batch_size, teacher or Clock()
         self._images, self._loop, self._steps = 0, 0.0, 0.0
         self._last = self._begin = 0.0
         self._start, self._before = time.perf_counter(), 0.0
@@ -32,7 +32,7 @@ class Stopwatch(Callback):
         now = time.perf_counter()
         self._steps += now - self._begin
         self._loop += now - self._last
-        self._images += self._batch_size
+        self._images += self.batch_size
         self._last = now
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -47,6 +47,12 @@ class Stopwatch(Callback):
             "student_seconds": max(self._steps - teacher, 0.0),
             "wall_seconds": self._wall(),
         }
+
+    def shares(self) -> dict[str, float]:
+        """How the time of the loop was shared: the networks, and the wait for data."""
+        teacher, loop = self._teacher.seconds, max(self._loop, 1e-9)
+        shares = {"student": max(self._steps - teacher, 0.0) / loop, "data": 1 - self._steps / loop}
+        return {"teacher": teacher / loop, **shares} if teacher else shares
 
     def _wall(self) -> float:
         return self._before + time.perf_counter() - self._start

@@ -206,6 +206,8 @@ def explain(error: Exception, config_name: str) -> str:
             return told
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
+    if isinstance(error, BrokenPipeError) and _unread():
+        return "the output: its reader has gone; the same command goes on, with > FILE for instance"
     if isinstance(error, EOFError | ConnectionError) or text.startswith("DataLoader "):
         # The latter is what torch says if it notices before the pipe of a dead worker breaks.
         text = text if text.startswith("DataLoader ") else f"a worker has ended ({text})"
@@ -222,6 +224,16 @@ def explain(error: Exception, config_name: str) -> str:
     return " ".join(
         f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
     )
+
+
+def _unread() -> bool:
+    """Whether nobody reads what is printed; it is let go then, lest Python complain at the end."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _advice(name: str, options: Sequence[str]) -> str:

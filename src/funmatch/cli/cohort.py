@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch import comparison, rules, schema
-from funmatch.cli import app, session
+from funmatch.cli import app, session, tree
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
@@ -35,6 +35,9 @@ def launch() -> None:
             app.say(UserError(f"sweep={settings.runtime.choices.sweep}: {told}"), "train")
             raise SystemExit(1)  # or each trial would say so
         rules.check(cfg)
+        if not jobs and not cfg.dry_run:
+            title = f"{schema.run_directory(cfg)}, the first of the cohort"
+            tree.show(cfg, title, settings.runtime.choices)
         jobs[schema.run_directory(cfg)] = cfg
 
     app.launch("train", collect, lambda: _teach(jobs))
@@ -54,8 +57,7 @@ def _teach(jobs: dict[Path, DictConfig]) -> None:
         for group in _groups(jobs.values()):
             failed |= _teach_together(group)
     for directory in dict.fromkeys(path.parent for path in jobs):
-        comparison.show(comparison.write(directory, [directory]))
-        print(f"{directory}/summary.csv, summary.md, comparison.png")
+        comparison.conclude(directory)
     if failed:
         raise SystemExit(1)
 

@@ -41,13 +41,12 @@ def _ready(cfg: DictConfig) -> tuple[str, dict[str, float]]:
 def report(cfg: DictConfig) -> None:
     """Writes summary.csv, summary.md, report.html and its figures over runs."""
     roots = opening.folders(cfg.runs)
-    if not grouped(roots):
+    groups = grouped(roots)
+    if not groups:
         raise UserError(f"runs={cfg.runs}: no runs there; make some with python src/train.py")
     out = Path(cfg.out) if cfg.out is not None else roots[0]
-    groups = comparison.write(out, roots)
     comparison.show(groups)
-    written = [path.name for path in page.write(out, groups)]
-    print(f"{out}/summary.csv, summary.md, {', '.join(written)}")
+    print(f"{out}/{', '.join(path.name for path in page.write(out, groups))}")
 
 
 def dashboard(cfg: DictConfig) -> None:

@@ -55,7 +55,8 @@ def fit(
         validate_every=cfg.validate_every,
         total=steps,
     )
-    bar = StepsLeft(run.directory.name.removeprefix(f"{cfg.recipe.name}-"), steps, bars)
+    label = run.directory.name.removeprefix(f"{cfg.recipe.name}-")
+    bar = StepsLeft(label, steps, bars, stopwatch)
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     state = _beginning(cfg, run)
     loggers: list[Logger] = []

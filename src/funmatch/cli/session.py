@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch import comparison, files, origins, rules, runs, schema
-from funmatch.cli import app
+from funmatch.cli import app, tree
+from funmatch.groups import grouped
 from funmatch.runs import Run
 from funmatch.schema import UserError
 
@@ -20,8 +21,10 @@ Teach = Callable[[DictConfig, Run], dict[str, Any]]
 def launch(config_name: str, teach: Teach) -> None:
     """A command that makes runs: one, or one for each job of a sweep, and the table over them."""
     directories: dict[Path, None] = {}  # in order, each once
+    shown = False
 
     def task(cfg: DictConfig) -> float | None:
+        nonlocal shown
         rules.check(cfg)  # again: a search draws values that the door has not seen
         run = Run(schema.run_directory(cfg))
         if cfg.dry_run:
@@ -40,13 +43,19 @@ def launch(config_name: str, teach: Teach) -> None:
         known = _known(cfg, run)
         if cfg.get("save_as") is not None:
             _refuse_to_replace(_saved_as(cfg), run)
-        print(f"{place}{run.directory}", flush=True)
+        title = f"{place}{run.directory}"
+        if known or shown:
+            print(title, flush=True)
+        else:
+            tree.show(cfg, title, HydraConfig.get().runtime.choices)
+            shown = True
         try:
             row = complete(cfg, teach)
         finally:
             with suppress(OSError):  # of a full disk, say: the run comes first
                 if not known:
-                    comparison.write(run.directory.parent, [run.directory.parent])
+                    directory = run.directory.parent
+                    comparison.write(directory, grouped([directory]))
         print(f"  {outcome(row)}{' (finished before; resume=never repeats it)' if known else ''}")
         if cfg.get("save_as") is not None:
             print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
@@ -55,8 +64,7 @@ def launch(config_name: str, teach: Teach) -> None:
 
     def finish() -> None:
         for directory in directories:
-            comparison.show(comparison.write(directory, [directory]))
-            print(f"{directory}/summary.csv, summary.md, comparison.png")
+            comparison.conclude(directory)
 
     app.launch(config_name, task, finish)
 

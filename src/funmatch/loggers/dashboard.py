@@ -1,10 +1,16 @@
 """A saved view of a W&B project: recipes side by side, patience, fidelity, what was seen."""
 
 import wandb
-import wandb_workspaces.reports.v2 as panels
-import wandb_workspaces.workspaces as workspaces
-from wandb_workspaces.reports.v2 import BarPlot, Config, LinePlot, ScatterPlot, SummaryMetric
-from wandb_workspaces.workspaces import Section, Workspace
+from wandb_workspaces.reports.v2.interface import (
+    BarPlot,
+    Config,
+    LinePlot,
+    MediaBrowser,
+    ScatterPlot,
+    SummaryMetric,
+    WeavePanelSummaryTable,
+)
+from wandb_workspaces.workspaces import Metric, RunsetSettings, Section, Workspace
 
 from funmatch.loggers.wandb import STEP
 
@@ -26,15 +32,16 @@ def write(project: str, *, entity: str | None, group: str | None, view: str | No
     """
     if view is None:
         place = entity or wandb.Api().default_entity
-        workspace = Workspace(entity=place, project=project)
+        workspace = Workspace(entity=str(place), project=project)
     else:
         workspace = Workspace.from_url(view)
     workspace.name = f"funmatch: {group or 'all runs'}"
     workspace.sections = sections()
-    chosen = [workspaces.Metric("Group") == group] if group else []
+    chosen = [Metric("Group") == group] if group else []
     columns = [f"summary:{column}" for column in _COLUMNS]
-    workspace.runset_settings = workspaces.RunsetSettings(filters=chosen, pinned_columns=columns)
-    return str(workspace.save().url)
+    workspace.runset_settings = RunsetSettings(filters=chosen, pinned_columns=columns)
+    workspace.save()  # type: ignore[no-untyped-call]
+    return str(workspace.url)
 
 
 def sections() -> list[Section]:
@@ -76,8 +83,8 @@ def sections() -> list[Section]:
             name="What the networks saw, and said",
             is_open=True,
             panels=[
-                panels.MediaBrowser(title="Views of the first step", media_keys=["views"]),
-                panels.WeavePanelSummaryTable(table_name="test/answers"),
+                MediaBrowser(title="Views of the first step", media_keys=["views"]),
+                WeavePanelSummaryTable(table_name="test/answers"),
             ],
         ),
         Section(
