@@ -59,7 +59,7 @@ coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
 		$(foreach module,losses mixing schedules optimizers ensembles geometry render models.bit,--cov=funmatch.$(module))
 
-slurm-train:  ## submit a run to SLURM: make slurm-train ARGS="data=pets epochs=1000"
+slurm-train:  ## submit a run to SLURM: make slurm-train ARGS="data=pets teacher=bit_r152x2 student=bit_r50"
 	@env -u RECIPES slurm/submit $(ARGS)
 
 slurm-sweep:  ## submit an array, one index for each recipe: make slurm-sweep RECIPES=a,b ARGS="seed=0,1"
@@ -75,7 +75,7 @@ bench: setup  ## measure speed and memory side by side; ARGS="figures=[overhead]
 docs: setup  ## build the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
-check: setup  ## format, lint, types, floors, notebooks: what CI runs
+check: setup  ## format, lint, types, layers, notebooks
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy

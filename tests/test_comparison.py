@@ -10,6 +10,7 @@ import pytest
 from matplotlib import image
 
 from funmatch import comparison, runs, schema
+from funmatch.courses import course
 from funmatch.groups import grouped
 from funmatch.runs import Run
 
@@ -114,12 +115,32 @@ def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) 
     assert capsys.readouterr().err == f"skipped {broken}: damaged (JSONDecodeError)\n"
 
 
+def test_runs_that_differ_have_different_names(leave, tmp_path: Path) -> None:
+    for schedule in ("warmup_cosine", "warmup_quadratic"):
+        leave(f"schedule={schedule}", student_test_top1=0.9)
+    leave("schedule.warmup_steps=7", student_test_top1=0.9)
+    variants = {g.variant for g in grouped([tmp_path])}
+    assert len(variants) == 3
+    assert any("warmup_quadratic" in variant for variant in variants)
+    assert any("warmup_steps=7" in variant for variant in variants)
+
+
+def test_a_run_that_failed_early_does_not_shorten_the_others(leave, tmp_path: Path) -> None:
+    for seed, (last, status) in enumerate(((100, "completed"), (100, "completed"), (5, "failed"))):
+        found = leave(f"seed={seed}", student_test_top1=0.9, status=status)
+        lines = [f"{step},{step / 100}" for step in range(1, last + 1)]
+        (found / "metrics.csv").write_text("\n".join(["step,val/student_top1", *lines]))
+    (group,) = grouped([tmp_path])
+    epochs, values = course(group, "val/student_top1")
+    assert (values[0], values[-1]) == pytest.approx((0.01, 1.0))
+    assert epochs[-1] == pytest.approx(100 * group.epochs / group.rows[0]["steps"])
+
+
 def test_numbers_are_sorted_as_numbers(leave, tmp_path: Path) -> None:
     for temperature in (10, 2, 1):
         leave(f"objective.temperature={temperature}", student_test_top1=0.9)
     variants = [g.variant for g in grouped([tmp_path])]
     assert variants == ["temperature=1", "temperature=2", "temperature=10"]
-    comparison.write(
-        tmp_path, grouped([tmp_path])
-    )  # without a teacher there is no panel of agreement
+    # Without a teacher there is no panel of agreement.
+    comparison.write(tmp_path, grouped([tmp_path]))
     assert (tmp_path / "comparison.png").exists()

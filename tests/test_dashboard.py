@@ -125,7 +125,8 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
     assert config["recipe"]["name"] == "function_matching"
     assert '"seen"' in json.dumps(spec["section"]["runSets"])  # the group
 
-    again = command("dashboard", f"view='{done.stdout.strip()}'", cwd=workplace, **given)
+    name = done.stdout.strip().partition("nw=")[2]
+    again = command("dashboard", f"view={name}", cwd=workplace, **given)
     assert (again.returncode, again.stderr, again.stdout) == (0, "", done.stdout)
     second = server.views[1]
     assert (second["id"], second["displayName"]) == ("Vm", "funmatch: all runs")

@@ -207,6 +207,46 @@ def test_what_cannot_be_exported_is_said_in_a_line(home: Path) -> None:
         assert err.startswith(f"error: {told}"), err
 
 
+def test_nothing_of_others_is_removed(home: Path, tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "thesis.tex").write_text("years of work")
+    for kind, held in (("safetensors", "other files"), ("torch_export", "safetensors")):
+        code, _, err = command_here(
+            "export", "run=logs/batch", f"format={kind}", f"out={place}", cwd=home
+        )
+        told = f"error: out={place}: holds {held}; choose another folder, which is made\n"
+        assert (code, err) == (1, told)
+        if held == "other files":
+            assert (place / "thesis.tex").read_text() == "years of work"
+            (place / "thesis.tex").unlink()
+            exported(home, "batch", "safetensors", f"out={place}")
+    exported(home, "batch", "safetensors", f"out={place}")  # its own it does replace
+
+
+def test_an_export_that_was_killed_stands_in_nobodys_way(home: Path) -> None:
+    run = best(home, "batch")
+    left = run.directory / "export" / ".onnx.tmp" / "part"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    run.sweep_up()
+    exported(home, "batch", "onnx")
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("images=0", "images=0: give a whole number from 1"),
+        ("calibration=0", "calibration=0: give a whole number from 1"),
+        ("+data.rot=x", "data.rot=x: data=folder has no such key"),
+    ],
+)
+def test_wrong_values_of_an_export(home: Path, given: str, told: str) -> None:
+    code, _, err = command_here("export", "run=logs/batch", given, cwd=home)
+    assert (code, err) == (1, f"error: {told}\n")
+
+
 def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
     run, cfg = opening.opened(str(home / "logs" / "group"), "cpu")
     student = parts.left(cfg, run)

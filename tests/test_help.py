@@ -11,9 +11,10 @@ import pytest
 
 from commands import QUICK, ROOT, command, command_here, environment
 from faults import inject
+from funmatch import runs
 from funmatch.cli.command import COMMANDS
 
-HELPED = [name for name in COMMANDS if name not in ("benchmark", "cohort")]
+HELPED = [name for name in COMMANDS if name not in ("benchmark", "cohort", "submit")]
 
 
 @pytest.mark.parametrize("name", HELPED)
@@ -110,6 +111,34 @@ def test_near_misses_are_guessed(given: str, told: str, tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_what_was_typed_is_kept_as_it_was_typed(tmp_path: Path) -> None:
+    folder = tmp_path / ".hydra"
+    folder.mkdir()
+    row = {"directory": tmp_path, "recipe": "labels"}
+    (folder / "overrides.yaml").write_text("- save_as=t_${seed}\n- optimizer.lr=0.1\n")
+    assert runs.command(row) is None
+    source = "{hydra: {runtime: {config_sources: [{path: own, provider: command-line}]}}}"
+    (folder / "hydra.yaml").write_text(source)
+    typed = ["finetune", "--config-dir=own", "save_as=t_${seed}", "optimizer.lr=0.1"]
+    assert runs.command(row) == typed
+
+
+def test_a_run_of_a_stranger_is_not_run_again_with_more_than_values(workplace: Path) -> None:
+    cause = workplace / "stranger"
+    cause.touch()
+    fault = inject("FailWhile", path=str(cause))
+    given = (*QUICK, "steps=4", "schedule.warmup_steps=1", "name=stranger", *fault)
+    assert command("train", *given, cwd=workplace).returncode == 1
+    (typed,) = (workplace / "logs/stranger").glob("*/.hydra/overrides.yaml")
+    for word in ("--config-dir=evil", "+hydra.callbacks.evil._target_=os.system"):
+        typed.write_text(f"- {word}\n")
+        done = command("rerun", "runs=logs/stranger", cwd=workplace)
+        assert done.returncode == 1
+        assert f"funmatch train {word}\n" in done.stdout
+        told = "error: runs=logs/stranger: 1 not run again: logs/stranger/function_matching-s0-"
+        assert done.stderr.startswith(told)
+
+
 def test_what_failed_is_run_again_when_its_cause_is_mended(workplace: Path) -> None:
     cause = workplace / "cause"
     cause.touch()
@@ -118,7 +147,7 @@ def test_what_failed_is_run_again_when_its_cause_is_mended(workplace: Path) -> N
     assert command("train", *given, cwd=workplace).returncode == 1
     done = command("rerun", "runs=logs/mended", cwd=workplace)
     assert done.returncode == 1
-    told = "error: runs=logs/mended: 2 of 2 failed again: function_matching-s0-"
+    told = "error: runs=logs/mended: 2 of 2 failed again: logs/mended/function_matching-s0-"
     assert told in done.stderr
     cause.unlink()
     done = command("rerun", "runs=logs/mended", cwd=workplace)

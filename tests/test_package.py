@@ -23,6 +23,7 @@ def test_the_wheel_holds_package_and_configurations(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"funmatch/conf/{path.relative_to(ROOT / 'conf')}" in names
+    assert {"funmatch/slurm/submit", "funmatch/slurm/job.sbatch"} <= names
     for path in (ROOT / "src" / "funmatch").rglob("*.py"):
         assert str(path.relative_to(ROOT / "src")) in names
     assert "train.py" not in names  # the entries stay out

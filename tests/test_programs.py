@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.export import Dim
 
 import small
 from commands import command_here
+from funmatch import schema
 from funmatch.models.callables import call
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
@@ -163,6 +166,47 @@ def test_foreign_code_in_a_program_is_not_run(written: Path, tmp_path: Path, pla
     with pytest.raises(ValueError, match=r"refused|damaged"):
         Program(path)
     assert not mark.exists()
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize(
+    "name", ["DATA/constants/opaque_obj_0", "data/aotinductor/model/x.so", "data/weights/x.py"]
+)
+def test_a_program_holds_nothing_but_a_graph_and_tensors(
+    written: Path, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "more.pt2"
+    shutil.copy(written / "any.pt2", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", b"x")
+    with pytest.raises(ValueError, match=f"refused, it holds other things than tensors .{name}"):
+        Program(path)
+
+
+def test_weights_beside_an_onnx_file_are_part_of_it(
+    tmp_path: Path, compose: Callable[..., DictConfig]
+) -> None:
+    """The run and its teacher's fingerprint are others when only the weights are."""
+    onnx = pytest.importorskip("onnx")
+    torch.onnx.export(classifier(), (images(1),), tmp_path / "c.onnx", dynamo=True, verbose=False)
+    whole = onnx.load(tmp_path / "c.onnx")
+    path = tmp_path / "net.onnx"
+    save = {"save_as_external_data": True, "size_threshold": 256, "convert_attribute": False}
+    onnx.save_model(whole, path, location="net.onnx.data", **save)
+    before = Program(path).extra_repr()
+    given = ("teacher=program", f"teacher.path={path}")
+    identities = [schema.identity(compose(*given))]
+    data = tmp_path / "net.onnx.data"
+    content = bytearray(data.read_bytes())
+    content[0] ^= 1
+    data.write_bytes(bytes(content))
+    assert Program(path).extra_repr() != before
+    identities.append(schema.identity(compose(*given)))
+    assert identities[0] != identities[1]
+    far = tmp_path / "far.onnx"
+    onnx.save_model(onnx.load(tmp_path / "c.onnx"), far, location="weights.bin", **save)
+    with pytest.raises(ValueError, match=r"keeps weights in weights\.bin; save it in one file, or"):
+        Program(far)
 
 
 def test_files_that_are_no_programs(tmp_path: Path) -> None:

@@ -104,16 +104,16 @@ def test_the_page_says_what_the_runs_say(logs: Path, page: Page) -> None:
             assert high - mean == pytest.approx(12.706 * half / np.sqrt(2), rel=1e-3)
             assert low == pytest.approx(2 * mean - high)
     (failed,) = (row for g in grouped([logs]) for row in g.rows if row["status"] == "failed")
-    assert f"{failed['run']} (failed): " in page.text
-    assert "max_skipped=0" in page.text
+    assert f"{failed['run']} (failed): {failed['error']}" in page.text
+    assert "max_skipped=0" in failed["error"]
 
 
 def test_the_commands_repeat_the_runs(logs: Path, page: Page) -> None:
-    assert page.text.count("python src/train.py ") == 13
+    assert page.text.count("funmatch train ") == 13
     row = next(row for g in grouped([logs]) for row in g.rows if row["status"] == "completed")
     script, *overrides = runs.command(row)
-    assert shlex.join(["python", f"src/{script}.py", *overrides]) in page.text
-    code, out, err = command_here("train", *overrides, cwd=logs.parents[1])
+    assert shlex.join(["funmatch", script, *overrides]) in page.text
+    code, out, err = command_here(script, *overrides, cwd=logs.parents[1])
     assert (code, err) == (0, "")
     assert f"{row['run']}\n" in out
     assert "finished before" in out

@@ -167,6 +167,33 @@ def test_an_array_runs_one_recipe_for_each_index_and_one_may_fail(
     assert equal(Run(tree / "logs/array" / alone.directory.name), alone)
 
 
+def test_an_installed_package_submits_from_anywhere(
+    slurm: Cluster, tree: Path, tmp_path: Path
+) -> None:
+    site, home = tmp_path / "site", tmp_path / "home"
+    shutil.copytree(tree / "src/funmatch", site / "funmatch")
+    for name in ("conf", "slurm"):  # where the wheel has them
+        shutil.copytree(tree / name, site / "funmatch" / name)
+    (home / "src").mkdir(parents=True)
+    (home / "src/train.py").write_text("raise SystemExit('of another project')")
+    given = ("name=installed", "steps=4", "schedule.warmup_steps=1", "logger=none", *QUICK)
+    done = subprocess.run(
+        [sys.executable, "-m", "funmatch", "submit", *given],
+        cwd=home,
+        env={
+            **environment(home, PYTHONPATH=str(site), SLURM_GPUS="0", SLURM_CPUS="1"),
+            **slurm.environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[-1]
+    ended = slurm.wait(job, "COMPLETED", "FAILED")
+    assert ended["JobState"] == "COMPLETED", (home / f"logs/slurm/{job}.out").read_text()
+    assert Run(next(home.glob("logs/installed/*"))).completed
+
+
 def test_a_rank_that_is_killed_takes_the_job_with_it(slurm: Cluster, tree: Path) -> None:
     settings = ("steps=5000", "checkpoint_every=20", "logger=none")
     job = submit(*(slurm, tree, "slurm-train", "name=killed", *settings, *SLOW), SLURM_RANKS="2")

@@ -16,7 +16,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 def course(group: Group, column: str) -> Curve | None:
     """The mean over seeds of a column of metrics.csv, in the course of training."""
     curves = []
-    for row in group.rows:
+    for row in group.completed or group.rows:  # one that stopped early would cut them all
         found = [
             (int(line["step"]), float(line[column]))
             for line in _read(row["directory"] / "metrics.csv")

@@ -31,9 +31,9 @@ class Fidelity(Metric):
         """Args: logits [B, C] of student and teacher, labels [B] or bool [B, C] of right ones."""
         values: dict[str, Tensor] = {}
         if label is not None:
-            values["student_top1"] = _right(student, label)
+            values["student_top1"] = right(student, label)
             if teacher is not None:
-                values["teacher_top1"] = _right(teacher, label)
+                values["teacher_top1"] = right(teacher, label)
         if teacher is not None:
             top = min(5, student.shape[-1])
             values["agreement_top1"] = losses.agreement(student, teacher)
@@ -52,7 +52,7 @@ class Fidelity(Metric):
         return {name: mean for name, mean, count in names if count}
 
 
-def _right(logits: Tensor, label: Tensor) -> Tensor:
+def right(logits: Tensor, label: Tensor) -> Tensor:
     """Whether the predicted class is right, of every example that has a label."""
     predicted = logits.argmax(dim=-1)
     if label.dtype != torch.bool:

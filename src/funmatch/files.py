@@ -45,6 +45,11 @@ def write_or_remove(path: Path, content: bytes | None) -> None:
         write(path, content)
 
 
+def parts(path: Path) -> list[Path]:
+    """A file, and the one beside it where ONNX keeps weights."""
+    return [part for part in (path, path.with_name(f"{path.name}.data")) if part.is_file()]
+
+
 def lock(path: Path, *, wait: bool) -> FileLock:
     """A lock between processes, released when its holder ends, however it ends.
 

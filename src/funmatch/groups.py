@@ -119,11 +119,16 @@ def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _variant(own: dict[str, Any], every: Iterable[dict[str, Any]]) -> str:
     """The settings in which runs of this recipe differ, budgets apart."""
     alike = [other for other in every if other["recipe.name"] == own["recipe.name"]]
+    as_long = [other for other in alike if other["steps"] == own["steps"]]
     varied = [
         key
         for key in own
-        if not key.endswith(("steps", "_target_")) and any(o.get(key) != own[key] for o in alike)
+        # A warm-up may follow from the budget.
+        if any(o.get(key) != own[key] for o in (as_long if key.endswith("steps") else alike))
     ]
-    last = [key.rsplit(".", 1)[-1] for key in varied]
-    names = [n if last.count(n) == 1 else key for n, key in zip(last, varied, strict=True)]
-    return " ".join(f"{name}={own[key]}" for name, key in zip(names, varied, strict=True))
+    shown = {key.removesuffix("._target_"): str(own[key]) for key in varied}
+    for key in (key for key in varied if key.endswith("._target_")):
+        shown[key.removesuffix("._target_")] = own[key].rsplit(".", 1)[-1]
+    last = [key.rsplit(".", 1)[-1] for key in shown]
+    names = [n if last.count(n) == 1 else key for n, key in zip(last, shown, strict=True)]
+    return " ".join(f"{name}={value}" for name, value in zip(names, shown.values(), strict=True))

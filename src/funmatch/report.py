@@ -183,15 +183,17 @@ def _failed(groups: Sequence[Group]) -> Iterator[str]:
     for row in _each(groups):
         if row["status"] != "completed":
             reason = row.get("error") or "not finished; the same command goes on"
-            text = f"<strong>{row['run']}</strong> ({row['status']}): {html.escape(reason)}"
+            run, status = html.escape(str(row["run"])), html.escape(str(row["status"]))
+            text = f"<strong>{run}</strong> ({status}): {html.escape(reason)}"
             yield f'<p class="failed">{text}</p>'
 
 
 def _commands(groups: Sequence[Group]) -> Iterator[str]:
     for row in _each(groups):
         if (typed := command(row)) is not None:
-            line = shlex.join(["python", f"src/{typed[0]}.py", *typed[1:]])
+            line = shlex.join(["funmatch", *typed])
             title = f"{row['recipe']}, {budget(row['epochs'])} epochs, seed {row['seed']}"
+            title = html.escape(title)
             yield f"<details><summary>{title}</summary><pre>{html.escape(line)}</pre></details>"
 
 

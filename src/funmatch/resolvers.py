@@ -92,9 +92,14 @@ def _origin(resume: str) -> str | None:
     return None if resume in ("auto", "never") else checkpoints.seal(checkpoints.at(Path(resume)))
 
 
+def scratch() -> Path:
+    """Where Hydra may write of a sweep that keeps nothing."""
+    return Path(tempfile.gettempdir()) / f"funmatch-{os.getpid()}"
+
+
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "workers": lambda most: max(1, min(most, machine.cores() - 1)),  # one is left for the steps
-    "scratch": lambda: str(Path(tempfile.gettempdir()) / f"funmatch-dry-run-{os.getpid()}"),
+    "scratch": lambda: str(scratch()),
     "choose": lambda condition, yes, no: yes if condition else no,
     "unless": lambda given, default: default if given is None else None,
     "subset": lambda each, classes, full: full if each is None else each * classes,

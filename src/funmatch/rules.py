@@ -117,6 +117,17 @@ _MAY_BE_NULL = (
 _ABSENT = object()
 
 
+def check_export(cfg: DictConfig, formats: Iterable[str]) -> None:
+    """Refuses values of an export that cannot work.
+
+    Raises:
+        UserError: names the key, the value and the remedy.
+    """
+    _require(cfg, "format", lambda value: value in formats, f"choose {either(formats)}")
+    for key in ("images", "calibration"):
+        _require(cfg, key, *_COUNT)
+
+
 def check(cfg: DictConfig) -> None:
     """Refuses values that cannot work, before any data is read.
 

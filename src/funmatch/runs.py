@@ -102,7 +102,8 @@ class Run:
     def sweep_up(self) -> None:
         """Removes what a killed session was just writing; for the holder of the lock."""
         for path in self.directory.glob("**/.*.tmp"):
-            path.unlink()
+            if path.is_file():  # a folder is an export's, which clears up itself
+                path.unlink()
 
 
 def rank() -> int:
@@ -153,11 +154,13 @@ def command(row: Mapping[str, Any]) -> list[str] | None:
     Args:
         row: its summary, with its `directory`.
     """
-    typed = row["directory"] / ".hydra" / "overrides.yaml"
-    if not typed.is_file():
+    folder = row["directory"] / ".hydra"
+    if not all((folder / name).is_file() for name in ("overrides.yaml", "hydra.yaml")):
         return None
-    overrides = [str(each) for each in OmegaConf.load(typed)]
-    return ["finetune" if row["recipe"] == "labels" else "train", *overrides]
+    typed: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"), resolve=False)
+    sources = OmegaConf.load(folder / "hydra.yaml").hydra.runtime.config_sources
+    own = [f"--config-dir={each.path}" for each in sources if each.provider == "command-line"]
+    return ["finetune" if row["recipe"] == "labels" else "train", *own, *map(str, typed)]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

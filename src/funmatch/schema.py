@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from funmatch import trust
+from funmatch import files, trust
 
 
 class UserError(ValueError):
@@ -179,10 +179,10 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
             network.pop(key, None)
         path = network["net"].get("path") if isinstance(network.get("net"), dict) else None
         if isinstance(path, str) and Path(path).is_file():
-            network["net"]["path"] = _digest_of(path)
+            network["net"]["path"] = "".join(_digest_of(part) for part in files.parts(Path(path)))
         weights = network.get("weights")
         if isinstance(weights, str) and Path(weights).is_file():  # the file counts, not its place
-            network["weights"] = _digest_of(weights)
+            network["weights"] = _digest_of(Path(weights))
     return _normal(plain)
 
 
@@ -195,15 +195,15 @@ def _normal(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _digest_of(path: str) -> str:
-    stat = Path(path).stat()
+def _digest_of(path: Path) -> str:
+    stat = path.stat()
     return _digest(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache
-def _digest(path: str, size: int, changed: int) -> str:
+def _digest(path: Path, size: int, changed: int) -> str:
     """Of a file's content; size and time of change only tell a new content from the old."""
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

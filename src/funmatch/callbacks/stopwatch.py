@@ -13,11 +13,15 @@ class Stopwatch(Callback):
 
     Args:
         batch_size: of the global batch.
-        teacher: the clock of the teacher's forward passes, if there is a teacher.
+        teacher: the clock of the teacher's forward passes in the steps, if there is a teacher.
+        before: that of those before the first step.
     """
 
-    def __init__(self, batch_size: int, teacher: Clock | None = None) -> None:
-        self.batch_size, self._teacher = batch_size, teacher or Clock()
+    def __init__(
+        self, batch_size: int, teacher: Clock | None = None, before: Clock | None = None
+    ) -> None:
+        self.batch_size = batch_size
+        self._teacher, self._prepared = teacher or Clock(), before or Clock()
         self._images, self._loop, self._steps = 0, 0.0, 0.0
         self._last = self._begin = 0.0
         self._start, self._before = time.perf_counter(), 0.0
@@ -39,11 +43,11 @@ class Stopwatch(Callback):
         self._last = time.perf_counter()
 
     def figures(self) -> dict[str, float]:
-        """Images per second; seconds of teacher and student in the steps; of the whole run."""
+        """Images per second of the loop; seconds of teacher, of student, of the whole run."""
         teacher = self._teacher.seconds
         return {
             "images_per_second": self._images / self._loop if self._loop else 0.0,
-            "teacher_seconds": teacher,
+            "teacher_seconds": teacher + self._prepared.seconds,
             "student_seconds": max(self._steps - teacher, 0.0),
             "wall_seconds": self._wall(),
         }
@@ -63,10 +67,12 @@ class Stopwatch(Callback):
             "loop": self._loop,
             "steps": self._steps,
             "teacher": self._teacher.seconds,
+            "prepared": self._prepared.seconds,
             "wall": self._wall(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._images, self._loop = state_dict["images"], state_dict["loop"]
         self._steps, self._teacher.seconds = state_dict["steps"], state_dict["teacher"]
+        self._prepared.seconds += state_dict["prepared"]
         self._before = state_dict["wall"]

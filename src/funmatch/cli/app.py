@@ -109,17 +109,21 @@ def trace(error: Exception) -> None:
         traceback.print_exception(error)
 
 
-class Door(Callback):
+class Tidy(Callback):
+    """Removes what Hydra has written of a sweep that keeps nothing."""
+
+    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        if Path(config.hydra.sweep.dir) == resolvers.scratch():
+            shutil.rmtree(resolvers.scratch(), ignore_errors=True)
+
+
+class Door(Tidy):
     """Checks every job before the first one starts, and before any directory is made."""
 
     jobs = 1
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
         self._guard(lambda: _check(config), config)
-
-    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        if config.dry_run:  # Hydra has written to it
-            shutil.rmtree(config.hydra.sweep.dir, ignore_errors=True)
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         def check() -> None:

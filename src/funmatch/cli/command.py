@@ -1,5 +1,6 @@
 """The commands, by name: `python src/train.py ...` is `funmatch train ...`."""
 
+import os
 import runpy
 import sys
 
@@ -61,6 +62,13 @@ def rerun() -> None:
     app.launch("rerun", rerunning.rerun)
 
 
+def submit() -> None:
+    """Submits training to a SLURM cluster: [RECIPES=a,b] funmatch submit [key=value ...]."""
+    os.environ["FUNMATCH_PYTHON"] = sys.executable
+    script = app.conf().parent / "slurm" / "submit"
+    os.execvp("bash", ["bash", str(script), *sys.argv[1:]])
+
+
 def benchmark() -> None:
     """Measures speed and memory side by side with a bare loop and other frameworks."""
     folder = app.conf().parent / "benchmarks"
@@ -79,6 +87,7 @@ COMMANDS = {
     "report": report,
     "dashboard": dashboard,
     "rerun": rerun,
+    "submit": submit,
     "benchmark": benchmark,
 }
 

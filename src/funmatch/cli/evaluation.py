@@ -14,7 +14,11 @@ from funmatch.schema import UserError
 
 def evaluate(cfg: DictConfig) -> None:
     """Measures the student that a run has left, or a network that is ready, on one split."""
-    if (cfg.run is None) == ("teacher" not in cfg or "data" not in cfg):
+    if cfg.run is not None and "teacher" in cfg:
+        raise UserError(
+            f"run={cfg.run}: has a teacher of its own; give run=, or teacher= and data="
+        )
+    if cfg.run is None and ("teacher" not in cfg or "data" not in cfg):
         raise UserError("run=null: give the directory of a run, or both teacher=... and data=...")
     title, figures = _student(cfg) if cfg.run is not None else _ready(cfg)
     print(f"{title}, {cfg.split}:")
@@ -56,11 +60,9 @@ def dashboard(cfg: DictConfig) -> None:
     except ImportError as error:
         remedy = "pip install 'funmatch[dashboard]'"
         raise UserError(f"dashboard: {error.name} is not there; {remedy}") from error
-    from wandb.errors import Error as WandbError
-
     try:
         address = dashboard.write(cfg.project, entity=cfg.entity, group=cfg.name, view=cfg.view)
-    except (WandbError, ValueError) as error:
+    except Exception as error:  # of many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"dashboard: W&B said: {reason}; see WANDB_API_KEY in .env") from error
     print(address)

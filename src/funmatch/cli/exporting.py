@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from funmatch.data.source import Splits
 from funmatch.evaluation import EvaluationViews, evenly
 from funmatch.exports import card, deployed, int8, onnx, torch_export
 from funmatch.exports import weights as safetensors
+from funmatch.fidelity import right
 from funmatch.models import zoo
 from funmatch.models.network import Network
 from funmatch.models.programs import Program
@@ -29,6 +31,7 @@ from funmatch.stream import Source
 _BATCH = 32
 _LIMIT = 1e-3  # of the largest logit: by so much a file may differ that is no approximation
 _LEAST = 3  # turns
+_FACTS = "verification.json"
 _FORMATS = {
     "safetensors": safetensors,
     "onnx": onnx,
@@ -40,14 +43,15 @@ _Contender = tuple[Callable[[int], object], int]  # passes so many images throug
 
 def export(cfg: DictConfig) -> None:
     """Writes `RUN/export/FORMAT`, if what is there says what the student says."""
-    if cfg.format not in _FORMATS:
-        raise UserError(f"format={cfg.format}: choose {rules.either(_FORMATS)}")
-    run, there = opening.opened(cfg.run, cfg.trainer.accelerator)
+    rules.check_export(cfg, _FORMATS)
+    run, there = opening.opened(cfg.run, cfg.trainer.accelerator, cfg.get("data"))
     there.trainer.threads = cfg.trainer.threads
+    there.trainer.precision = "32-true"  # to compare what is alike
     fitting.prepare(there)
     data = parts.evaluation(there)
     student = parts.left(there, run).eval()
     out = Path(cfg.out) if cfg.out is not None else run.directory / "export" / cfg.format
+    _refuse_to_replace(out, cfg.format)
     draft = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -58,6 +62,16 @@ def export(cfg: DictConfig) -> None:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     _report(facts, out)
+
+
+def _refuse_to_replace(out: Path, kind: str) -> None:
+    """Keeps what is no earlier export of the same format from being removed."""
+    try:
+        held = str(json.loads((out / _FACTS).read_text())["format"])
+    except (OSError, ValueError, KeyError, TypeError):
+        held = "other files"
+    if out.exists() and held != kind and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out}: holds {held}; choose another folder, which is made")
 
 
 def _written(
@@ -79,6 +93,8 @@ def _written(
         remedy = "pip install 'funmatch[export]'"
         raise UserError(f"format={cfg.format}: {error.name} is not there; {remedy}") from error
     place = parts.device(there)
+    if isinstance(found, Program) and not found.takes(place):
+        place = torch.device("cpu")  # for all, lest a file be compared with another device
     compared = _compared(cfg, data.part(cfg.split), student.to(place), found.to(place))
     contenders = {
         "this file": _contender(found, student, size, place),
@@ -86,19 +102,19 @@ def _written(
             deployed.Deployed(student).to(place), student, run.student.stat().st_size, place
         ),
     }
-    with suppress(ValueError):  # its weights may be elsewhere
-        if "teacher" in there:
+    if "teacher" in there and teaching.at_hand(there):
+        with suppress(ValueError, InstantiationException):  # what it was made of may have gone
             contenders["teacher"] = _teacher(there, place)
     facts = {
         "format": cfg.format,
         "file": kind.FILE,
         **compared,
         "speed": _speed(contenders, cfg.seconds),
-        "device": machine.processor() if place.type == "cpu" else torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if place.type == "cuda" else machine.processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    files.write(folder / "verification.json", json.dumps(facts, indent=2) + "\n")
+    files.write(folder / _FACTS, json.dumps(facts, indent=2) + "\n")
     files.write(folder / "model.json", run.model.read_bytes())
     files.write(folder / "README.md", card.card(_facts(cfg, there, run, student, classes, facts)))
     return facts
@@ -135,13 +151,13 @@ def _compared(
         "max_logit_difference": difference,
         "largest_logit": largest,
         "agreement_top1": _share(own.argmax(1) == theirs.argmax(1)),
-        "student_top1": None if label is None else _share(own.argmax(1) == label),
-        "exported_top1": None if label is None else _share(theirs.argmax(1) == label),
+        "student_top1": None if label is None else _share(right(own, label)),
+        "exported_top1": None if label is None else _share(right(theirs, label)),
     }
 
 
-def _share(right: Tensor) -> float:
-    return float(right.double().mean())
+def _share(of: Tensor) -> float:
+    return float(of.double().mean())
 
 
 def _contender(net: nn.Module, student: Network, size: int, place: torch.device) -> _Contender:
@@ -245,7 +261,8 @@ def _called(part: DictConfig) -> str:
     """A network by its name, or by what makes it."""
     if part.get("members"):
         return " + ".join(_called(member) for member in part.members.values())
-    return str(part.get("name") or part.get("path") or part.net["_target_"])
+    name = part.get("name") or part.get("path") or part.net["_target_"]
+    return Path(str(name)).name  # where it lies is nobody's business
 
 
 def _report(facts: dict[str, Any], out: Path) -> None:

@@ -31,11 +31,13 @@ def opened(
     if not run.student.is_file():
         raise UserError(f"run={place}: has no student.safetensors yet; train it further")
     cfg = schema.read(config)
-    cfg.trainer.accelerator = accelerator
+    cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes = accelerator, 1, 1
     for key, value in (data or {}).items():
-        for part in (cfg.data, cfg.data.splits):
-            if key in part:
-                part[key] = value
+        places = [part for part in (cfg.data, cfg.data.splits) if key in part]
+        if not places:
+            raise UserError(f"data.{key}={value}: data={cfg.data.name} has no such key")
+        for part in places:
+            part[key] = value
     cfg.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
     return run, cfg
 

@@ -21,7 +21,7 @@ from funmatch.data.source import Splits
 from funmatch.distillation import Distillation
 from funmatch.evaluation import EvaluationStream, EvaluationViews
 from funmatch.fidelity import Fidelity
-from funmatch.models import weights
+from funmatch.models import catalog, weights
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
@@ -95,22 +95,20 @@ def distil(
         remedy = "records hold no features; choose targets=live"
         raise UserError(f"targets={cfg.targets.mode}: {remedy}")
     softened = teacher.softened(getattr(objective, "temperature", 1.0))
-    teacher_clock = Clock()
-    stopwatch = Stopwatch(cfg.batch_size, teacher_clock)  # to make a teacher is no part of the run
+    clock, before = Clock(), Clock()
+    stopwatch = Stopwatch(cfg.batch_size, clock, before)  # to make a teacher is no part of the run
     seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "student", objective.student_features)
     trial.attempt(cfg, "student", cfg.student, student, lesson.splits.val)
     images, brings = lesson.images(cfg, student)
 
-    with teacher_clock(parts.device(cfg)):
+    with before(parts.device(cfg)):
         words, needed = recording.training(cfg, softened, lesson.law, images.train, lesson.asked)
     references = {
         "val": recording.reference(cfg, teacher, lesson.splits.val),
         "test": recording.reference(cfg, teacher, lesson.splits.test),
     }
-    learner = Distillation(
-        student, words, references, objective, parts.learning(cfg), teacher_clock
-    )
+    learner = Distillation(student, words, references, objective, parts.learning(cfg), clock)
     sides = {"student": student.side, **(teacher.sides if needed else {})}
     data: LightningDataModule
     if seat is None:
@@ -198,6 +196,20 @@ def _columns(fidelity: Fidelity, split: str) -> dict[str, float]:
 def loaded_teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
     """The teacher with its weights; it is made first where it can be and is not there."""
     return parts.teacher(cfg, lambda part: member(cfg, part, features))
+
+
+def at_hand(cfg: DictConfig) -> bool:
+    """Whether the weights of all that teach are here, to be neither made nor fetched."""
+    for part in schema.teachers(cfg).values():
+        if part.weights is None:
+            if not Run(schema.run_directory(making(cfg, part))).completed:
+                return False
+        elif part.weights in catalog.NAMES:
+            if catalog.locate(part.weights) is None:
+                return False
+        elif part.weights != "included" and not Path(part.weights).is_file():
+            return False
+    return True
 
 
 def member(cfg: DictConfig, part: DictConfig, features: tuple[str, ...] = ()) -> Network:

@@ -44,7 +44,7 @@ def attempt(cfg: DictConfig, key: str, part: DictConfig, network: _Network, sour
     index = evenly(source, wanted)
     views = EvaluationViews(source, network.resize, network.side)
     pixels = torch.stack(list(views.images(index[:_FEW]))).to(parts.device(cfg))
-    _check(cfg, key, part, _said(key, network, pixels))
+    _check(cfg, key, part, _said(key, network, pixels), len(pixels))
     label = views.labels(index)
     if part.trial_images <= 0 or label is None or len(network.mean) != 3:
         return
@@ -76,11 +76,11 @@ def _said(key: str, network: _Network, pixels: Tensor) -> Tensor:
         ) from error
 
 
-def _check(cfg: DictConfig, key: str, part: DictConfig, logits: Tensor) -> None:
-    if logits.dim() != 2 or len(logits) != _FEW:
+def _check(cfg: DictConfig, key: str, part: DictConfig, logits: Tensor, images: int) -> None:
+    if logits.dim() != 2 or len(logits) != images:
         raise UserError(
-            f"{key}: gives {list(logits.shape)} for {_FEW} images; a classifier gives "
-            f"[{_FEW}, classes]"
+            f"{key}: gives {list(logits.shape)} for {images} images; a classifier gives "
+            f"[{images}, classes]"
         )
     if logits.shape[1] != part.classes:
         raise UserError(

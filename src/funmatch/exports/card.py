@@ -63,10 +63,11 @@ class Facts:
 
 def card(facts: Facts) -> str:
     """The card, as Markdown with the front matter of the Hugging Face hub."""
+    way = "distilled" if "teacher" in facts.made else "trained"
     parts = (
         _front(facts),
         f"# {facts.title}\n",
-        "An image classifier that was distilled with funmatch.\n",
+        f"An image classifier that was {way} with funmatch.\n",
         _table("How it was made", "", "", facts.made),
         _table("Figures of the run", "", "", _shown(facts.measured)),
         _table("The file", "compared with the student", "", _compared(facts.verification)),
@@ -86,9 +87,9 @@ def _front(facts: Facts) -> str:
         lines.append(f"license: {own}")
     if facts.timm:
         lines.append("library_name: timm")
-    return "\n".join(
-        [*lines, "tags:", "- knowledge-distillation", "- function-matching", "---", ""]
-    )
+    if "teacher" in facts.made:
+        lines += ["tags:", "- knowledge-distillation", "- function-matching"]
+    return "\n".join([*lines, "---", ""])
 
 
 def _table(title: str, left: str, right: str, rows: Mapping[str, str]) -> str:

@@ -25,16 +25,17 @@ def write(project: str, *, entity: str | None, group: str | None, view: str | No
         project: of the runs, in W&B.
         entity: user or team; None: as the key or WANDB_ENTITY says.
         group: of the runs that it shows at first; None: all.
-        view: the address of a saved view that is written over; None: a new one.
+        view: that is written over: what follows nw= in its address; None: a new one.
 
     Raises:
         wandb.errors.Error: W&B cannot be reached, or refuses the key.
     """
+    api = wandb.Api()
+    place = entity or api.settings["entity"] or api.default_entity  # the second is WANDB_ENTITY
     if view is None:
-        place = entity or wandb.Api().default_entity
         workspace = Workspace(entity=str(place), project=project)
     else:
-        workspace = Workspace.from_url(view)
+        workspace = Workspace.from_url(f"{api.settings['base_url']}/{place}/{project}?nw={view}")
     workspace.name = f"funmatch: {group or 'all runs'}"
     workspace.sections = sections()
     chosen = [Metric("Group") == group] if group else []

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from funmatch import trust
+
 
 def call(path: str, *, num_classes: int, **settings: Any) -> nn.Module:
     """The network that a function returns.
@@ -36,6 +38,8 @@ def call(path: str, *, num_classes: int, **settings: Any) -> nn.Module:
 
 
 def _found(path: str) -> Callable[..., Any]:
+    if not trust.FUNCTION.fullmatch(path):  # `trust` has looked at nothing else
+        raise ValueError(f"path={path}: give package.module:function")
     module, _, name = path.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # as for `python -m`; last, so that it hides nothing

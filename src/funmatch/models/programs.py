@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from funmatch import files
+
 KINDS = {".onnx": "ONNX", ".pt2": "torch.export", ".pt": "TorchScript", ".ts": "TorchScript"}
+_CUDA = "CUDAExecutionProvider"
 META = "funmatch.json"  # what our own files say of their input
+# What an archive of torch.export holds: in lower case, for torch looks names up in any.
+_PLAIN = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.format_version"
+    r"|\.data/(serialization_id|version)"
+    r"|models/model\.json|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+    r"|data/sample_inputs/model\.pt|extra/.*"
+)
 _Run = Callable[[Tensor], Tensor]
 
 
@@ -43,11 +55,10 @@ class Program(nn.Module):
         with _explained(self._path):
             self._run, self.rows, self.said = self._load(self._device)
         digest, self.bytes = hashlib.sha256(), 0
-        for part in (self._path, self._path.with_name(f"{self._path.name}.data")):  # of ONNX
-            if part.is_file():
-                self.bytes += part.stat().st_size
-                with part.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        for part in files.parts(self._path):
+            self.bytes += part.stat().st_size
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         self._digest = digest.hexdigest()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -60,6 +71,12 @@ class Program(nn.Module):
         if self._output == "probabilities":
             found = found.clamp_min(torch.finfo(torch.float32).tiny).log()
         return found.to(images.dtype)
+
+    def takes(self, device: torch.device) -> bool:
+        """Whether it computes on a device itself, or on the CPU for it."""
+        if device.type == "cpu" or self._path.suffix != ".onnx":
+            return True
+        return device.type == "cuda" and _CUDA in _providers()
 
     def extra_repr(self) -> str:
         """What a fingerprint is made of: there are no weights to look at."""
@@ -108,9 +125,9 @@ def _onnx(path: Path, device: torch.device) -> tuple[_Run, int | None, dict[str,
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
-    ours = {"cuda": ["CUDAExecutionProvider"]}.get(device.type, [])
-    there = onnxruntime.get_available_providers()
-    providers = [name for name in (*ours, "CPUExecutionProvider") if name in there]
+    _refuse_far_weights(path)
+    providers = [_CUDA] if device.type == "cuda" and _CUDA in _providers() else []
+    providers.append("CPUExecutionProvider")
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     (given, *more), (wanted, *_) = session.get_inputs(), session.get_outputs()
     if more:
@@ -121,6 +138,26 @@ def _onnx(path: Path, device: torch.device) -> tuple[_Run, int | None, dict[str,
         return torch.from_numpy(logits).to(images.device)
 
     return run, *_facts(given.shape, session.get_modelmeta().custom_metadata_map.get(META))
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def _refuse_far_weights(path: Path) -> None:
+    """Refuses weights in files that nobody would look at to tell one network from another."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    told = (entry for each in graph.initializer for entry in each.external_data)
+    known = {part.name for part in files.parts(path)} | {f"{path.name}.data"}
+    far = {entry.value for entry in told if entry.key == "location"} - known
+    if far:
+        raise ValueError(
+            f"{path}: keeps weights in {min(far)}; save it in one file, or with {path.name}.data"
+        )
 
 
 def _exported(path: Path, device: torch.device) -> tuple[_Run, int | None, dict[str, Any]]:
@@ -156,13 +193,11 @@ def _facts(shape: Sequence[Any], said: str | bytes | None) -> tuple[int | None, 
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Refuses archives that hold objects besides tensors: to read those may run foreign code."""
+    """Refuses archives that hold more than a graph and tensors: that may run foreign code."""
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    constants = [name for name in names if "/data/constants/" in f"/{name}"]
-    known = ("tensor_", "model_constants_config.json")
-    foreign = [n for n in constants if not n.rpartition("/")[2].startswith(known)]
-    if foreign or not any(name.endswith("archive_format") for name in names):
+        names = [name.partition("/")[2] for name in archive.namelist()]
+    foreign = [name for name in names if not _PLAIN.fullmatch(name)]
+    if foreign or "archive_format" not in names or len(set(names)) < len(names):
         what = foreign[0] if foreign else "an older format"
         raise ValueError(f"{path}: refused, it holds other things than tensors ({what})")
 
