@@ -41,12 +41,12 @@ test-lowest:  ## run the tests with the lowest versions that pyproject.toml allo
 test-newest:  ## likewise with the newest versions
 	$(MAKE) --no-print-directory test-versions VERSIONS=highest
 
-# Without the lock, and without the constraints beside it.
+# Without the lock and the constraints beside it; what old packages say of newer ones is no error.
 test-versions:
 	uv venv --quiet --clear --python $(PYTHON) build/$(VERSIONS)
 	uv pip install --quiet --no-config --upgrade --resolution $(VERSIONS) --python build/$(VERSIONS) \
 		--group dev --editable '.[$(EXTRAS)]'
-	build/$(VERSIONS)/bin/python -m pytest $(PARALLEL) $(ARGS)
+	build/$(VERSIONS)/bin/python -m pytest -W default $(PARALLEL) $(ARGS)
 
 rerun-failed: setup  ## run again what failed in a sweep: make rerun-failed SWEEP=logs/demo
 	$(RUN) src/rerun.py runs=$(SWEEP)

@@ -65,8 +65,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.getreports(outcome):
             if outcome == "passed" and report.when != "call":
                 continue
-            told = {"outcome": outcome, "injected": 1, **dict(report.user_properties)}
-            for number in {value for key, value in report.user_properties if key == "fault"}:
+            said = getattr(report, "user_properties", ())  # not of a file that is no test
+            told = {"outcome": outcome, "injected": 1, **dict(said)}
+            for number in {value for key, value in said if key == "fault"}:
                 rows.setdefault(number, []).append(told)
     if not rows:
         return
