@@ -46,7 +46,7 @@ test-versions:
 	uv venv --quiet --clear --python $(PYTHON) build/$(VERSIONS)
 	uv pip install --quiet --no-config --upgrade --resolution $(VERSIONS) --python build/$(VERSIONS) \
 		--group dev --editable '.[$(EXTRAS)]'
-	build/$(VERSIONS)/bin/python -m pytest -W default $(PARALLEL) $(ARGS)
+	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)
 
 rerun-failed: setup  ## run again what failed in a sweep: make rerun-failed SWEEP=logs/demo
 	$(RUN) src/rerun.py runs=$(SWEEP)
