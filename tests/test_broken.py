@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 import small
 from commands import command, command_here
 from faults import inject
+from funmatch import machine
 from funmatch.data import datasets
 from funmatch.data.broken import left_out
 from funmatch.runs import Run
@@ -192,6 +195,37 @@ def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> N
     assert again.returncode == -9 or "another process" not in again.stderr
     left = [f for f in Path("/proc").glob("[0-9]*") if "name=orphans" in _command_line(f)]
     assert [folder for folder in left if int(folder.name) != os.getpid()] == []
+
+
+_LEFT = """
+from funmatch.data.module import DataModule
+from funmatch.data.source import Splits
+from funmatch.evaluation import EvaluationViews
+from funmatch.recipes import Shared
+from toys import array_source
+
+views = EvaluationViews(array_source(6), resize=8, side=8)
+splits = Splits(array_source(12), views, views)
+recipe = Shared(name="consistent", crop="inception")
+data = DataModule(
+    splits, recipe, sides={"student": 8}, batch_size=6, steps=3000, seed=0, workers=2
+)
+batches = iter(data.training_loader(start=0))  # alive to the end, as after an error in an error
+print(next(batches).views["student"].shape)
+"""
+
+
+@pytest.mark.fault(10)
+def test_workers_that_are_left_do_not_keep_a_process_from_its_end() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LEFT],
+        env=machine.environment(PYTHONPATH=os.pathsep.join(sys.path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "torch.Size([6, 3, 8, 8])\n"
 
 
 def _command_line(folder: Path) -> str:

@@ -1,5 +1,7 @@
 """The Lightning data module over a stream."""
 
+import atexit
+import multiprocessing
 import signal
 
 import numpy as np
@@ -126,3 +128,11 @@ def _begin(number: int) -> None:
     machine.end_with_parent(signal.SIGKILL)
     for asked in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(asked, signal.SIG_IGN)
+
+
+@atexit.register
+def _end() -> None:
+    """Ends those that a failed run has left; Python would ask them to, and wait for ever."""
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
