@@ -40,20 +40,42 @@ def test_help_shows_the_groups_and_their_options(tmp_path: Path) -> None:
 
 
 def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
-    for typed, expected in (
-        ("recipe=c", {"recipe=consistent"}),
-        ("teacher=sav", {"teacher=saved"}),
-        ("optimizer.l", {"optimizer.lr="}),
+    script, installed = ROOT / "src/train.py", Path(sys.executable).with_name("funmatch")
+    for program, line, expected in (
+        ([sys.executable, str(script)], "python src/train.py recipe=c", {"recipe=consistent"}),
+        ([sys.executable, str(script)], "python src/train.py teacher=sav", {"teacher=saved"}),
+        ([str(installed)], "funmatch train optimizer.l", {"optimizer.lr="}),
+        ([str(installed)], "funmatch export forma", {"format="}),
+        ([str(installed)], "funmatch submit recipe=c", {"recipe=consistent"}),
+        ([str(installed)], "funmatch re", {"report", "rerun"}),
     ):
-        line = f"python src/train.py {typed}"
         done = subprocess.run(
-            [sys.executable, str(ROOT / "src/train.py"), "-sc", "query=bash"],
+            [*program, "-sc", "query=bash"],
             cwd=tmp_path,
             env=environment(tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)), COMP_CWORD="2"),
             capture_output=True,
             text=True,
         )
         assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_the_help_of_what_is_installed_calls_it_so(tmp_path: Path) -> None:
+    for name, said in (
+        ("train", 'eval "$(funmatch train -sc install=bash)"'),
+        ("finetune", 'eval "$(funmatch finetune -sc install=bash)"'),
+        ("export", "funmatch export run=DIR format=onnx"),
+        ("submit", "[RECIPES=a,b] slurm/submit [key=value ...]"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "funmatch", name, "--help"],
+            cwd=tmp_path,
+            env=environment(tmp_path, PYTHONPATH=str(ROOT / "src")),
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert said in done.stdout
+        assert "python src/" not in done.stdout
 
 
 def test_a_reader_who_has_gone_is_told_apart_from_a_worker(workplace: Path) -> None:

@@ -14,7 +14,6 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 COMMANDS = (
     "train",
     "finetune",
-    "cohort",
     "evaluate",
     "report",
     "export",
@@ -40,10 +39,10 @@ def _page() -> Iterator[str]:
     yield "| key | default | |\n| --- | --- | --- |"
     yield from _keys()
     yield "\n## Commands\n"
+    yield "`cohort` takes what `train` takes.\n"
     for name in COMMANDS:
         path = CONF / f"{name}.yaml"
-        if path.exists():
-            yield f"### {name}\n\n{_said(path)}\n\n{_source(path)}\n"
+        yield f"### {name}\n\n{_said(path)}\n\n{_source(path)}\n"
     yield "## Groups\n"
     for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
         yield f"### {group.name}\n"

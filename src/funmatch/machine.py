@@ -39,6 +39,12 @@ def environment(**more: object) -> dict[str, str]:
     return {**os.environ, **{name: str(value) for name, value in told.items()}}
 
 
+def called(command: str) -> str:
+    """How a command is called as this one was: by its script in a checkout, or as installed."""
+    installed = Path(sys.argv[0]).stem in ("funmatch", "__main__")
+    return f"funmatch {command}" if installed else f"python src/{command}.py"
+
+
 def disk(folder: Path) -> int:
     """Bytes that are free where a folder lies, or will lie."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

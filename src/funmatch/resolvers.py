@@ -99,6 +99,7 @@ def scratch() -> Path:
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "workers": lambda most: max(1, min(most, machine.cores() - 1)),  # one is left for the steps
+    "called": machine.called,
     "scratch": lambda: str(scratch()),
     "choose": lambda condition, yes, no: yes if condition else no,
     "unless": lambda given, default: default if given is None else None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import trust
+from funmatch import machine, trust
 from funmatch.models import catalog
 from funmatch.recipes import CROPS, TEACHER_CROPS
 from funmatch.schema import UserError, teachers, total_steps, train_size
@@ -254,5 +254,5 @@ def _shown(value: object) -> str:
 
 def _remedy(network: DictConfig) -> str:
     if network.get("finetune"):
-        return f"make it with: python src/finetune.py {' '.join(network.finetune)}"
+        return f"make it with: {machine.called('finetune')} {' '.join(network.finetune)}"
     return f"give the path of a .safetensors or .npz file, or {either(catalog.NAMES)}"

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import select
 import shutil
 import sys
 import traceback
@@ -232,12 +233,12 @@ def explain(error: Exception, config_name: str) -> str:
 
 def _unread() -> bool:
     """Whether nobody reads what is printed; it is let go then, lest Python complain at the end."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = 1
+    look = select.poll()
+    look.register(output, 0)  # of errors it tells unasked
+    if gone := bool(look.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _advice(name: str, options: Sequence[str]) -> str:

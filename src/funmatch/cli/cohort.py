@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch import comparison, rules, schema
+from funmatch import comparison, machine, rules, schema
 from funmatch.cli import app, session, tree
 from funmatch.runs import Run
 from funmatch.schema import UserError
@@ -31,7 +31,7 @@ def launch() -> None:
     def collect(cfg: DictConfig) -> None:
         settings: Any = HydraConfig.get()
         if "n_trials" in settings.sweeper:
-            told = "a search waits for results; leave it out, or use python src/train.py"
+            told = f"a search waits for results; leave it out, or use {machine.called('train')}"
             app.say(UserError(f"sweep={settings.runtime.choices.sweep}: {told}"), "train")
             raise SystemExit(1)  # or each trial would say so
         rules.check(cfg)
@@ -45,12 +45,12 @@ def launch() -> None:
 
 def _teach(jobs: dict[Path, DictConfig]) -> None:
     if any(cfg.dry_run for cfg in jobs.values()):
-        raise UserError("dry_run=true: a cohort has none; python src/train.py -m has")
+        raise UserError(f"dry_run=true: a cohort has none; {machine.called('train')} -m has")
     for cfg in jobs.values():
         if (cfg.trainer.devices, cfg.trainer.num_nodes) != (1, 1):
             raise UserError(
                 f"trainer.devices={cfg.trainer.devices}: a cohort runs on one device; "
-                "python src/train.py -m starts several for each run"
+                f"{machine.called('train')} -m starts several for each run"
             )
     failed = False
     with app.composing():

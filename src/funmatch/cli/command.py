@@ -92,9 +92,23 @@ COMMANDS = {
 }
 
 
+def _typed() -> str:
+    """The command in the line that a shell wants to be completed, and takes for the program's."""
+    program, _, line = os.environ["COMP_LINE"].partition(" ")
+    name, typed, values = line.lstrip().partition(" ")
+    if not typed:
+        print(*(each for each in COMMANDS if each.startswith(name)))
+        raise SystemExit
+    os.environ["COMP_LINE"] = f"{program} {values}"
+    return name if (app.conf() / f"{name}.yaml").exists() else "train"
+
+
 def main() -> None:
     """`funmatch COMMAND [key=value ...]`."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name == "-sc":
+        COMMANDS[_typed()]()
+        return
     if name not in COMMANDS:
         lines = [f"  {command:10} {task.__doc__}" for command, task in COMMANDS.items()]
         print("usage: funmatch COMMAND [-m] [key=value ...]\n" + "\n".join(lines), file=sys.stderr)

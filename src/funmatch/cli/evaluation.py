@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from funmatch import comparison, rules, trust
+from funmatch import comparison, machine, rules, trust
 from funmatch import report as page
 from funmatch.cli import opening
 from funmatch.groups import grouped
@@ -47,7 +47,8 @@ def report(cfg: DictConfig) -> None:
     roots = opening.folders(cfg.runs)
     groups = grouped(roots)
     if not groups:
-        raise UserError(f"runs={cfg.runs}: no runs there; make some with python src/train.py")
+        remedy = f"make some with {machine.called('train')}"
+        raise UserError(f"runs={cfg.runs}: no runs there; {remedy}")
     out = Path(cfg.out) if cfg.out is not None else roots[0]
     comparison.show(groups)
     print(f"{out}/{', '.join(path.name for path in page.write(out, groups))}")

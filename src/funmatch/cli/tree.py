@@ -41,6 +41,15 @@ def _pairs(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, dict):
             yield from _pairs(value, f"{prefix}{key}.")
         else:
-            shown = f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
-            known = {None: "null", True: "true", False: "false"}
-            yield f"{prefix}{key}={known[shown] if isinstance(shown, bool | None) else shown}"
+            yield f"{prefix}{key}={_word(value)}"
+
+
+def _word(value: Any) -> str:
+    """A value as it would be typed."""
+    match value:
+        case list():
+            return f"[{','.join(map(_word, value))}]"
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case _:
+            return str(value)
