@@ -43,7 +43,7 @@ test-newest:  ## likewise with the newest versions
 
 # Without the lock and the constraints beside it; what old packages say of newer ones is no error.
 test-versions:
-	uv venv --quiet --clear --python $(PYTHON) build/$(VERSIONS)
+	uv venv --quiet --seed --clear --python $(PYTHON) build/$(VERSIONS)
 	uv pip install --quiet --no-config --upgrade --resolution $(VERSIONS) --python build/$(VERSIONS) \
 		--group dev --editable '.[$(EXTRAS)]'
 	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)

@@ -325,7 +325,8 @@ def on_the_hub(tmp_path: Path, name: str, **settings) -> tuple[nn.Module, dict]:
     """A network as if it lay on the hub, and the settings by which timm finds it there."""
     published = scrambled(timm.create_model(name, num_classes=6, **settings)).eval()
     torch.save(published.state_dict(), tmp_path / "published.pth")
-    overlay = {"file": str(tmp_path / "published.pth"), "num_classes": 6}
+    file = str(tmp_path / "published.pth")
+    overlay = {"file": file, "num_classes": 6, "custom_load": False}  # not as the .npz of JAX
     return published, {"pretrained_cfg_overlay": overlay}
 
 
