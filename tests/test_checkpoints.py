@@ -2,11 +2,14 @@
 
 import os
 import pickle
+import signal
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from funmatch import checkpoints
 from funmatch.callbacks.checkpoint import SealedCheckpointIO
@@ -109,6 +112,28 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     with pytest.raises(ValueError, match=r"step-00000003\.ckpt: refused, it holds other things"):
         SealedCheckpointIO().load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
+
+
+class Deadly:
+    """Kills a worker while it is being saved."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        os.kill(self._worker, signal.SIGKILL)
+        time.sleep(30)  # torch raises in the midst of it
+        return Deadly, (self._worker,)
+
+
+@pytest.mark.fault(10)
+def test_a_worker_that_dies_during_a_save_is_no_full_disk(three: Checkpoints) -> None:
+    batches = iter(DataLoader(torch.arange(100), num_workers=1))
+    next(batches)
+    path = three.folder / "step-00000012.ckpt"
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker .* is killed"):
+        SealedCheckpointIO().save_checkpoint({"state": Deadly(batches._workers[0].pid)}, path)
+    assert not path.exists()
 
 
 def test_a_path_names_a_checkpoint_or_a_run(three: Checkpoints) -> None:

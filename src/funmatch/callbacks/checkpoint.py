@@ -27,6 +27,8 @@ class SealedCheckpointIO(CheckpointIO):
         try:
             checkpoints.write(Path(path), lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
+            if str(error).startswith("DataLoader "):  # a worker has died meanwhile
+                raise
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
             raise ValueError(
                 f"{path}: could not be written ({reason}); make room, the same command goes on "
