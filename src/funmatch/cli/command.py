@@ -94,6 +94,8 @@ COMMANDS = {
 
 def _typed() -> str:
     """The command in the line that a shell wants to be completed, and takes for the program's."""
+    if "COMP_LINE" not in os.environ:  # it is installed, no line is typed yet
+        return "train"
     program, _, line = os.environ["COMP_LINE"].partition(" ")
     name, typed, values = line.lstrip().partition(" ")
     if not typed:
