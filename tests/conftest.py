@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 
 import hydra
 import pytest
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from commands import QUICK, command
@@ -97,9 +99,25 @@ def compose() -> Callable[..., DictConfig]:
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory whose logs hold a teacher, made once by a command that needed it."""
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder logs/teachers with the teacher of digits, made by one worker of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "teachers"
+    home.mkdir(exist_ok=True)
+    with FileLock(home / "lock"):
+        if not (home / "done").exists():
+            short = ("steps=4", "schedule.warmup_steps=1")
+            done = command("train", *short, *QUICK, cwd=home)
+            assert done.returncode == 0, done.stderr
+            (home / "done").touch()
+    return home / "logs" / "teachers"
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory, teachers: Path) -> Path:
+    """A directory whose logs hold a teacher and a first run."""
     path = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(teachers, path / "logs" / "teachers")
     done = command("train", "steps=4", "schedule.warmup_steps=1", "name=first", *QUICK, cwd=path)
     assert done.returncode == 0, done.stderr
     return path

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -173,12 +174,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path:
     assert done.returncode == 1
     assert done.stderr.startswith("error: trainer.workers: ")
     assert done.stderr.count("\n") == 1
-    left = [
-        folder.name
-        for folder in Path("/proc").glob("[0-9]*")
-        if str(sound) in _command_line(folder)
-    ]
-    assert left == []
+    assert processes_in(tmp_path) == []
     (config,) = (tmp_path / "logs" / "worker").glob("*/config.yaml")
     assert Run(config.parent).checkpoints.all()
 
@@ -193,8 +189,7 @@ def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> N
     # At once the same command may go on: nobody holds the run.
     again = command("finetune", *given, *settings, *fault, cwd=tmp_path)
     assert again.returncode == -9 or "another process" not in again.stderr
-    left = [f for f in Path("/proc").glob("[0-9]*") if str(sound) in _command_line(f)]
-    assert [folder for folder in left if int(folder.name) != os.getpid()] == []
+    assert processes_in(tmp_path) == []
 
 
 _LEFT = """
@@ -228,8 +223,11 @@ def test_workers_that_are_left_do_not_keep_a_process_from_its_end() -> None:
     assert done.stdout == "torch.Size([6, 3, 8, 8])\n"
 
 
-def _command_line(folder: Path) -> str:
-    try:
-        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
+def processes_in(directory: Path) -> list[int]:
+    """The pids of those whose working directory this is: a command and its workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is a zombie
+            if (folder / "cwd").readlink() == directory:
+                found.append(int(folder.name))
+    return found

@@ -5,14 +5,13 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from matplotlib import image
 
-from commands import QUICK, ROOT, command, environment
+from commands import QUICK, command, new_process, start
 from faults import inject
 from funmatch.runs import COLUMNS, Run
 
@@ -26,7 +25,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def swept(workplace: Path) -> subprocess.CompletedProcess[str]:
-    return command("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
+    return new_process("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
 
 
 def test_the_sweep_of_the_readme(swept, workplace: Path) -> None:
@@ -182,10 +181,8 @@ def test_label_baseline(workplace: Path) -> None:
 
 def test_a_second_process_on_one_run_is_refused(workplace: Path) -> None:
     arguments = ("steps=100000", "name=busy", *QUICK)
-    script = str(ROOT / "src" / "train.py")
-    first = subprocess.Popen(
-        [sys.executable, script, *arguments], cwd=workplace, env=environment(workplace), stdout=-3
-    )
+    quiet = subprocess.DEVNULL
+    first = start("train", *arguments, cwd=workplace, stdout=quiet, stderr=quiet)
     try:
         deadline = time.monotonic() + 120
         while not list((workplace / "logs").glob("busy/*/metrics.csv")):
@@ -219,13 +216,7 @@ def test_a_directory_with_another_configuration_is_refused(workplace: Path, swep
 
 def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
     arguments = ("-m", "steps=100000,100001", "name=interrupted", *QUICK)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
-        cwd=workplace,
-        env=environment(workplace),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("train", *arguments, cwd=workplace, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     metrics = (workplace / "logs").glob("interrupted/*/metrics.csv")
     while not any("train" in path.read_text() for path in metrics):

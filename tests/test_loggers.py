@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2 as pb
 
-from commands import command, environment
+from commands import command, environment, new_process
 from faults import inject
 from funmatch.loggers.csv import CsvLogger
 
@@ -207,7 +207,7 @@ def test_keys_come_from_env_files_too(workplace: Path, deaf_server: str) -> None
     (workplace / ".env").write_text(f"WANDB_API_KEY={'1' * 40}\nWANDB_BASE_URL={deaf_server}\n")
     try:
         arguments = (*SHORT, "name=dotenv", "logger.wandb.timeout=2")
-        done = command("train", *arguments, cwd=workplace)
+        done = new_process("train", *arguments, cwd=workplace)  # read before wandb is imported
     finally:
         (workplace / ".env").unlink()
     assert done.returncode == 0, done.stderr

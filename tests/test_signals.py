@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from commands import QUICK, ROOT, command, environment
+from commands import QUICK, command, start
 from faults import inject
+from forkserver import Process
 from funmatch.runs import Run
 
 LONG = (*QUICK, "steps=100000", "checkpoint_every=100000", "trainer.log_every=1")
@@ -27,18 +27,10 @@ def logged(workplace: Path, name: str) -> int:
 
 
 @contextmanager
-def training(workplace: Path, name: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+def training(workplace: Path, name: str, *more: str) -> Iterator[Process]:
     """A command in the midst of its training; nothing of it is left in the end."""
-    command = [sys.executable, str(ROOT / "src" / "train.py"), *LONG, f"name={name}", *more]
-    process = subprocess.Popen(
-        command,
-        cwd=workplace,
-        env=environment(workplace),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    given = (*LONG, f"name={name}", *more)
+    process = start("train", *given, cwd=workplace, stdout=subprocess.DEVNULL)
     before = logged(workplace, name)
     try:
         deadline = time.monotonic() + 120
@@ -52,7 +44,7 @@ def training(workplace: Path, name: str, *more: str) -> Iterator[subprocess.Pope
         process.communicate()
 
 
-def ranks(process: subprocess.Popen[str]) -> list[int]:
+def ranks(process: Process) -> list[int]:
     """The processes of the ranks, in their order."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
