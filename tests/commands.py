@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,11 @@ def _server() -> forkserver.Server | None:
     atexit.register(home.cleanup)
     atexit.register(server.close)
     return server
+
+
+def is_error(errors: str, named: str) -> bool:
+    """Whether this is one `error:` line that names a key and its value, and says more."""
+    return re.fullmatch(rf"error: {re.escape(named)}: \S.*\n", errors) is not None
 
 
 def new_process(

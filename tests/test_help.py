@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import QUICK, ROOT, command, command_here, environment, start
+from commands import QUICK, ROOT, command, command_here, environment, is_error, start
 from faults import inject
 from funmatch import runs
 from funmatch.cli.command import COMMANDS
@@ -109,22 +109,22 @@ def test_the_configuration_is_shown_once_in_a_command(workplace: Path) -> None:
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "proposed"),
     [
-        ("recipie=consistent", "recipie=consistent: no such key; did you mean recipe?"),
-        ("studnt=digits", "studnt=digits: no such key; did you mean student?"),
-        ("optimiser.lr=3", "optimiser.lr=3: no such key; did you mean optimizer.lr?"),
-        ("data=flowers", "data=flowers: no such data; did you mean flowers102? choose digits, "),
-        ("recipe=zzz", "recipe=zzz: no such recipe; choose consistent, fixed_teacher, "),
-        ("experiment=flowers102", "experiment=flowers102: no such experiment; did you mean "),
-        ("experiment=zzz", "experiment=zzz: no such experiment; --help shows all "),
+        ("recipie=consistent", "recipe"),
+        ("studnt=digits", "student"),
+        ("optimiser.lr=3", "optimizer.lr"),
+        ("data=flowers", "flowers102"),
+        ("recipe=zzz", "consistent, fixed_teacher, function_matching"),
+        ("experiment=flowers102", "flowers102_"),
+        ("experiment=zzz", "--help"),
     ],
 )
-def test_near_misses_are_guessed(given: str, told: str, tmp_path: Path) -> None:
+def test_error_proposes_the_nearest_name(given: str, proposed: str, tmp_path: Path) -> None:
     code, _, err = command_here("train", given, cwd=tmp_path)
     assert code == 1
-    assert err.startswith(f"error: {told}"), err
-    assert err.count("\n") == 1
+    assert is_error(err, given)
+    assert proposed in err.removeprefix(f"error: {given}")
 
 
 def test_what_was_typed_is_kept_as_it_was_typed(tmp_path: Path) -> None:
