@@ -498,6 +498,7 @@ def without_compiler() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> None:
     plain, net = tiny(), tiny()
@@ -521,6 +522,7 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_the_backward_pass_is_compiled_along(graphs) -> None:
     """Else it would be too late to go on without a compiler that fails."""
@@ -529,6 +531,7 @@ def test_the_backward_pass_is_compiled_along(graphs) -> None:
     assert counters["inductor"]["fxgraph_cache_miss"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
     """More than torch's own limit of eight for one function."""
@@ -661,6 +664,7 @@ def test_a_run_in_mixed_precision(plain: Run, tmp_path: Path) -> None:
     assert {weight.dtype for weight in student.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) -> None:
     machine = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     shutil.copy(plain.directory.parents[2] / "teacher.safetensors", tmp_path)

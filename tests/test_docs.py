@@ -17,6 +17,7 @@ _BLOCK = re.compile(r'```(\w+) title="([^"]+)"\n(.*?)```', re.DOTALL)
 _COMMAND = re.compile(r"^python src/(\w+)\.py (--config-dir.*)$", re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
     guide = (ROOT / "docs/how-to/extend.md").read_text()
     for _, name, content in _BLOCK.findall(guide):

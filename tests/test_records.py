@@ -875,6 +875,7 @@ def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded
     assert (steps_record(elsewhere) / "rows.bin").stat().st_size == 60 * 100 * 20
 
 
+@pytest.mark.slow
 def test_one_rank_replays_what_two_recorded(elsewhere: Path, recorded: Run) -> None:
     two = ("name=two", "targets=record", "trainer.devices=2", "trainer.strategy=ddp")
     done = command("train", *SETTINGS, *two, cwd=elsewhere)
