@@ -5,10 +5,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 EXTRAS := export,tensorboard,dashboard,docs,optuna,shampoo,efficientnet-lite,torchcodec
-PARALLEL := -n auto --maxprocesses 8
+# A module stays with one worker, so that what its tests share is made once.
+PARALLEL := -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
+.PHONY: help setup install demo train test test-all test-faults test-slurm experiments coverage bench
 .PHONY: test-lowest test-newest test-versions docs dashboard rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
@@ -23,8 +24,11 @@ demo: setup  ## teacher, four recipes, two budgets, three seeds on real digits: 
 train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,function_matching"
 	$(RUN) src/train.py $(ARGS)
 
-test: setup  ## run the tests; ARGS go to pytest
+test: setup  ## run the tests that are not marked slow; ARGS go to pytest
 	$(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+test-all: setup  ## run every test, the slow ones too; those of SLURM are in test-slurm
+	$(RUN) -m pytest $(PARALLEL) -m "not slurm" $(ARGS)
 
 test-faults: setup  ## inject every fault that a run must survive, at length; ends with a table
 	$(RUN) -m pytest $(PARALLEL) -m fault $(ARGS)

@@ -1,3 +1,5 @@
+import copy
+import functools
 import os
 import shutil
 import signal
@@ -89,13 +91,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def compose() -> Callable[..., DictConfig]:
-    """Composes a configuration as a command would."""
+    """Composes a configuration as a command would; each only once, of which all get a copy."""
 
     def call(*overrides: str, name: str = "train") -> DictConfig:
-        with hydra.initialize_config_dir(str(app.conf()), version_base="1.3"):
-            return hydra.compose(name, list(overrides))
+        return copy.deepcopy(_composed(name, overrides))
 
     return call
+
+
+@functools.cache
+def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    with hydra.initialize_config_dir(str(app.conf()), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
 
 
 @pytest.fixture(scope="session")
