@@ -56,7 +56,22 @@ FAULTS = {
 }
 
 
+# The modules that take longest, in the order in which pytest-xdist hands them out: the short ones
+# come last, so that its workers end together.
+LONGEST = (
+    *("test_resume", "test_signals", "test_ranks", "test_records", "test_cohort", "test_cache"),
+    *("test_commands", "test_broken", "test_rehearsal", "test_loggers", "test_help", "test_scale"),
+    *("test_teachers", "test_report", "test_exporting", "test_models", "test_config"),
+)
+
+
+def _place(item: pytest.Item) -> int:
+    name = item.path.stem
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("fault", mark.args[0]))

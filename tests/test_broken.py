@@ -70,7 +70,7 @@ def finetune(home: Path, root: Path, *more: str) -> tuple[int, str, str]:
     )
 
 
-def test_odd_images_are_images(sound: Path, tmp_path: Path, record_property) -> None:
+def test_unusual_image_formats_are_read(sound: Path, tmp_path: Path, record_property) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
     names = odd(root / "train" / CLASSES[0])
     code, out, err = finetune(tmp_path, root, "name=odd", "data.broken=skip")
@@ -156,7 +156,7 @@ def test_the_next_image_takes_the_place_with_its_label(sound: Path, tmp_path: Pa
     assert mended.fingerprint() != found.train.fingerprint()
 
 
-def test_where_no_image_is_left_it_is_said(sound: Path, tmp_path: Path) -> None:
+def test_split_without_readable_image_is_an_error(sound: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
     for path in (root / "val").rglob("*.jpg"):
         path.write_bytes(b"")
@@ -211,7 +211,7 @@ print(next(batches).views["student"].shape)
 
 
 @pytest.mark.fault(10)
-def test_workers_that_are_left_do_not_keep_a_process_from_its_end() -> None:
+def test_process_ends_with_workers_left_running() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LEFT],
         env=machine.environment(PYTHONPATH=os.pathsep.join(sys.path)),

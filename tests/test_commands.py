@@ -28,7 +28,7 @@ def swept(workplace: Path) -> subprocess.CompletedProcess[str]:
     return new_process("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
 
 
-def test_the_sweep_of_the_readme(swept, workplace: Path) -> None:
+def test_readme_sweep_writes_summary_and_figure(swept, workplace: Path) -> None:
     assert swept.returncode == 0, swept.stderr
     assert swept.stderr == ""  # no framework speaks of itself
     for recipe in ("fixed_teacher", "consistent", "function_matching"):
@@ -56,7 +56,7 @@ def test_the_sweep_of_the_readme(swept, workplace: Path) -> None:
     assert "fixed_teacher" in (logs / "summary.md").read_text()
 
 
-def test_what_a_run_leaves(swept, workplace: Path) -> None:
+def test_run_directory_holds_its_files(swept, workplace: Path) -> None:
     (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
     left = {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
     assert left >= {
@@ -159,9 +159,7 @@ def test_report_over_several_directories(swept, workplace: Path) -> None:
         ("evaluate", "run=nowhere", "run=nowhere: holds no config.yaml"),
     ],
 )
-def test_mistakes_of_the_smaller_commands(
-    script: str, wrong: str, line: str, tmp_path: Path
-) -> None:
+def test_errors_of_report_and_evaluate(script: str, wrong: str, line: str, tmp_path: Path) -> None:
     done = command(script, wrong, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {line}")

@@ -176,7 +176,7 @@ def test_run_id_depends_on_what_decides_the_result(compose) -> None:
         assert schema.run_id(changed(base, other)) != name
 
 
-def test_the_order_in_which_things_are_named_makes_no_other_run(compose) -> None:
+def test_run_id_does_not_depend_on_order_of_names(compose) -> None:
     """Transfer sets are joined, and teachers asked, in the order of their names."""
     paper = ("data=pets", "teacher=bit_r152x2", "student=bit_r50", "optimizer.lr=0.003")
     one, other = (
@@ -197,7 +197,7 @@ def test_the_order_in_which_things_are_named_makes_no_other_run(compose) -> None
     }
 
 
-def test_ten_is_ten_point_zero(compose) -> None:
+def test_run_id_is_the_same_for_10_and_10_0(compose) -> None:
     ten = [changed(compose(), f"objective.temperature={value}") for value in ("10", "10.0", "1e1")]
     assert len({schema.run_id(cfg) for cfg in ten}) == 1
 

@@ -59,7 +59,7 @@ def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
         assert set(done.stdout.split()) == expected, done.stderr
 
 
-def test_the_help_of_what_is_installed_calls_it_so(tmp_path: Path) -> None:
+def test_help_of_the_installed_command_names_funmatch(tmp_path: Path) -> None:
     for name, said in (
         ("train", 'eval "$(funmatch train -sc install=bash)"'),
         ("finetune", 'eval "$(funmatch finetune -sc install=bash)"'),
@@ -78,7 +78,7 @@ def test_the_help_of_what_is_installed_calls_it_so(tmp_path: Path) -> None:
         assert "python src/" not in done.stdout
 
 
-def test_a_reader_who_has_gone_is_told_apart_from_a_worker(workplace: Path) -> None:
+def test_closed_stdout_pipe_is_one_error(workplace: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     process = start("train", *QUICK, "dry_run=true", cwd=workplace, stdout=write)
@@ -127,7 +127,7 @@ def test_error_proposes_the_nearest_name(given: str, proposed: str, tmp_path: Pa
     assert proposed in err.removeprefix(f"error: {given}")
 
 
-def test_what_was_typed_is_kept_as_it_was_typed(tmp_path: Path) -> None:
+def test_command_of_a_run_repeats_its_overrides(tmp_path: Path) -> None:
     folder = tmp_path / ".hydra"
     folder.mkdir()
     row = {"directory": tmp_path, "recipe": "labels"}
@@ -139,7 +139,7 @@ def test_what_was_typed_is_kept_as_it_was_typed(tmp_path: Path) -> None:
     assert runs.command(row) == typed
 
 
-def test_a_run_of_a_stranger_is_not_run_again_with_more_than_values(workplace: Path) -> None:
+def test_rerun_refuses_flags_among_stored_overrides(workplace: Path) -> None:
     cause = workplace / "stranger"
     cause.touch()
     fault = inject("FailWhile", path=str(cause))
@@ -155,7 +155,7 @@ def test_a_run_of_a_stranger_is_not_run_again_with_more_than_values(workplace: P
         assert done.stderr.startswith(told)
 
 
-def test_what_failed_is_run_again_when_its_cause_is_mended(workplace: Path) -> None:
+def test_rerun_repeats_failed_jobs_until_they_succeed(workplace: Path) -> None:
     cause = workplace / "cause"
     cause.touch()
     fault = inject("FailWhile", path=str(cause))

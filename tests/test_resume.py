@@ -223,7 +223,7 @@ def test_a_longer_run_begins_where_another_ended(workplace: Path, uninterrupted:
     )
 
 
-def test_an_earlier_checkpoint_takes_no_later_student_along(
+def test_resume_from_earlier_checkpoint_drops_later_best_student(
     workplace: Path, uninterrupted: Run
 ) -> None:
     source = workplace / "logs" / "copied" / "run"
@@ -362,9 +362,7 @@ def test_killed_at_fifty_random_moments(workplace: Path, tmp_path: Path, record_
 @pytest.mark.slow
 @pytest.mark.fault(1)
 @pytest.mark.timeout(900)
-def test_a_late_step_is_gone_on_from_as_soon_as_an_early_one(
-    workplace: Path, record_property
-) -> None:
+def test_resume_time_does_not_depend_on_step(workplace: Path, record_property) -> None:
     """Reports the time; what it rests on is that no step but the next is drawn."""
     found = {}
     for step in (100, 20_000):

@@ -113,7 +113,7 @@ def test_both_ranks_leave_after_the_same_step(workplace: Path, record_property) 
 @pytest.mark.fault(3)
 @pytest.mark.parametrize("to", ["rank 0", "rank 1", "all", "the command"])
 @pytest.mark.parametrize("number", CODES)
-def test_any_signal_to_any_rank_is_heard_by_all(
+def test_signal_to_one_rank_stops_all_ranks(
     workplace: Path, number: signal.Signals, to: str, record_property
 ) -> None:
     record_property("figures", f"{leaves_together(workplace, number, to):.1f} s")
@@ -121,7 +121,7 @@ def test_any_signal_to_any_rank_is_heard_by_all(
 
 @pytest.mark.fault(3)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_do_not_mind_what_a_terminal_sends_to_all(
+def test_workers_ignore_signals_to_their_process_group(
     workplace: Path, number: signal.Signals
 ) -> None:
     name = f"group-{number.name}"
@@ -190,7 +190,7 @@ def test_max_time_is_not_exceeded(workplace: Path, devices: int, seconds: int) -
     assert re.fullmatch(told, done.stderr), done.stderr
 
 
-def test_ranks_may_be_stopped_before_they_have_begun(workplace: Path) -> None:
+def test_max_time_before_ranks_have_started(workplace: Path) -> None:
     given = ("name=early", "max_time=0:00:01", "trainer.devices=2")
     done = command("train", *LONG, *given, cwd=workplace)
     assert done.returncode == 75

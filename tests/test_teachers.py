@@ -31,7 +31,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return teacher(path)
 
 
-def test_two_commands_started_at_once_make_it_once(tmp_path: Path, plain: Run) -> None:
+def test_two_concurrent_commands_make_the_teacher_once(tmp_path: Path, plain: Run) -> None:
     both = [start("train", *STUDENT, f"seed={seed}", cwd=tmp_path) for seed in (0, 1)]
     for process in both:
         _, errors = process.communicate(timeout=240)
