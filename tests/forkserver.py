@@ -1,12 +1,14 @@
-"""A fork server: starts commands by forking a process that has imported torch and its company.
+"""A fork server for tests: runs a command as a fork of a process that has imported torch.
 
-To import them costs eight CPU seconds, more than all else in a run of some steps. The server
-imports no module of funmatch: a fork does, as a new process would. Commands whose environment holds
-what the other packages read when they are imported need a new process: see `Server.serves`.
+Importing torch, lightning, timm and the other packages takes eight CPU seconds, more than the rest of
+a run of a few steps. The server imports them once and then waits for requests. It imports no module
+of funmatch: each fork does that itself.
 
-A fork is a real process: its own pid, session, exit code, signals, working directory, environment,
-files and sys.path. What differs from a new process is that warnings of an import are not printed
-and that all forks of a server share the seed of the hashes of strings.
+A fork behaves like a new process: it has its own pid, session, exit code, signal handlers, working
+directory, environment, open files, sys.argv and sys.path. Three things differ: warnings that a
+package raises on import are not printed, packages that look for their cache in HOME on import use
+the server's, and all forks of a server share one seed for the hashes of strings. Commands whose
+environment sets a variable that a package reads on import need a new process (`Server.serves`).
 """
 
 import atexit
@@ -38,20 +40,11 @@ PRELOADED = (
     *("sklearn.datasets", "sklearn.metrics", "sklearn.model_selection", "sklearn.datasets.data"),
     *("scipy.io", "filelock", "greenlet", "torchcodec.decoders"),
 )
-# What these packages, the interpreter and the C library read once, when they start.
-_READ_AT_START = (
-    "PYTHON",
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "OPENBLAS",
-    "TORCH",
-    "PYTORCH",
-    "CUDA",
-    "HF_",
-    "WANDB",
+# Prefixes of variables that the interpreter, the C library or a package reads only when it starts.
+_READ_AT_START = tuple(
+    "PYTHON OMP_ MKL_ KMP_ OPENBLAS TORCH PYTORCH CUDA NVIDIA KINETO CXX HF_ TIMM WANDB MPL "
+    "LD_ MALLOC LANG LC_".split()
 )
-_READ_AT_START += ("LD_", "MALLOC", "LANG", "LC_", "MPL", "TIMM", "CXX", "NVIDIA", "KINETO")
 _MESSAGE = 1 << 20  # bytes at most
 
 
@@ -59,15 +52,14 @@ class Process:
     """A command that was forked: the part of `subprocess.Popen` that the tests use, as text."""
 
     def __init__(self, args: Sequence[str], pid: int, server: "Server", pipes: list[int]) -> None:
-        self.args, self.pid, self.returncode = args, pid, None
+        self.args, self.pid = args, pid
+        self.returncode: int | None = None
         self._server, self._pidfd = server, os.pidfd_open(pid)
         stdout, stderr = (os.fdopen(pipe) if pipe >= 0 else None for pipe in pipes)
         self.stdout: TextIO | None = stdout
         self.stderr: TextIO | None = stderr
         self._read = ["", ""]
         self._readers: list[threading.Thread] = []
-
-    returncode: int | None
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
