@@ -10,7 +10,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-all test-faults test-slurm experiments coverage bench
-.PHONY: test-lowest test-newest test-versions docs dashboard rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
+.PHONY: test-lowest test-newest test-versions docs dashboard slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -51,9 +51,6 @@ test-versions:
 	uv pip install --quiet --no-config --upgrade --resolution $(VERSIONS) --python build/$(VERSIONS) \
 		--group dev --editable '.[$(EXTRAS)]'
 	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)
-
-rerun-failed: setup  ## run again what failed in a sweep: make rerun-failed SWEEP=logs/demo
-	$(RUN) src/rerun.py runs=$(SWEEP)
 
 experiments:  ## list the rows of the paper: python src/train.py experiment=...
 	@cd conf/experiment && for file in *.yaml labels/*.yaml; do \
