@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import forkserver
-from funmatch.cli.command import COMMANDS
+from funmatch.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,10 +15,10 @@ from PIL import Image
 import small
 from commands import command, command_here
 from faults import inject
-from funmatch import machine
-from funmatch.data import datasets
-from funmatch.data.broken import left_out
-from funmatch.runs import Run
+from funmatch.data.corrupt_images import without_corrupt_images
+from funmatch.data.datasets import builders
+from funmatch.runs.directory import Run
+from funmatch.runtime import hardware
 from small import CLASSES, SMALL
 
 pytestmark = pytest.mark.fault(9)
@@ -76,7 +76,7 @@ def test_unusual_image_formats_are_read(sound: Path, tmp_path: Path, record_prop
     code, out, err = finetune(tmp_path, root, "name=odd", "data.broken=skip")
     assert (code, err) == (0, "")
     assert not re.search(r"broken: \d+ of", out)  # none was found
-    splits = datasets.folder(str(root))
+    splits = builders.folder(str(root))
     assert len(splits.train) == 36 + len(names)
     images = splits.train.images(np.arange(len(splits.train)))
     assert all(image.shape[0] == 3 for image in images)
@@ -141,8 +141,8 @@ def test_the_next_image_takes_the_place_with_its_label(sound: Path, tmp_path: Pa
     root = shutil.copytree(sound, tmp_path / "images")
     names = {root / "train" / CLASSES[1] / name for name in broken(root / "train" / CLASSES[1])}
     names |= {root / "train" / CLASSES[2] / name for name in broken(root / "train" / CLASSES[2])}
-    found = datasets.folder(str(root))
-    mended = left_out(found, tmp_path, print).train
+    found = builders.folder(str(root))
+    mended = without_corrupt_images(found, tmp_path, print).train
     assert len(mended) == len(found.train) == 36 + len(names)
     rows = np.arange(len(mended))
     labels = mended.labels(rows)
@@ -214,7 +214,7 @@ print(next(batches).views["student"].shape)
 def test_process_ends_with_workers_left_running() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LEFT],
-        env=machine.environment(PYTHONPATH=os.pathsep.join(sys.path)),
+        env=hardware.subprocess_environment(PYTHONPATH=os.pathsep.join(sys.path)),
         capture_output=True,
         text=True,
         timeout=60,
