@@ -54,7 +54,7 @@ experiments:  ## list the rows of the paper: python src/train.py experiment=...
 
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
-		$(foreach module,losses mixing schedules optimizers ensembles geometry render models.bit,--cov=funmatch.$(module))
+		$(foreach module,core optim.adam optim.sgd optim.decay optim.schedules models.bit,--cov=funmatch.$(module))
 
 slurm-train:  ## submit a run to SLURM: make slurm-train ARGS="data=pets teacher=bit_r152x2 student=bit_r50"
 	@env -u RECIPES slurm/submit $(ARGS)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 import pairs
 from duel import ROOT, Contender, ContenderError, Result, duel
-from funmatch.schema import UserError
+from funmatch.config.errors import UserError
 
 Spec = tuple[str, Sequence[str]]  # of a contender: its script and its overrides
 

@@ -6,9 +6,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from funmatch.data.sources import Source
 from funmatch.models.network import Network
-from funmatch.recipes import Shared
-from funmatch.stream import Source
+from funmatch.views.recipes import Shared
 from workload import Workload
 
 

@@ -12,7 +12,7 @@ import pairs
 import report
 from bench import Bench, funmatch
 from duel import ContenderError, Result
-from funmatch.schema import UserError
+from funmatch.config.errors import UserError
 from report import Row
 
 DIGITS = ["data=digits"]

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from funmatch import files
+from funmatch.runtime import atomic_files
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -78,12 +78,12 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
     """benchmark.json, benchmark.md and benchmark.png."""
     facts = {"machine": _machine(), "versions": _versions()}
     content = {**facts, "rows": [{**asdict(row), "holds": row.holds} for row in rows]}
-    files.write(folder / "benchmark.json", json.dumps(content, indent=2) + "\n")
+    atomic_files.write(folder / "benchmark.json", json.dumps(content, indent=2) + "\n")
     lines = [" | ".join(("", *_HEAD, "detail", "")).strip(), "|" + " --- |" * (len(_HEAD) + 1)]
     lines += [" | ".join(("", *_cells(row), row.detail, "")).strip() for row in rows]
     versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
     text = "\n".join((f"{_machine()}; {versions}.", "", *lines, ""))
-    files.write(folder / "benchmark.md", text)
+    atomic_files.write(folder / "benchmark.md", text)
     _draw(folder / "benchmark.png", [row for row in rows if row.value is not None and row.target])
 
 

@@ -6,8 +6,9 @@ METRONOME=... python benchmarks/synthetic.py recipe=... +callbacks.beat._target_
 from dataclasses import replace
 from functools import cache
 
-from funmatch.cli.command import train
-from funmatch.stream import Batch, Stream
+from funmatch.cli.main import train
+from funmatch.data.batch import Batch
+from funmatch.views.stream import Stream
 
 _rendered = cache(Stream.__getitem__)
 

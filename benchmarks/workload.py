@@ -9,14 +9,15 @@ from hydra.utils import instantiate
 from torch import nn
 from torch.utils.data import DataLoader
 
-from funmatch import resolvers, schema
-from funmatch.cli import app, parts, teaching
-from funmatch.data.source import Splits
+from funmatch.config import compose, resolvers, schema
+from funmatch.data.batch import Batch
+from funmatch.data.sources import Splits
+from funmatch.experiment import build, teachers
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
-from funmatch.objectives import Objective
-from funmatch.recipes import Recipe
-from funmatch.stream import Batch, Steps, Stream
+from funmatch.objectives.base import Objective
+from funmatch.views.recipes import Recipe
+from funmatch.views.stream import Steps, Stream
 
 
 @dataclass(frozen=True)
@@ -66,29 +67,29 @@ class Workload:
 def workload(overrides: list[str]) -> Workload:
     """What `src/train.py` would train with these overrides."""
     resolvers.register()
-    with app.composing():
+    with compose.compose_context():
         cfg = hydra.compose("train", overrides)
         if cfg.trainer.threads is not None:
             torch.set_num_threads(cfg.trainer.threads)
         torch.manual_seed(cfg.seed)
-        learning = parts.learning(cfg)
+        learning = build.learning(cfg)
 
         def plain() -> tuple[Network, Network]:
-            with app.composing():
-                return parts.blank(cfg.student), teaching.member(cfg, cfg.teacher)
+            with compose.compose_context():
+                return build.blank(cfg.student), teachers.load_member(cfg, cfg.teacher)
 
         return Workload(
             plain=plain,
-            student=parts.learner(cfg, "student"),
-            teacher=teaching.loaded_teacher(cfg),
+            student=build.learner(cfg, "student"),
+            teacher=teachers.load_teacher(cfg),
             objective=instantiate(cfg.objective),
             optimizer=learning.optimizer,
             schedule=learning.schedule,
             clip_norm=cfg.clip_norm,
-            device=parts.device(cfg),
+            device=build.device(cfg),
             autocast=cfg.trainer.precision == "bf16-mixed",
-            data=parts.splits(cfg),
-            recipe=parts.recipe(cfg),
+            data=build.splits(cfg),
+            recipe=build.recipe(cfg),
             batch_size=cfg.batch_size,
             seed=cfg.seed,
             steps=schema.total_steps(cfg),

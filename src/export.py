@@ -1,6 +1,6 @@
 """python src/export.py run=DIR format=onnx: a student for others."""
 
-from funmatch.cli.command import export
+from funmatch.cli.export import export
 
 if __name__ == "__main__":
     export()

@@ -1,6 +1,6 @@
 """python src/report.py runs=DIR: tables and figures over runs."""
 
-from funmatch.cli.command import report
+from funmatch.cli.report import report
 
 if __name__ == "__main__":
     report()

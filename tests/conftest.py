@@ -9,8 +9,8 @@ import pytest
 from omegaconf import DictConfig
 
 from commands import QUICK, command
-from funmatch import resolvers
-from funmatch.cli import app
+from funmatch.config import resolvers
+from funmatch.config.compose import config_directory
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
@@ -90,7 +90,7 @@ def compose() -> Callable[..., DictConfig]:
     """Composes a configuration as a command would."""
 
     def call(*overrides: str, name: str = "train") -> DictConfig:
-        with hydra.initialize_config_dir(str(app.conf()), version_base="1.3"):
+        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
             return hydra.compose(name, list(overrides))
 
     return call

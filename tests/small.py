@@ -6,7 +6,7 @@ from typing import Any
 
 import trees
 from commands import QUICK, command
-from funmatch.runs import Run
+from funmatch.runs.directory import Run
 
 CLASSES = ("cat", "cow", "dog")
 SMALL = (

@@ -14,10 +14,10 @@ from PIL import Image
 import small
 from commands import command, command_here
 from faults import inject
-from funmatch import machine
-from funmatch.data import datasets
-from funmatch.data.broken import left_out
-from funmatch.runs import Run
+from funmatch.data.corrupt_images import without_corrupt_images
+from funmatch.data.datasets import builders
+from funmatch.runs.directory import Run
+from funmatch.runtime import hardware
 from small import CLASSES, SMALL
 
 pytestmark = pytest.mark.fault(9)
@@ -75,7 +75,7 @@ def test_odd_images_are_images(sound: Path, tmp_path: Path, record_property) -> 
     code, out, err = finetune(tmp_path, root, "name=odd", "data.broken=skip")
     assert (code, err) == (0, "")
     assert not re.search(r"broken: \d+ of", out)  # none was found
-    splits = datasets.folder(str(root))
+    splits = builders.folder(str(root))
     assert len(splits.train) == 36 + len(names)
     images = splits.train.images(np.arange(len(splits.train)))
     assert all(image.shape[0] == 3 for image in images)
@@ -140,8 +140,8 @@ def test_the_next_image_takes_the_place_with_its_label(sound: Path, tmp_path: Pa
     root = shutil.copytree(sound, tmp_path / "images")
     names = {root / "train" / CLASSES[1] / name for name in broken(root / "train" / CLASSES[1])}
     names |= {root / "train" / CLASSES[2] / name for name in broken(root / "train" / CLASSES[2])}
-    found = datasets.folder(str(root))
-    mended = left_out(found, tmp_path, print).train
+    found = builders.folder(str(root))
+    mended = without_corrupt_images(found, tmp_path, print).train
     assert len(mended) == len(found.train) == 36 + len(names)
     rows = np.arange(len(mended))
     labels = mended.labels(rows)
@@ -198,10 +198,10 @@ def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> N
 
 
 _LEFT = """
-from funmatch.data.module import DataModule
-from funmatch.data.source import Splits
-from funmatch.evaluation import EvaluationViews
-from funmatch.recipes import Shared
+from funmatch.data.sources import Splits
+from funmatch.training.datamodule import DataModule
+from funmatch.views.evaluation_views import EvaluationViews
+from funmatch.views.recipes import Shared
 from toys import array_source
 
 views = EvaluationViews(array_source(6), resize=8, side=8)
@@ -219,7 +219,7 @@ print(next(batches).views["student"].shape)
 def test_workers_that_are_left_do_not_keep_a_process_from_its_end() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LEFT],
-        env=machine.environment(PYTHONPATH=os.pathsep.join(sys.path)),
+        env=hardware.subprocess_environment(PYTHONPATH=os.pathsep.join(sys.path)),
         capture_output=True,
         text=True,
         timeout=60,

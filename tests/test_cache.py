@@ -26,19 +26,22 @@ import small
 import toys
 import trees
 from commands import ROOT, command, environment
-from funmatch import geometry, rules
-from funmatch.cli import caching
-from funmatch.data import cache, datasets, photographs
-from funmatch.data.cache import Cached, cached
-from funmatch.data.listing import Listing, images_below
-from funmatch.data.photographs import Photographs, decoded
-from funmatch.data.source import Splits
-from funmatch.evaluation import EvaluationStream, EvaluationViews
-from funmatch.images import Images
-from funmatch.recipes import Fixed, Independent, Recipe, Shared
-from funmatch.render import render, render_batch
-from funmatch.schema import UserError
-from funmatch.stream import Batch, Source, Steps, Stream
+from funmatch.config import validation
+from funmatch.config.errors import UserError
+from funmatch.core import geometry
+from funmatch.core.images import Images
+from funmatch.core.render import render, render_batch
+from funmatch.data import decoded_cache, image_files
+from funmatch.data.batch import Batch
+from funmatch.data.datasets import builders
+from funmatch.data.decoded_cache import Cached, cached
+from funmatch.data.file_list import FileList, images_below
+from funmatch.data.image_files import ImageFiles, decoded
+from funmatch.data.sources import Source, Splits
+from funmatch.experiment import cache_policy
+from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
+from funmatch.views.recipes import Fixed, Independent, Recipe, Shared
+from funmatch.views.stream import Steps, Stream
 from small import SMALL, STUDENT, TEACHER, experiment, only_run
 from trees import refused
 
@@ -55,10 +58,10 @@ def album(root: Path, count: int) -> None:
             picture.convert(mode).save(path, quality=90)
 
 
-def found(root: Path) -> Photographs:
+def found(root: Path) -> ImageFiles:
     """All images of a folder, not looked at yet."""
     names = tuple(images_below(root))
-    return Photographs(Listing(root, names, np.arange(len(names)) % 3), ("a", "b", "c"))
+    return ImageFiles(FileList(root, names, np.arange(len(names)) % 3), ("a", "b", "c"))
 
 
 def uncompared(source: Source) -> int:
@@ -93,12 +96,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(root: Path) -> Photographs:
+def source(root: Path) -> ImageFiles:
     return found(root)
 
 
 @pytest.fixture(scope="module")
-def kept(source: Photographs, tmp_path_factory: pytest.TempPathFactory) -> Cached:
+def kept(source: ImageFiles, tmp_path_factory: pytest.TempPathFactory) -> Cached:
     return cached(source, tmp_path_factory.mktemp("kept"))
 
 
@@ -155,7 +158,7 @@ def test_a_batch_is_rendered_as_its_images_are_one_by_one(law: str, size: int) -
 # --- a cached source -----------------------------------------------------------------------------
 
 
-def test_a_cached_source_is_its_source(source: Photographs, kept: Cached) -> None:
+def test_a_cached_source_is_its_source(source: ImageFiles, kept: Cached) -> None:
     assert isinstance(kept, Cached)
     assert len(kept) == len(source)
     assert kept.classes == source.classes
@@ -190,7 +193,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_every_view_of_a_recipe_is_the_same(
-    source: Photographs, kept: Cached, recipe: Recipe
+    source: ImageFiles, kept: Cached, recipe: Recipe
 ) -> None:
     form = {"sides": {"student": 8, "teacher": 12}, "batch_size": 10, "seed": 3}
     plain, fast = Stream(source, recipe, **form), Stream(kept, recipe, **form)
@@ -203,7 +206,7 @@ def test_every_view_of_a_recipe_is_the_same(
         assert same(left.rendered(run.take(left.cuts.rows)), expected)
 
 
-def test_a_cache_travels_without_its_pixels(source: Photographs, kept: Cached) -> None:
+def test_a_cache_travels_without_its_pixels(source: ImageFiles, kept: Cached) -> None:
     kept.images(everything(kept))
     content = pickle.dumps(kept)
     assert len(content) < len(pickle.dumps(source)) + 500
@@ -212,7 +215,7 @@ def test_a_cache_travels_without_its_pixels(source: Photographs, kept: Cached) -
     assert other.fingerprint() == source.fingerprint()
 
 
-def test_spawned_workers_read_a_cache(source: Photographs, kept: Cached) -> None:
+def test_spawned_workers_read_a_cache(source: ImageFiles, kept: Cached) -> None:
     form = {"sides": {"student": 8}, "batch_size": 10, "seed": 3}
     loader = DataLoader(
         Stream(kept, RECIPES[0], **form),
@@ -227,7 +230,7 @@ def test_spawned_workers_read_a_cache(source: Photographs, kept: Cached) -> None
     assert all(same(batch, plain[step]) for step, batch in enumerate(batches))
 
 
-def test_evaluation_views_from_a_cache(source: Photographs, tmp_path: Path) -> None:
+def test_evaluation_views_from_a_cache(source: ImageFiles, tmp_path: Path) -> None:
     views = EvaluationViews(source, resize=20, side=16)
     there = cached(views, tmp_path)
     assert there.sizes(np.array([0, 1]))[0].tolist() == [16, 16]
@@ -257,9 +260,9 @@ _READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from funmatch.data.cache import cached
-from funmatch.data.listing import Listing, images_below
-from funmatch.data.photographs import Photographs
+from funmatch.data.decoded_cache import cached
+from funmatch.data.file_list import FileList, images_below
+from funmatch.data.image_files import ImageFiles
 
 def private():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -269,7 +272,7 @@ def brightness(rows):
     return sum(int(image.sum()) for image in kept.images(rows))
 
 root, store = map(Path, sys.argv[1:])
-source = Photographs(Listing(root, tuple(images_below(root)), None), ())
+source = ImageFiles(FileList(root, tuple(images_below(root)), None), ())
 everything = np.arange(len(source))
 print("ready", flush=True)
 input()
@@ -430,7 +433,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_cache_is_made_again(
     damage: Callable[[Path], object],
-    source: Photographs,
+    source: ImageFiles,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -471,7 +474,7 @@ def test_an_image_that_was_replaced_is_decoded_again(
 
 
 def test_a_damaged_image_is_found_when_it_is_read_first(
-    source: Photographs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: ImageFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached(source, tmp_path)
     (folder,) = filter(Path.is_dir, tmp_path.iterdir())
@@ -494,7 +497,7 @@ def test_a_damaged_image_is_found_when_it_is_read_first(
 
 @pytest.fixture
 def configured(
-    compose: Callable[..., Any], root: Path, source: Photographs, tmp_path: Path
+    compose: Callable[..., Any], root: Path, source: ImageFiles, tmp_path: Path
 ) -> Callable[..., tuple[Splits, bool]]:
     """What a run of 100 steps that sees 24 images reads from."""
 
@@ -504,7 +507,7 @@ def configured(
         place = f"paths.cache={tmp_path}/kept"
         cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", place, *more)
         splits = Splits(source, source, source)
-        return caching.kept(cfg, splits, toys.network())
+        return cache_policy.apply_cache(cfg, splits, toys.network())
 
     return call
 
@@ -529,7 +532,7 @@ def test_without_room_a_cache_is_refused_in_one_line(
 
 
 def test_auto_takes_what_pays_and_fits(
-    source: Photographs, configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: ImageFiles, configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_room(monkeypatch)
     without, brings = configured("auto")
@@ -562,7 +565,7 @@ def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.Mon
 def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> None:
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
-    found, brings = caching.kept(cfg, Splits(digits, digits, digits), toys.network())
+    found, brings = cache_policy.apply_cache(cfg, Splits(digits, digits, digits), toys.network())
     assert found.train is digits
     assert brings == "cuts"
     assert not (tmp_path / "kept").exists()
@@ -570,7 +573,7 @@ def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> N
 
 def test_another_place_is_refused(compose) -> None:
     with pytest.raises(UserError, match=r"^data\.cache=tape: .*none.*disk.*device.*auto"):
-        rules.check(compose("data.cache=tape"))
+        validation.check(compose("data.cache=tape"))
 
 
 # --- real runs -----------------------------------------------------------------------------------
@@ -646,8 +649,8 @@ def test_images_are_decoded_once_and_the_run_says_so(said, home: Path) -> None:
 def test_another_process_reads_what_is_there_and_names_what_is_damaged(said, home: Path) -> None:
     store = home / "kept/damaged"
     shutil.copytree(home / "kept/disk", store)
-    train = datasets.folder(str(home / "images")).train
-    folder = cache._folder(train, store)
+    train = builders.folder(str(home / "images")).train
+    folder = decoded_cache._folder(train, store)
     flip_a_byte(folder, train, uncompared(train))
     done = trained(home, LATER)
     assert done.returncode == 1
@@ -661,7 +664,7 @@ def test_another_process_reads_what_is_there_and_names_what_is_damaged(said, hom
 
 # --- decoders ------------------------------------------------------------------------------------
 
-two_decoders = pytest.mark.skipif(photographs.codec is None, reason="torchcodec is an extra")
+two_decoders = pytest.mark.skipif(image_files.codec is None, reason="torchcodec is an extra")
 
 
 def turned(orientation: int) -> Image.Exif:
@@ -702,7 +705,7 @@ def test_decoders_agree_on_every_pixel(
 ) -> None:
     path = picture(tmp_path / "a.jpg", mode, **form)
     fast = decoded(path)
-    monkeypatch.setattr(photographs, "codec", None)
+    monkeypatch.setattr(image_files, "codec", None)
     plain = decoded(path)
     assert plain.shape == (3, 61, 83)
     assert torch.equal(fast, plain)
@@ -721,6 +724,6 @@ def test_a_truncated_photograph_is_refused(
     path = picture(tmp_path / "a.jpg", progressive=progressive)
     cut_off(path, int(share * path.stat().st_size))
     if decoder == "pillow":
-        monkeypatch.setattr(photographs, "codec", None)
+        monkeypatch.setattr(image_files, "codec", None)
     line = refused(partial(decoded, path))
     assert line.startswith(f"{path}: cannot be read as an image")

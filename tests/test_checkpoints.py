@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from funmatch import checkpoints
-from funmatch.callbacks.checkpoint import SealedCheckpointIO
-from funmatch.checkpoints import Checkpoints
+from funmatch.runs import checkpoint_files
+from funmatch.runs.checkpoint_files import Checkpoints
+from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
 
 STATE = {"step": 7, "weights": torch.arange(5000.0), "name": "student"}
 
@@ -22,43 +22,43 @@ STATE = {"step": 7, "weights": torch.arange(5000.0), "name": "student"}
 def three(tmp_path: Path) -> Checkpoints:
     folder = Checkpoints(tmp_path / "checkpoints")
     for step in (5, 10, 100_000_000):
-        SealedCheckpointIO().save_checkpoint({**STATE, "step": step}, folder.path(step))
+        VerifiedCheckpointIO().save_checkpoint({**STATE, "step": step}, folder.path(step))
     return folder
 
 
 def test_what_is_written_is_read(three: Checkpoints) -> None:
     (newest, *_) = three.all()
-    assert [checkpoints.step(path) for path in three.all()] == [100_000_000, 10, 5]
-    found = SealedCheckpointIO().load_checkpoint(newest)
+    assert [checkpoint_files.step(path) for path in three.all()] == [100_000_000, 10, 5]
+    found = VerifiedCheckpointIO().load_checkpoint(newest)
     assert found["step"] == 100_000_000
     assert torch.equal(found["weights"], STATE["weights"])
     assert torch.equal(torch.load(newest, weights_only=True)["weights"], STATE["weights"])
-    assert zipfile.ZipFile(newest).comment.decode() == checkpoints.seal(newest)
+    assert zipfile.ZipFile(newest).comment.decode() == checkpoint_files.digest(newest)
 
 
 def test_a_seal_tells_states_apart(three: Checkpoints) -> None:
-    seals = {checkpoints.seal(path) for path in three.all()}
+    seals = {checkpoint_files.digest(path) for path in three.all()}
     assert len(seals) == 3
     again = three.folder / "step-00000011.ckpt"
-    SealedCheckpointIO().save_checkpoint({**STATE, "step": 10}, again)
-    assert checkpoints.seal(again) in seals
+    VerifiedCheckpointIO().save_checkpoint({**STATE, "step": 10}, again)
+    assert checkpoint_files.digest(again) in seals
 
 
 @pytest.mark.fault(5)
 def test_every_flipped_bit_and_every_cut_is_found(three: Checkpoints) -> None:
     path = three.all()[0]
     good = path.read_bytes()
-    assert checkpoints.whole(path)
+    assert checkpoint_files.is_intact(path)
     for place in [*range(0, len(good), 97), *range(len(good) - 90, len(good))]:
         bad = bytearray(good)
         bad[place] ^= 1 << place % 8
         path.write_bytes(bad)
-        assert not checkpoints.whole(path), place
+        assert not checkpoint_files.is_intact(path), place
     for size in [*range(0, 200), len(good) // 2, len(good) - 64, len(good) - 1]:
         path.write_bytes(good[:size])
-        assert not checkpoints.whole(path), size
+        assert not checkpoint_files.is_intact(path), size
     path.write_bytes(good + b"0")
-    assert not checkpoints.whole(path)
+    assert not checkpoint_files.is_intact(path)
 
 
 @pytest.mark.fault(5)
@@ -88,7 +88,7 @@ def test_no_run_begins_anew_because_all_are_damaged(three: Checkpoints) -> None:
 def test_the_newest_are_kept(three: Checkpoints) -> None:
     (three.folder / "step-notes.ckpt").touch()  # of somebody else
     three.keep(2)
-    assert [checkpoints.step(path) for path in three.all()] == [100_000_000, 10]
+    assert [checkpoint_files.step(path) for path in three.all()] == [100_000_000, 10]
     assert (three.folder / "step-notes.ckpt").exists()
 
 
@@ -105,12 +105,12 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     monkeypatch.chdir(tmp_path)
     path = Checkpoints(tmp_path).path(3)
     if form == "archive":  # well sealed: by somebody who knows how
-        SealedCheckpointIO().save_checkpoint({"state": Evil()}, path)
+        VerifiedCheckpointIO().save_checkpoint({"state": Evil()}, path)
     else:
         path.write_bytes(pickle.dumps(Evil(), protocol=2))
-        assert not checkpoints.whole(path)
+        assert not checkpoint_files.is_intact(path)
     with pytest.raises(ValueError, match=r"step-00000003\.ckpt: refused, it holds other things"):
-        SealedCheckpointIO().load_checkpoint(path)
+        VerifiedCheckpointIO().load_checkpoint(path)
     assert not (tmp_path / "executed").exists()
 
 
@@ -132,14 +132,14 @@ def test_a_worker_that_dies_during_a_save_is_no_full_disk(three: Checkpoints) ->
     next(batches)
     path = three.folder / "step-00000012.ckpt"
     with pytest.raises(RuntimeError, match=r"^DataLoader worker .* is killed"):
-        SealedCheckpointIO().save_checkpoint({"state": Deadly(batches._workers[0].pid)}, path)
+        VerifiedCheckpointIO().save_checkpoint({"state": Deadly(batches._workers[0].pid)}, path)
     assert not path.exists()
 
 
 def test_a_path_names_a_checkpoint_or_a_run(three: Checkpoints) -> None:
     run = three.folder.parent
-    assert checkpoints.at(run) == three.path(100_000_000)
-    assert checkpoints.at(three.path(5)) == three.path(5)
+    assert checkpoint_files.at(run) == three.path(100_000_000)
+    assert checkpoint_files.at(three.path(5)) == three.path(5)
     for wrong in (run / "nowhere", three.path(6), three.folder):
         with pytest.raises(ValueError, match=r"resume=.*: no checkpoint there; give"):
-            checkpoints.at(wrong)
+            checkpoint_files.at(wrong)

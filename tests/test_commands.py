@@ -14,7 +14,7 @@ from matplotlib import image
 
 from commands import QUICK, ROOT, command, environment
 from faults import inject
-from funmatch.runs import COLUMNS, Run
+from funmatch.runs.directory import COLUMNS, Run
 
 BUDGET = ("steps=6", "schedule.warmup_steps=2", "validate_every=3")
 SWEEP = ("-m", "recipe=fixed_teacher,consistent,function_matching")

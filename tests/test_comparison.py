@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from funmatch import comparison, runs, schema
-from funmatch.courses import course
-from funmatch.groups import grouped
-from funmatch.runs import Run
+from funmatch.analysis import tables
+from funmatch.analysis.seed_groups import group_runs
+from funmatch.analysis.training_curves import mean_curve
+from funmatch.config import identity
+from funmatch.runs import directory
+from funmatch.runs.directory import Run
 
 
 @pytest.fixture
@@ -21,10 +23,10 @@ def leave(compose: Callable, tmp_path: Path) -> Callable[..., Path]:
 
     def call(*overrides: str, **figures: object) -> Path:
         cfg = compose(*overrides)
-        directory = tmp_path / schema.run_id(cfg)
+        directory = tmp_path / identity.run_id(cfg)
         directory.mkdir()
         facts = {"recipe": cfg.recipe.name, "seed": cfg.seed, "epochs": float(cfg.epochs)}
-        facts |= {"steps": cfg.epochs, "settings": schema.identity(cfg), "status": "completed"}
+        facts |= {"steps": cfg.epochs, "settings": identity.identity(cfg), "status": "completed"}
         Run(directory).write_summary({**facts, **figures})
         return directory
 
@@ -36,7 +38,7 @@ def test_seeds_are_grouped_with_their_sample_standard_deviation(leave, tmp_path:
         leave(
             f"seed={seed}", student_test_top1=accuracy, agreement_top1=0.5, teacher_test_top1=0.99
         )
-    (group,) = grouped([tmp_path])
+    (group,) = group_runs([tmp_path])
     mean = (0.90 + 0.92 + 0.97) / 3
     spread = math.sqrt(sum((x - mean) ** 2 for x in (0.90, 0.92, 0.97)) / 2)  # n - 1
     assert group.mean("student_test_top1") == pytest.approx(mean)
@@ -49,7 +51,7 @@ def test_what_differs_beside_the_seed_is_another_group_and_is_named(leave, tmp_p
     leave("optimizer.lr=0.01", student_test_top1=0.9)
     leave("optimizer.lr=0.02", student_test_top1=0.8)
     leave("recipe=consistent", student_test_top1=0.7)
-    labels = [g.label for g in grouped([tmp_path])]
+    labels = [g.label for g in group_runs([tmp_path])]
     assert labels == ["consistent", "function_matching lr=0.01", "function_matching lr=0.02"]
 
 
@@ -58,39 +60,39 @@ def test_the_recipes_stand_in_the_order_of_the_paper(leave, tmp_path: Path) -> N
         for epochs in (300, 100):
             leave(f"recipe={recipe}", f"epochs={epochs}", student_test_top1=0.9)
     story = ["fixed_teacher", "independent_noise", "consistent", "function_matching"]
-    found = [(g.epochs, g.recipe) for g in grouped([tmp_path])]
+    found = [(g.epochs, g.recipe) for g in group_runs([tmp_path])]
     assert found == [(epochs, recipe) for epochs in (100.0, 300.0) for recipe in story]
 
 
 def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Path) -> None:
     leave("seed=0", student_test_top1=0.9, agreement_top1=0.8)
     leave("seed=1", status="failed", error="RuntimeError: boom")
-    comparison.write(tmp_path, grouped([tmp_path]))
+    tables.write(tmp_path, group_runs([tmp_path]))
     rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
-    assert list(rows[0]) == list(runs.COLUMNS)
+    assert list(rows[0]) == list(directory.COLUMNS)
     assert [row["status"] for row in rows] == ["completed", "failed"]
     assert rows[1]["student_test_top1"] == ""
     text = (tmp_path / "summary.md").read_text()
     assert "1 done, 1 failed" in text
     assert "RuntimeError: boom" in text
-    (group,) = grouped([tmp_path])
+    (group,) = group_runs([tmp_path])
     assert group.mean("student_test_top1") == 0.9
 
 
 def test_the_figure_has_a_panel_for_patience_where_budgets_differ(leave, tmp_path: Path) -> None:
     figures = {"student_test_top1": 0.9, "agreement_top1": 0.8, "teacher_test_top1": 0.95}
     leave("epochs=100", **figures)
-    comparison.write(tmp_path, grouped([tmp_path]))
+    tables.write(tmp_path, group_runs([tmp_path]))
     narrow = image.imread(tmp_path / "comparison.png").shape
     leave("epochs=300", **figures)
-    comparison.write(tmp_path, grouped([tmp_path]))
+    tables.write(tmp_path, group_runs([tmp_path]))
     wide = image.imread(tmp_path / "comparison.png").shape
     assert wide[1] > 1.3 * narrow[1]
 
 
 def test_summary_json_has_the_columns_of_the_table(leave) -> None:
     summary = json.loads((leave("seed=4", student_test_top1=0.5) / "summary.json").read_text())
-    assert list(summary)[: len(runs.COLUMNS)] == list(runs.COLUMNS)
+    assert list(summary)[: len(directory.COLUMNS)] == list(directory.COLUMNS)
     assert summary["seed"] == 4
     assert summary["kl_to_teacher"] is None
 
@@ -102,7 +104,7 @@ def test_copies_of_one_run_are_one_measurement(leave, tmp_path: Path) -> None:
     other.mkdir(parents=True)
     (other / "summary.json").write_text((one / "summary.json").read_text())
     leave("seed=1", student_test_top1=0.8)
-    (group,) = grouped([tmp_path])
+    (group,) = group_runs([tmp_path])
     assert [row["seed"] for row in group.rows] == [0, 1]
 
 
@@ -110,7 +112,7 @@ def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) 
     leave("seed=0", student_test_top1=0.9)
     broken = leave("seed=1", student_test_top1=0.8) / "summary.json"
     broken.write_text('{"run": ')
-    (group,) = grouped([tmp_path])
+    (group,) = group_runs([tmp_path])
     assert len(group.rows) == 1
     assert capsys.readouterr().err == f"skipped {broken}: damaged (JSONDecodeError)\n"
 
@@ -119,7 +121,7 @@ def test_runs_that_differ_have_different_names(leave, tmp_path: Path) -> None:
     for schedule in ("warmup_cosine", "warmup_quadratic"):
         leave(f"schedule={schedule}", student_test_top1=0.9)
     leave("schedule.warmup_steps=7", student_test_top1=0.9)
-    variants = {g.variant for g in grouped([tmp_path])}
+    variants = {g.variant for g in group_runs([tmp_path])}
     assert len(variants) == 3
     assert any("warmup_quadratic" in variant for variant in variants)
     assert any("warmup_steps=7" in variant for variant in variants)
@@ -130,8 +132,8 @@ def test_a_run_that_failed_early_does_not_shorten_the_others(leave, tmp_path: Pa
         found = leave(f"seed={seed}", student_test_top1=0.9, status=status)
         lines = [f"{step},{step / 100}" for step in range(1, last + 1)]
         (found / "metrics.csv").write_text("\n".join(["step,val/student_top1", *lines]))
-    (group,) = grouped([tmp_path])
-    epochs, values = course(group, "val/student_top1")
+    (group,) = group_runs([tmp_path])
+    epochs, values = mean_curve(group, "val/student_top1")
     assert (values[0], values[-1]) == pytest.approx((0.01, 1.0))
     assert epochs[-1] == pytest.approx(100 * group.epochs / group.rows[0]["steps"])
 
@@ -139,8 +141,8 @@ def test_a_run_that_failed_early_does_not_shorten_the_others(leave, tmp_path: Pa
 def test_numbers_are_sorted_as_numbers(leave, tmp_path: Path) -> None:
     for temperature in (10, 2, 1):
         leave(f"objective.temperature={temperature}", student_test_top1=0.9)
-    variants = [g.variant for g in grouped([tmp_path])]
+    variants = [g.variant for g in group_runs([tmp_path])]
     assert variants == ["temperature=1", "temperature=2", "temperature=10"]
     # Without a teacher there is no panel of agreement.
-    comparison.write(tmp_path, grouped([tmp_path]))
+    tables.write(tmp_path, group_runs([tmp_path]))
     assert (tmp_path / "comparison.png").exists()

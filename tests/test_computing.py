@@ -23,21 +23,25 @@ from torch._inductor.utils import fresh_cache
 from torch.nn import functional as F
 
 from commands import QUICK, answers, command, command_here
-from funmatch import files, optimizers, targets
-from funmatch.cli import parts
-from funmatch.distillation import Distillation
-from funmatch.learner import Learner
+from funmatch.data.batch import Batch
+from funmatch.experiment import build
 from funmatch.models import bit, conv, folding
 from funmatch.models.compiled import Compiled
 from funmatch.models.frozen import Frozen, _digest
 from funmatch.models.network import Network
 from funmatch.objectives.function_matching import FunctionMatching
-from funmatch.recipes import Fixed, Shared
-from funmatch.records import Record
-from funmatch.runs import Run
-from funmatch.stream import Batch, Stream
-from funmatch.supervision import Supervision
-from funmatch.targets import Recorded, Targets
+from funmatch.optim import sgd
+from funmatch.runs.directory import Run
+from funmatch.runtime import atomic_files
+from funmatch.targets import base, online, per_image
+from funmatch.targets.base import Targets
+from funmatch.targets.recorded import RecordedTargets
+from funmatch.targets.store import LogitStore
+from funmatch.training.distillation import Distillation
+from funmatch.training.learner import Learner
+from funmatch.training.supervised import Supervision
+from funmatch.views.recipes import Fixed, Shared
+from funmatch.views.stream import Stream
 from small import only_run
 from toys import CLASSES, array_source, fit, learning, network, teacher_of
 
@@ -123,7 +127,7 @@ class Exact:
         self.learning = replace(
             learning(STEPS),
             # In SGD an update is the gradient: a scale that is lost is not made good for.
-            optimizer=lambda module: optimizers.sgd(module, lr=lr, wd=1e-3),
+            optimizer=lambda module: sgd.sgd(module, lr=lr, wd=1e-3),
             clip_norm=clip_norm,
             micro_batch=micro_batch,
         )
@@ -158,7 +162,7 @@ def learned(weights: dict[str, Tensor]) -> float:
 
 
 def live() -> Targets:
-    return targets.Live(teacher_of(network(10, seed=2)))
+    return online.OnlineTargets(teacher_of(network(10, seed=2)))
 
 
 FRESH = Exact(None).weights()
@@ -185,7 +189,7 @@ def test_a_student_of_a_fixed_teacher_is_the_same_in_pieces(tmp_path: Path) -> N
     recipe = Fixed(name="fixed_teacher", crop="whole", min_area=0.3)
     how = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     teacher = teacher_of(network(10, seed=2))
-    words = [targets.on_fixed_views(teacher, array_source(), recipe, **how) for _ in range(2)]
+    words = [per_image.on_fixed_views(teacher, array_source(), recipe, **how) for _ in range(2)]
     close(Exact(3).distilled(words[0], recipe), Exact(None).distilled(words[1], recipe))
 
 
@@ -193,9 +197,9 @@ def test_a_student_of_a_fixed_teacher_is_the_same_in_pieces(tmp_path: Path) -> N
 def test_a_record_serves_pieces_of_any_size(
     tmp_path: Path, recording: int | None, reading: int | None
 ) -> None:
-    def recorded(net: Network) -> Recorded:
-        records = {"teacher": Record(tmp_path, {"kind": "steps"}, "float32")}
-        return Recorded(teacher_of(net), records, batch_size=BATCH, keep=True)
+    def recorded(net: Network) -> RecordedTargets:
+        records = {"teacher": LogitStore(tmp_path, {"kind": "steps"}, "float32")}
+        return RecordedTargets(teacher_of(net), records, batch_size=BATCH, keep=True)
 
     speaker, mute = network(10, seed=2), network(10, seed=2)
     first = Exact(recording).distilled(recorded(speaker))
@@ -217,7 +221,7 @@ def test_the_gradient_is_clipped_once_as_torch_clips_it(
     taught, twin = Exact(size, clip_norm=clip), Exact(None)
     found = taught.distilled(live())
     net, words = twin.student, live()
-    optimizer = optimizers.sgd(net, lr=1e-4, wd=1e-3)
+    optimizer = sgd.sgd(net, lr=1e-4, wd=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, twin.learning.schedule)
     stream = Stream(
         array_source(), MIXED, sides={"student": 8, "teacher": 10}, batch_size=BATCH, seed=0
@@ -384,7 +388,7 @@ def test_autocast_does_not_reach_a_teacher_in_bfloat16(around: torch.dtype) -> N
 def test_facts_name_the_dtype() -> None:
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         member = Frozen(wrapped(resnet((1,))), dtype=dtype)
-        assert targets.facts(member, array_source())["dtype"] == name
+        assert base.store_metadata(member, array_source())["dtype"] == name
 
 
 @pytest.fixture
@@ -430,9 +434,9 @@ def test_auto_turns_networks_without_group_norm(
     configured, student: str, overrides: str, layout: torch.memory_format
 ) -> None:
     cfg = configured(student, *overrides.split())
-    assert layouts(parts.learner(cfg, "student")) == {layout}
+    assert layouts(build.learner(cfg, "student")) == {layout}
     cfg.teacher = {**cfg.student, "members": {}}
-    teacher = parts.teacher(cfg, parts.blank)
+    teacher = build.teacher(cfg, build.blank)
     (member,) = teacher.members.values()
     member(torch.zeros(1, len(cfg.student.mean), member.side, member.side))
     assert layouts(member._network) == {layout}
@@ -445,7 +449,7 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
     said = []
     for last in (False, True):
         torch.manual_seed(0)
-        network = parts.blank(cfg.student)
+        network = build.blank(cfg.student)
         nn.init.normal_(network.net.classifier.weight)
         network.train(training).tuned(channels_last=last)
         kept: list[Tensor] = []
@@ -467,7 +471,7 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
 )
 def test_the_teacher_is_of_the_precision(configured, precision: str, dtype: torch.dtype) -> None:
     cfg = configured("digits", f"trainer.precision={precision}")
-    (member,) = parts.teacher(cfg, parts.blank).members.values()
+    (member,) = build.teacher(cfg, build.blank).members.values()
     assert member.dtype == dtype
 
 
@@ -595,7 +599,7 @@ def test_networks_are_compiled_for_what_they_are_shown(
 ) -> None:
     cfg = configured("digits", *(f"trainer.{each}" for each in settings.split()))
     found = [
-        parts._tuning(cfg, wrapped(tiny()), role)["compiled"] for role in ("teacher", "student")
+        build._tuning(cfg, wrapped(tiny()), role)["compiled"] for role in ("teacher", "student")
     ]
     assert found == [teacher, student]
 
@@ -614,7 +618,7 @@ def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:
     torch.manual_seed(0)
     teacher = conv.build((32, 64), side=8, num_classes=10)
     nn.init.normal_(teacher[-1].weight, std=0.3)
-    files.write(home / "teacher.safetensors", safetensors.torch.save(teacher.state_dict()))
+    atomic_files.write(home / "teacher.safetensors", safetensors.torch.save(teacher.state_dict()))
     code, out, err = command_here("train", *SETTINGS, f"name={name}", *overrides, cwd=home)
     assert (code, err) == (0, "")
     return only_run(home, name), out
@@ -637,7 +641,7 @@ def normalised(**settings: Any) -> nn.Module:
 def test_it_is_said_how_many_images_batch_normalisation_sees(configured, capsys) -> None:
     for net, told in (("test_computing.normalised", 1), ("funmatch.models.conv.build", 0)):
         cfg = configured("digits", "trainer.micro_batch=30", f"student.net._target_={net}")
-        parts.learner(cfg, "student")
+        build.learner(cfg, "student")
         found = "trainer.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
         assert capsys.readouterr().out == f"  {found}\n" * told
 

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 import trees
 from commands import QUICK, ROOT, answers, command
-from funmatch import rules, schema
 from funmatch.cli import app
-from funmatch.schema import UserError
+from funmatch.config import identity, schema, validation
+from funmatch.config.errors import UserError
 
 GROUPS = sorted(
     (path.parent.name, path.stem)
@@ -119,13 +119,13 @@ def test_every_option_composes_and_passes_the_door(
     company = [each.format(**places) for each in COMPANY.get((group, option), ())]
     name = "finetune" if group == "rule" else "train"
     cfg = compose(f"{group}={option}", *company, name=name)
-    rules.check(cfg)
+    validation.check(cfg)
     assert schema.total_steps(cfg) > 0
 
 
 @pytest.mark.parametrize("name", ["train", "finetune"])
 def test_the_configuration_without_overrides_is_right(compose, name: str) -> None:
-    rules.check(compose(name=name))
+    validation.check(compose(name=name))
 
 
 def test_epochs_become_steps_as_in_the_paper(compose: Callable[..., DictConfig]) -> None:
@@ -148,13 +148,13 @@ def test_steps_replace_the_epochs_that_the_data_proposes(compose) -> None:
     assert compose().epochs == 3000
     cfg = compose("steps=70")
     assert cfg.epochs is None
-    assert schema.run_id(cfg) == schema.run_id(compose("epochs=70"))
+    assert identity.run_id(cfg) == identity.run_id(compose("epochs=70"))
     assert schema.total_steps(cfg) == 70
 
 
 def test_a_run_is_named_by_what_decides_its_result(compose) -> None:
     def name(*overrides: str) -> str:
-        return schema.run_id(compose(*overrides))
+        return identity.run_id(compose(*overrides))
 
     assert name() == name()
     assert name().startswith("function_matching-s0-")
@@ -172,30 +172,30 @@ def test_the_order_in_which_things_are_named_makes_no_other_run(compose) -> None
     one, other = (
         compose(*paper, f"transfer=[{names}]") for names in ("food101,sun397", "sun397,food101")
     )
-    assert schema.run_id(one) == schema.run_id(other)
-    assert [*schema.taught_on(one)] == [*schema.taught_on(other)]
+    assert identity.run_id(one) == identity.run_id(other)
+    assert [*schema.training_sets(one)] == [*schema.training_sets(other)]
     alone = compose(*paper)
-    assert schema.run_id(alone) != schema.run_id(one)
+    assert identity.run_id(alone) != identity.run_id(one)
     two = ("data=digits", "teacher=ensemble", "student=digits")
     members = [f"+teacher@teacher.members.{name}=digits" for name in "ab"]
     shares = "teacher.shares={a:1,b:3}"
     ensembles = [compose(*two, *order, shares) for order in (members, members[::-1])]
-    assert len({schema.run_id(cfg) for cfg in ensembles}) == 1
+    assert len({identity.run_id(cfg) for cfg in ensembles}) == 1
     assert [*schema.teachers(ensembles[0])] == [*schema.teachers(ensembles[1])]
-    assert schema.run_id(compose(*two, *members, "teacher.shares={a:3,b:1}")) not in {
-        schema.run_id(cfg) for cfg in ensembles
+    assert identity.run_id(compose(*two, *members, "teacher.shares={a:3,b:1}")) not in {
+        identity.run_id(cfg) for cfg in ensembles
     }
 
 
 def test_ten_is_ten_point_zero(compose) -> None:
     ten = [compose(f"objective.temperature={value}") for value in ("10", "10.0", "1e1")]
-    assert len({schema.run_id(cfg) for cfg in ten}) == 1
+    assert len({identity.run_id(cfg) for cfg in ten}) == 1
 
 
 def test_the_key_in_which_two_configurations_differ_is_named(compose) -> None:
-    one, other = (schema.identity(compose(f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
-    assert schema.differing_key(one, other) == "optimizer.lr (there 0.1, here 0.2)"
-    assert schema.differing_key(one, one) is None
+    one, other = (identity.identity(compose(f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
+    assert identity.differing_key(one, other) == "optimizer.lr (there 0.1, here 0.2)"
+    assert identity.differing_key(one, one) is None
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from torchvision import datasets as official
 
 import trees
-from funmatch.data import datasets, imagenet, layouts
-from funmatch.data.listing import Listings
-from funmatch.data.photographs import Photographs
-from funmatch.data.source import Splits
-from funmatch.evaluation import EvaluationStream, EvaluationViews
-from funmatch.recipes import Shared
-from funmatch.stream import Stream
+from funmatch.data.datasets import builders, imagenet, torchvision_layouts
+from funmatch.data.file_list import DatasetFiles
+from funmatch.data.image_files import ImageFiles
+from funmatch.data.sources import Splits
+from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
+from funmatch.views.recipes import Shared
+from funmatch.views.stream import Stream
 from trees import pairs, parts, plant, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
@@ -31,11 +31,11 @@ SIZES = {
     "sun397": (21, 3, 6),
     "imagenet": (59, 1, 12),
 }
-READ: dict[str, Callable[[Path], Listings]] = {
-    "flowers102": layouts.flowers102,
-    "pets": layouts.pets,
-    "food101": layouts.food101,
-    "sun397": layouts.sun397,
+READ: dict[str, Callable[[Path], DatasetFiles]] = {
+    "flowers102": torchvision_layouts.flowers102,
+    "pets": torchvision_layouts.pets,
+    "food101": torchvision_layouts.food101,
+    "sun397": torchvision_layouts.sun397,
     "imagenet": imagenet.imagenet,
 }
 
@@ -61,16 +61,16 @@ def flowers_parts(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, offi
 
 def test_flowers102_is_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path, "flowers102")
-    found = layouts.flowers102(root)
+    found = torchvision_layouts.flowers102(root)
     for part, theirs in flowers_parts(root, monkeypatch).items():
         ours = pairs(getattr(found, part))
         assert ours == list(zip(map(str, theirs._image_files), theirs._labels, strict=True))
-    assert datasets.flowers102(str(root)).train.classes == tuple(official.Flowers102.classes)
+    assert builders.flowers102(str(root)).train.classes == tuple(official.Flowers102.classes)
 
 
 def test_pets_are_torchvisions(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
-    found = layouts.pets(root)
+    found = torchvision_layouts.pets(root)
     rest = official.OxfordIIITPet(root, "trainval")
     test = official.OxfordIIITPet(root, "test")
     assert list(found.classes) == rest.classes == ["Abyssinian", "American Bulldog", "Bengal"]
@@ -82,7 +82,7 @@ def test_pets_are_torchvisions(tmp_path: Path) -> None:
 
 def test_food101_is_torchvisions(tmp_path: Path) -> None:
     root = plant(tmp_path, "food101")
-    found = layouts.food101(root)
+    found = torchvision_layouts.food101(root)
     for ours, part in (((found.train, found.val), "train"), ((found.test,), "test")):
         theirs = official.Food101(root, part)
         assert list(found.classes) == theirs.classes == ["apple_pie", "sushi", "waffles"]
@@ -92,7 +92,7 @@ def test_food101_is_torchvisions(tmp_path: Path) -> None:
 
 def test_sun397_is_torchvisions(tmp_path: Path) -> None:
     root = plant(tmp_path, "sun397")
-    found, theirs = layouts.sun397(root), official.SUN397(root)
+    found, theirs = torchvision_layouts.sun397(root), official.SUN397(root)
     assert list(found.classes) == theirs.classes == ["abbey", "bar", "church/outdoor"]
     expected = zip(map(str, theirs._image_files), theirs._labels, strict=True)
     assert sorted(pairs(*parts(found))) == sorted(expected)
@@ -110,7 +110,7 @@ def test_imagenet_is_torchvisions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_data_set_feeds_the_streams(name: str, tmp_path: Path) -> None:
     root = plant(tmp_path, name)
-    splits: Splits = getattr(datasets, name)(str(root))
+    splits: Splits = getattr(builders, name)(str(root))
     listing = READ[name](root).train
     sides = {"student": 8, "teacher": 6}
     batch = Stream(splits.train, RECIPE, sides=sides, batch_size=8, seed=1)[5]
@@ -163,13 +163,13 @@ BASES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
-    line = refused(lambda: getattr(datasets, name)(str(tmp_path / "nowhere")))
+    line = refused(lambda: getattr(builders, name)(str(tmp_path / "nowhere")))
     assert line.startswith(
         f"root={tmp_path}/nowhere: no folder {BASES[name]} there; give the right"
     )
     assert "download=true" in line
     (tmp_path / BASES[name]).mkdir()
-    line = refused(lambda: getattr(datasets, name)(str(tmp_path)))
+    line = refused(lambda: getattr(builders, name)(str(tmp_path)))
     assert line.startswith(f"root={tmp_path}: the folder {BASES[name]} is empty; ")
 
 
@@ -204,7 +204,7 @@ def test_data_that_is_half_extracted(name: str, file: str, said: str, tmp_path: 
 def test_a_folder_of_images_that_is_gone(tmp_path: Path) -> None:
     root = plant(tmp_path, "flowers102")
     (root / "flowers-102/jpg").rename(root / "elsewhere")
-    assert "35 of the 35 images" in refused(lambda: layouts.flowers102(root))
+    assert "35 of the 35 images" in refused(lambda: torchvision_layouts.flowers102(root))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_list_that_is_damaged_or_gone(name: str, file: str, content: str, tmp_
 def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
     root = plant(tmp_path, "flowers102")
     trees.savemat(root / "flowers-102/imagelabels.mat", {"labels": np.array([[1, 2, 3]])})
-    line = refused(lambda: layouts.flowers102(root))
+    line = refused(lambda: torchvision_layouts.flowers102(root))
     assert "setid.mat is damaged (ValueError: trnid names images" in line
 
     root = plant(tmp_path, "food101")
@@ -243,7 +243,7 @@ def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
     lists = json.loads(path.read_text())
     del lists["sushi"]
     path.write_text(json.dumps(lists))
-    assert "test.json is damaged" in refused(lambda: layouts.food101(root))
+    assert "test.json is damaged" in refused(lambda: torchvision_layouts.food101(root))
 
 
 @pytest.mark.parametrize(
@@ -289,14 +289,14 @@ def test_imagenet_v2_and_real(tmp_path: Path) -> None:
     trees.imagenet_v2(tmp_path / "v2")
     rows = [[], [0, 2], [1], *([[0]] * 9)]
     (tmp_path / "real.json").write_text(json.dumps(rows))
-    splits = datasets.imagenet(str(root), str(tmp_path / "v2"), str(tmp_path / "real.json"))
+    splits = builders.imagenet(str(root), str(tmp_path / "v2"), str(tmp_path / "real.json"))
 
     v2 = splits.part("v2")
     assert v2.labels(np.arange(6)).tolist() == [0, 0, 1, 1, 2, 2]
     assert len(v2.images(np.arange(6))) == 6
 
     real = splits.part("real")
-    assert isinstance(real, Photographs)
+    assert isinstance(real, ImageFiles)
     labels = real.labels(np.arange(12))
     assert labels.dtype == torch.bool
     assert labels.shape == (12, 3)

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from funmatch import targets
-from funmatch.distillation import Distillation
-from funmatch.fidelity import Fidelity
+from funmatch.data.batch import Batch
 from funmatch.models import bit
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network, Output
 from funmatch.objectives.function_matching import FunctionMatching
-from funmatch.recipes import Shared
-from funmatch.stream import Batch, Stream
-from funmatch.supervision import Supervision
+from funmatch.targets import online, per_image
+from funmatch.tasks.classification.metrics import Fidelity
+from funmatch.training.distillation import Distillation
+from funmatch.training.supervised import Supervision
+from funmatch.views.recipes import Shared
+from funmatch.views.stream import Stream
 from toys import CLASSES, array_source, fit, learning, network, teacher_of
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
@@ -25,7 +26,7 @@ SIDES = {"student": 8, "teacher": 8}
 
 def distillation(steps: int = 5, **how: object) -> tuple[Distillation, Network]:
     teacher = network(8, seed=2)
-    words = targets.Live(teacher_of(teacher))
+    words = online.OnlineTargets(teacher_of(teacher))
     learns = replace(learning(steps), **how)
     return Distillation(network(8, seed=1), words, {}, FunctionMatching(1.0), learns), teacher
 
@@ -146,7 +147,7 @@ def test_supervision_needs_labels() -> None:
 def test_kept_targets_look_up_by_index() -> None:
     table = torch.randn(20, CLASSES)
     batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
-    out = targets.Kept(teacher_of(network(8)), table[None])(batch)
+    out = per_image.PerImageTargets(teacher_of(network(8)), table[None])(batch)
     assert isinstance(out, Output)
     assert torch.equal(out.logits, table[batch.index])
 

@@ -13,9 +13,9 @@ from torchvision import datasets as official
 from torchvision.datasets import imagenet as official_imagenet
 
 import trees
-from funmatch.data import datasets
-from funmatch.data.listing import MissingData
-from funmatch.data.source import Splits
+from funmatch.data.datasets import builders
+from funmatch.data.file_list import DataNotFoundError
+from funmatch.data.sources import Splits
 from trees import plant, refused
 
 NAMES = ("flowers102", "pets", "food101", "sun397")
@@ -87,8 +87,8 @@ def offered(
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_there_is_downloaded(name: str, offered, tmp_path: Path) -> None:
     made = offered(name)
-    splits: Splits = getattr(datasets, name)(str(tmp_path / "new"), download=True)
-    expected: Splits = getattr(datasets, name)(str(made))
+    splits: Splits = getattr(builders, name)(str(tmp_path / "new"), download=True)
+    expected: Splits = getattr(builders, name)(str(made))
     for part in ("train", "val", "test"):
         assert splits.part(part).fingerprint() == expected.part(part).fingerprint()
 
@@ -98,12 +98,12 @@ def test_a_download_that_fails(name: str, offered, served, tmp_path: Path) -> No
     offered(name)
     for path in served[0].iterdir():
         path.write_bytes(b"not what it was")
-    line = refused(lambda: getattr(datasets, name)(str(tmp_path / "a"), download=True))
+    line = refused(lambda: getattr(builders, name)(str(tmp_path / "a"), download=True))
     assert line.startswith(f"root={tmp_path}/a: download=true failed (RuntimeError: File not found")
     for path in served[0].iterdir():
         path.unlink()
-    with pytest.raises(MissingData, match=r"failed [(]HTTPError: HTTP Error 404") as caught:
-        getattr(datasets, name)(str(tmp_path / "b"), download=True)
+    with pytest.raises(DataNotFoundError, match=r"failed [(]HTTPError: HTTP Error 404") as caught:
+        getattr(builders, name)(str(tmp_path / "b"), download=True)
     assert str(caught.value).startswith(f"root={tmp_path}/b: ")
     cause = caught.value.__cause__
     assert isinstance(cause, HTTPError)
@@ -116,19 +116,19 @@ def test_the_archives_of_imagenet_are_unpacked(
     made, root = plant(tmp_path, "imagenet"), tmp_path / "new"
     table = trees.imagenet_archives(root, made)
     monkeypatch.setattr(official_imagenet, "ARCHIVE_META", table)
-    line = refused(lambda: datasets.imagenet(str(root)))
+    line = refused(lambda: builders.imagenet(str(root)))
     assert line.startswith(f"root={root}: no folder train there; unpack ILSVRC2012_img_train.tar")
     (root / "train.unfinished").mkdir()  # as after a kill
     (root / "train.unfinished" / "rest").write_text("")
 
-    splits = datasets.imagenet(str(root), download=True)
-    expected = datasets.imagenet(str(made))
+    splits = builders.imagenet(str(root), download=True)
+    expected = builders.imagenet(str(made))
     for part in ("train", "val", "test"):
         assert splits.part(part).fingerprint() == expected.part(part).fingerprint()
     assert not list(root.glob("*.unfinished"))
     archive = root / "ILSVRC2012_img_train.tar"
     archive.unlink()
-    datasets.imagenet(str(root), download=True)  # nothing is left to do
+    builders.imagenet(str(root), download=True)  # nothing is left to do
 
 
 def test_a_damaged_archive_of_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +137,6 @@ def test_a_damaged_archive_of_imagenet(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(official_imagenet, "ARCHIVE_META", table)
     with (root / "ILSVRC2012_img_val.tar").open("ab") as file:
         file.write(b"x")
-    line = refused(lambda: datasets.imagenet(str(root), download=True))
+    line = refused(lambda: builders.imagenet(str(root), download=True))
     assert "ILSVRC2012_img_val.tar is not present in the root directory or is corrupted" in line
     assert not (root / "val").exists()

@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from funmatch import ensembles, geometry, mixing, targets
-from funmatch.distillation import Distillation
-from funmatch.geometry import Purpose
-from funmatch.losses import kl_divergence
+from funmatch.core import ensembling, geometry, mixing
+from funmatch.core.geometry import Purpose
+from funmatch.core.losses import kl_divergence
+from funmatch.core.render import render
+from funmatch.data.batch import Batch
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network, Output
 from funmatch.models.teacher import Teacher
 from funmatch.objectives.function_matching import FunctionMatching
-from funmatch.recipes import Fixed, Shared
-from funmatch.render import render
-from funmatch.stream import Batch, Order, Stream
+from funmatch.targets import online, per_image
+from funmatch.training.distillation import Distillation
+from funmatch.views.recipes import Fixed, Shared
+from funmatch.views.stream import EpochPermutations, Stream
 from toys import CLASSES, MixedSizes, array_source, fit, learning, network
 
 SEED, STEPS, BATCH, MIN_AREA = 5, 4, 6, 0.3
@@ -81,9 +83,9 @@ def test_a_single_teacher_ignores_combination_and_temperature() -> None:
 def test_the_combination_is_the_mean_it_names(pair, batch, said, weights, temperature) -> None:
     given = torch.tensor(weights or (1.0, 1.0))
     for combine, mean in (
-        ("probability", ensembles.probability_mean),
-        ("logit", ensembles.logit_mean),
-        ("sum", ensembles.probability_mean),
+        ("probability", ensembling.probability_mean),
+        ("logit", ensembling.logit_mean),
+        ("sum", ensembling.probability_mean),
     ):
         teacher = ensemble(pair, combine=combine, weights=weights).softened(temperature)
         found = teacher(batch.view).logits
@@ -200,13 +202,13 @@ def test_kept_words_of_an_ensemble_equal_live_ones_on_the_same_views(
     source, recipe = MixedSizes(), Fixed(name="fixed_teacher", teacher_crop="resize")
     teacher = ensemble(pair, combine=combine, weights=WEIGHTS).softened(200.0)
     device = torch.device("cpu")
-    kept = targets.on_fixed_views(
+    kept = per_image.on_fixed_views(
         teacher, source, recipe, seed=SEED, store=tmp_path, batch_size=4, device=device
     )
     sides = {"student": 8, **teacher.sides}
     stream = Stream(source, recipe, sides=sides, batch_size=BATCH, seed=SEED)
     for step in range(3):
-        found, live = kept(stream[step]), targets.Live(teacher)(stream[step])
+        found, live = kept(stream[step]), online.OnlineTargets(teacher)(stream[step])
         torch.testing.assert_close(found.logits, live.logits)
         for (weight, logits), (same, expected) in zip(found.terms, live.terms, strict=True):
             assert weight == same
@@ -216,13 +218,13 @@ def test_kept_words_of_an_ensemble_equal_live_ones_on_the_same_views(
 def test_members_are_asked_and_kept_one_by_one(pair, tmp_path: Path) -> None:
     """Another combination of the same networks asks none of them again."""
     arguments = {"store": tmp_path, "batch_size": 4, "device": torch.device("cpu")}
-    targets.on_evaluation_views(ensemble(pair), array_source(), **arguments)
+    per_image.on_evaluation_views(ensemble(pair), array_source(), **arguments)
     asked = [len(net.net.seen) for net in pair.values()]
     assert asked == [5, 5]
     other = ensemble(pair, combine="logit", weights=WEIGHTS)
-    targets.on_evaluation_views(other, array_source(), **arguments)
+    per_image.on_evaluation_views(other, array_source(), **arguments)
     single = Teacher({"teacher": Frozen(pair["teacher.small"])})
-    targets.on_evaluation_views(single, array_source(), **arguments)
+    per_image.on_evaluation_views(single, array_source(), **arguments)
     assert [len(net.net.seen) for net in pair.values()] == asked
 
 
@@ -231,7 +233,7 @@ def test_members_are_asked_and_kept_one_by_one(pair, tmp_path: Path) -> None:
 
 def crops(source, step: int, side: int) -> Tensor:
     """The crops of a step at a side, drawn again from (seed, step) with the pure functions."""
-    indices = Order(len(source), BATCH, SEED).indices(step)
+    indices = EpochPermutations(len(source), BATCH, SEED).indices(step)
     rng = geometry.generator(SEED, step, Purpose.STUDENT_BOXES)
     boxes = geometry.inception(*source.sizes(indices), rng=rng, area=(MIN_AREA, 1.0))
     flips = geometry.flips(BATCH, rng=geometry.generator(SEED, step, Purpose.STUDENT_FLIPS))
@@ -248,7 +250,7 @@ def teach(student: Network, teacher: Teacher, source) -> None:
     """A real training run of function matching."""
     recipe = Shared(name="function_matching", crop="inception", mixing=True, min_area=MIN_AREA)
     learner = Distillation(
-        student, targets.Live(teacher), {}, FunctionMatching(2.0), learning(STEPS)
+        student, online.OnlineTargets(teacher), {}, FunctionMatching(2.0), learning(STEPS)
     )
     sides = {"student": student.side, **teacher.sides}
     fit(learner, source, recipe, sides=sides, steps=STEPS, batch_size=BATCH, seed=SEED)

@@ -11,9 +11,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from commands import ROOT
-from funmatch import rules, schema
-from funmatch.cli import app, parts
-from funmatch.models import catalog
+from funmatch.config import compose, identity, schema, validation
+from funmatch.experiment import build
+from funmatch.models import pretrained
 from funmatch.models.network import Network
 
 FOLDER = ROOT / "conf" / "experiment"
@@ -108,7 +108,7 @@ TRANSFERS = {
 @cache
 def composed(name: str, *overrides: str) -> DictConfig:
     command = "finetune" if name.startswith("labels/") else "train"
-    with hydra.initialize_config_dir(str(app.conf()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(compose.config_directory()), version_base="1.3"):
         return hydra.compose(command, [f"experiment={name}", *overrides])
 
 
@@ -138,8 +138,8 @@ def test_the_tables_here_name_every_experiment() -> None:
 @every
 def test_it_composes_and_passes_the_door(name: str) -> None:
     cfg = composed(name)
-    rules.check(cfg)
-    assert schema.run_id(cfg)
+    validation.check(cfg)
+    assert identity.run_id(cfg)
 
 
 # --- headers -------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_the_steps_of_its_header_are_those_of_the_run(name: str) -> None:
             r"^# Steps, cost, expected: see (\w+)\.yaml$", "\n".join(header(name)), re.M
         )
         assert there is not None
-        assert schema.identity(composed(there[1])) == schema.identity(cfg)
+        assert identity.identity(composed(there[1])) == identity.identity(cfg)
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -211,8 +211,8 @@ def is_function_matching(cfg: DictConfig) -> bool:
 def optimises_as_the_paper(cfg: DictConfig, lr: float, wd: float, warmup: int) -> bool:
     optimizer, schedule = cfg.optimizer, cfg.schedule
     return (
-        optimizer._target_ == "funmatch.optimizers.adam"
-        and schedule._target_ == "funmatch.schedules.warmup_cosine"
+        optimizer._target_ == "funmatch.optim.adam.adam"
+        and schedule._target_ == "funmatch.optim.schedules.warmup_cosine"
         and (optimizer.lr, optimizer.wd, schedule.warmup_steps) == (lr, wd, warmup)
         and cfg.clip_norm == 1.0
     )
@@ -231,7 +231,7 @@ def test_a_small_row_has_the_papers_settings(name: str) -> None:
     assert is_function_matching(cfg)
     assert (cfg.data.name, cfg.data.classes, cfg.data.train_size) == (data, classes, images)
     assert (cfg.data.min_area, cfg.data.flip, list(cfg.data.mild)) == (0.05, True, [160, 128])
-    assert list(schema.taught_on(cfg)) == ["data"]
+    assert list(schema.training_sets(cfg)) == ["data"]
     assert (cfg.teacher.weights, cfg.teacher.head) == (weights, "keep")
     assert cfg.student.weights is None
     title, expected = header(name)[1], field(name, "Expected")
@@ -244,14 +244,14 @@ def test_a_small_row_has_the_papers_settings(name: str) -> None:
 @pytest.mark.parametrize("name", RELEASED_NAMES)
 def test_a_name_of_the_released_code_is_a_row(name: str) -> None:
     row = f"{name.partition('_')[0]}_{RELEASED_NAMES[name]}"
-    assert schema.identity(composed(name)) == schema.identity(composed(row))
+    assert identity.identity(composed(name)) == identity.identity(composed(row))
 
 
 @pytest.mark.parametrize("epochs", LENGTHS)
 def test_an_imagenet_length_is_function_matching_for_so_long(epochs: int) -> None:
     cfg = composed(f"imagenet_{epochs}")
     longer = composed("imagenet_function_matching", f"epochs={epochs}")
-    assert schema.identity(cfg) == schema.identity(longer)
+    assert identity.identity(cfg) == identity.identity(longer)
     assert schema.total_steps(cfg) == LENGTHS[epochs]
     title = header(f"imagenet_{epochs}")[1]
     assert f"{IMAGENET['imagenet_function_matching'][epochs]:.2f} %" in title
@@ -275,14 +275,14 @@ def test_two_teachers_of_imagenet_are_averaged_by_their_logits() -> None:
     cfg = composed("imagenet_t384_t224")
     assert cfg.teacher.combine == "logit"
     assert cfg.teacher.shares is None
-    assert parts.teacher(cfg, sketched).combine == "logit"
+    assert build.teacher(cfg, sketched).combine == "logit"
 
 
 def test_shampoo_has_the_settings_of_the_appendix() -> None:
     cfg = composed("imagenet_shampoo")
-    assert cfg.optimizer._target_ == "funmatch.shampoo.shampoo"
+    assert cfg.optimizer._target_ == "funmatch.optim.shampoo.shampoo"
     assert (cfg.optimizer.block_size, cfg.optimizer.every, cfg.optimizer.wd) == (128, 1, 3.75e-4)
-    assert cfg.schedule._target_ == "funmatch.schedules.warmup_quadratic"
+    assert cfg.schedule._target_ == "funmatch.optim.schedules.warmup_quadratic"
     assert cfg.schedule.warmup_steps == 1800
     assert is_function_matching(cfg)
     assert schema.total_steps(cfg) == LENGTHS[1200]
@@ -295,11 +295,11 @@ def test_the_consistency_study_varies_the_recipe_alone(row: str) -> None:
     assert cfg.recipe.name == recipe
     assert cfg.recipe.mixing == (recipe == "function_matching")
     assert cfg.recipe.get("teacher_crop") == teacher_crop
-    law = parts.recipe(cfg)
+    law = build.recipe(cfg)
     assert getattr(law, "student_crop", cfg.recipe.crop) == crop
     if row == "fixed_ensemble":
         assert cfg.recipe.ensemble == 1000
-    own, others = schema.identity(cfg), schema.identity(base)
+    own, others = identity.identity(cfg), identity.identity(base)
     own.pop("recipe")
     others.pop("recipe")
     assert own == others
@@ -312,7 +312,7 @@ def test_the_consistency_study_varies_the_recipe_alone(row: str) -> None:
 ])  # fmt: skip
 def test_the_consistency_study_takes_other_data(name: str, data: str, epochs: int) -> None:
     cfg = composed(name, f"data={data}", f"epochs={epochs}")
-    rules.check(cfg)
+    validation.check(cfg)
     assert (cfg.data.name, cfg.teacher.weights) == (data, DATA[data][2])
     assert schema.total_steps(cfg) == round(epochs * DATA[data][1] / 512)
 
@@ -321,10 +321,10 @@ def test_the_consistency_study_takes_other_data(name: str, data: str, epochs: in
 def test_out_of_domain_teaches_on_the_transfer_set_alone(name: str) -> None:
     row, transfer = TRANSFERS[name]
     cfg, base = composed(name), composed(row)
-    assert [part.name for part in schema.taught_on(cfg).values()] == [transfer]
+    assert [part.name for part in schema.training_sets(cfg).values()] == [transfer]
     assert schema.train_size(cfg) == cfg.transfer[transfer].train_size > cfg.data.train_size
     assert schema.total_steps(cfg) == schema.total_steps(base)
-    own, others = schema.identity(cfg), schema.identity(base)
+    own, others = identity.identity(cfg), identity.identity(base)
     assert own.pop("transfer").keys() == {transfer}
     others.pop("transfer")
     assert own == others
@@ -338,10 +338,10 @@ def test_labels_by_transfer_follow_the_hyperrule(data: str) -> None:
         (10_000, 500, [3000, 6000, 9000]) if large else (500, 100, [200, 300, 400])
     )
     assert (schema.total_steps(cfg), cfg.batch_size) == (steps, 512)
-    assert cfg.optimizer._target_ == "funmatch.optimizers.sgd"
+    assert cfg.optimizer._target_ == "funmatch.optim.sgd.sgd"
     optimizer = (cfg.optimizer.lr, cfg.optimizer.wd, cfg.optimizer.momentum)
     assert optimizer == (0.003, 0.0, 0.9)
-    assert cfg.schedule._target_ == "funmatch.schedules.warmup_staircase"
+    assert cfg.schedule._target_ == "funmatch.optim.schedules.warmup_staircase"
     assert (cfg.schedule.warmup_steps, list(cfg.schedule.milestones)) == (warmup, milestones)
     assert cfg.schedule.factor == 0.1
     assert cfg.clip_norm is None
@@ -360,7 +360,7 @@ def test_labels_from_scratch_have_no_weights_and_the_settings_of_a_row(data: str
     assert cfg.recipe.mixing
     assert cfg.recipe.name == "labels"
     for key in ("data", "optimizer", "schedule", "steps"):
-        assert schema.identity(cfg)[key] == schema.identity(base)[key]
+        assert identity.identity(cfg)[key] == identity.identity(base)[key]
     if data != "imagenet":
         assert f"{BESIDE[data][2]:.2f} %" in header(name)[1]
 
@@ -371,7 +371,7 @@ def test_labels_from_scratch_have_no_weights_and_the_settings_of_a_row(data: str
 @cache
 def _sketch(text: str) -> Network:
     with torch.device("meta"):
-        return parts.blank(OmegaConf.create(json.loads(text)))
+        return build.blank(OmegaConf.create(json.loads(text)))
 
 
 def sketched(cfg: DictConfig) -> Network:
@@ -438,7 +438,7 @@ def test_its_networks_see_views_of_the_papers_side(name: str) -> None:
             "imagenet_t384": {"teacher": 384},
             "imagenet_t384_t224": {"teacher.t384": 384, "teacher.t224": 224},
         }.get(name, {"teacher": side})
-        assert parts.teacher(cfg, sketched).sides == teachers
+        assert build.teacher(cfg, sketched).sides == teachers
 
 
 @every
@@ -453,7 +453,7 @@ def test_its_weights_are_released_ones(name: str) -> None:
         }.get(name, [own])
         found = [part.weights for part in schema.teachers(cfg).values()]
         assert found == expected
-        assert set(found) <= set(catalog.NAMES)
+        assert set(found) <= set(pretrained.NAMES)
     learns = cfg.student if "student" in cfg else cfg.model
     starts = name == "imagenet_bitm_start" or name.endswith("_transfer")
     assert learns.weights == ("BiT-M-R50x1" if starts else None)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import small
 from commands import command_here
-from funmatch.cli import opening, parts
-from funmatch.data import datasets
-from funmatch.evaluation import EvaluationViews
-from funmatch.exports import onnx
-from funmatch.runs import Run
+from funmatch.data.datasets import builders
+from funmatch.experiment import build, load_run
+from funmatch.export import onnx
+from funmatch.runs.directory import Run
+from funmatch.views.evaluation_views import EvaluationViews
 from small import CLASSES, SMALL
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs funmatch[export]")
@@ -53,19 +53,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def best(home: Path, name: str) -> Run:
-    return opening.opened(str(home / "logs" / name), "cpu")[0]
+    return load_run.open_run(str(home / "logs" / name), "cpu")[0]
 
 
 def views(home: Path) -> NDArray[np.float32]:
     """What the files are shown: all test images."""
-    source = EvaluationViews(datasets.folder(str(home / "images")).test, 40, 32)
+    source = EvaluationViews(builders.folder(str(home / "images")).test, 40, 32)
     return torch.stack(list(source.images(np.arange(len(source))))).float().numpy()
 
 
 def student_says(home: Path, name: str) -> Tensor:
-    run, cfg = opening.opened(str(home / "logs" / name), "cpu")
+    run, cfg = load_run.open_run(str(home / "logs" / name), "cpu")
     with torch.no_grad():
-        return parts.left(cfg, run).eval()(torch.from_numpy(views(home))).logits
+        return build.left(cfg, run).eval()(torch.from_numpy(views(home))).logits
 
 
 def by_others(folder: Path, kind: str, pixels: NDArray[np.float32]) -> Tensor:
@@ -109,7 +109,7 @@ def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> 
     assert found["agreement_top1"] == agreement
     if kind in EXACT:
         torch.testing.assert_close(said, own, atol=1e-4, rtol=0)
-    labels = datasets.folder(str(home / "images")).test.labels(np.arange(24))
+    labels = builders.folder(str(home / "images")).test.labels(np.arange(24))
     assert found["student_top1"] == float((own.argmax(1) == labels).double().mean())
     assert found["exported_top1"] == float((said.argmax(1) == labels).double().mean())
     assert set(found["speed"]) == {"this file", "student", "teacher"}
@@ -126,7 +126,7 @@ def test_the_code_on_the_card_works(home: Path, kind: str, monkeypatch, capsys) 
     folder, _ = exported(home, "batch", kind)
     card = (folder / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    source = datasets.folder(str(home / "images")).test
+    source = builders.folder(str(home / "images")).test
     monkeypatch.chdir(folder)
     said = []
     for number in range(24):
@@ -166,7 +166,7 @@ def test_the_best_of_several_runs_is_taken(home: Path, capsys) -> None:
 
 def test_an_export_can_be_a_teacher(home: Path) -> None:
     folder, _ = exported(home, "batch", "onnx")
-    run, _ = opening.opened(str(home / "logs" / "batch"), "cpu")
+    run, _ = load_run.open_run(str(home / "logs" / "batch"), "cpu")
     teacher = ("teacher=program", f"teacher.path={folder / 'student.onnx'}")
     given = (*DATA, f"data.root={home / 'images'}", "data.cache=none", *STUDENTS["batch"])
     code, _, err = command_here("train", *given, *teacher, "name=grandchild", "steps=2", cwd=home)
@@ -248,8 +248,8 @@ def test_wrong_values_of_an_export(home: Path, given: str, told: str) -> None:
 
 
 def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
-    run, cfg = opening.opened(str(home / "logs" / "group"), "cpu")
-    student = parts.left(cfg, run)
+    run, cfg = load_run.open_run(str(home / "logs" / "group"), "cpu")
+    student = build.left(cfg, run)
     before = {k: v.clone() for k, v in student.net.state_dict().items()}
     student.train()
     onnx.write(student, tmp_path, {"classes": list(CLASSES)}, [])

@@ -12,13 +12,13 @@ import pytest
 from filelock import Timeout
 
 from commands import ROOT
-from funmatch import files
+from funmatch.runtime import atomic_files
 
 
 def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file"
-    files.write(target, "old")
-    files.write(target, lambda file: file.write(b"new"))
+    atomic_files.write(target, "old")
+    atomic_files.write(target, lambda file: file.write(b"new"))
     assert target.read_bytes() == b"new"
     assert [p.name for p in target.parent.iterdir()] == ["file"]
     mask = os.umask(0)
@@ -28,26 +28,26 @@ def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    files.write(target, "old")
+    atomic_files.write(target, "old")
 
     def fails(file) -> None:
         file.write(b"half of the")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        files.write(target, fails)
+        atomic_files.write(target, fails)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    files.write(target, "old")
+    atomic_files.write(target, "old")
     code = (
-        "import os, signal; from pathlib import Path; from funmatch import files\n"
+        "import os, signal\nfrom pathlib import Path\nfrom funmatch.runtime import atomic_files\n"
         "def dies(file):\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"files.write(Path({str(target)!r}), dies)\n"
+        f"atomic_files.write(Path({str(target)!r}), dies)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src")
     assert done.returncode == -signal.SIGKILL
@@ -55,7 +55,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file_alone(tmp_path: Pat
 
 
 def _hold(path: Path, held: multiprocessing.Event) -> None:
-    with files.lock(path, wait=True):
+    with atomic_files.lock(path, wait=True):
         held.set()
         time.sleep(60)
 
@@ -66,11 +66,11 @@ def test_a_lock_is_refused_while_it_is_held_and_dies_with_its_holder(tmp_path: P
     holder = context.Process(target=_hold, args=(tmp_path / "lock", held))
     holder.start()
     assert held.wait(60)
-    with pytest.raises(Timeout), files.lock(tmp_path / "lock", wait=False):
+    with pytest.raises(Timeout), atomic_files.lock(tmp_path / "lock", wait=False):
         pass
     holder.kill()
     holder.join()
-    with files.lock(tmp_path / "lock", wait=False):
+    with atomic_files.lock(tmp_path / "lock", wait=False):
         pass
 
 
@@ -81,7 +81,7 @@ def _make(path: Path, counter: Path) -> None:
         time.sleep(0.5)
         return b"content"
 
-    assert files.once(path, make) == b"content"
+    assert atomic_files.write_once(path, make) == b"content"
 
 
 def test_of_many_processes_one_makes_the_file(tmp_path: Path) -> None:

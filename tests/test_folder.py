@@ -12,10 +12,10 @@ from hydra.utils import instantiate
 
 import trees
 from commands import ROOT, environment
-from funmatch.data import datasets, folder
-from funmatch.evaluation import EvaluationStream, EvaluationViews
-from funmatch.recipes import Shared
-from funmatch.stream import Stream
+from funmatch.data.datasets import builders, image_folder
+from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
+from funmatch.views.recipes import Shared
+from funmatch.views.stream import Stream
 from trees import pairs, parts, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
@@ -24,7 +24,7 @@ RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_are
 def test_a_folder_with_splits_and_classes(tmp_path: Path) -> None:
     for part, each in (("train", 10), ("val", 3), ("test", 2)):
         trees.class_folders(tmp_path / part, ("cat", "dog"), each)
-    found = folder.folder(tmp_path)
+    found = image_folder.folder(tmp_path)
     assert found.classes == ("cat", "dog")
     for part, each in zip(parts(found), (10, 3, 2), strict=True):
         assert part.labels.tolist() == [0] * each + [1] * each
@@ -33,12 +33,12 @@ def test_a_folder_with_splits_and_classes(tmp_path: Path) -> None:
 
 def test_a_folder_without_val_or_test(tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "train", ("cat", "dog"), 10)
-    found = folder.folder(tmp_path)
+    found = image_folder.folder(tmp_path)
     assert list(map(len, parts(found))) == [18, 2, 2]
     assert found.val.labels.tolist() == [0, 1]  # stratified
     assert found.test.names == found.val.names
     trees.class_folders(tmp_path / "test", ("cat",), 3)
-    assert list(map(len, parts(folder.folder(tmp_path)))) == [18, 2, 3]
+    assert list(map(len, parts(image_folder.folder(tmp_path)))) == [18, 2, 3]
 
 
 def test_a_folder_of_class_folders(tmp_path: Path) -> None:
@@ -46,34 +46,34 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "cat" / "._cat_0.png").write_text("what a Mac leaves in archives")
     (tmp_path / ".cache").mkdir()
-    found = folder.folder(tmp_path)
+    found = image_folder.folder(tmp_path)
     assert list(map(len, parts(found))) == [16, 2, 2]
     assert len(set().union(*(part.names for part in parts(found)))) == 20
-    source = datasets.folder(str(tmp_path)).train
+    source = builders.folder(str(tmp_path)).train
     assert Stream(source, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].label is not None
 
 
 def test_a_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
     for number in range(25):
         trees.photograph(tmp_path / f"{number}.jpg", number=number)
-    found = folder.folder(tmp_path)
+    found = image_folder.folder(tmp_path)
     assert [len(part) for part in parts(found)] == [23, 2, 2]
     assert found.train.labels is None
     assert found.classes == ()
     assert set(found.train.names) | set(found.val.names) == {f"{i}.jpg" for i in range(25)}
-    splits = datasets.folder(str(tmp_path), classes=1000)  # the teacher's
+    splits = builders.folder(str(tmp_path), classes=1000)  # the teacher's
     assert len(splits.train.classes) == 1000
     assert Stream(splits.train, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].label is None
     for number in range(3):
         trees.photograph(tmp_path / "few" / f"{number}.jpg", number=number)
-    assert [len(part) for part in parts(folder.folder(tmp_path / "few"))] == [2, 1, 1]
+    assert [len(part) for part in parts(image_folder.folder(tmp_path / "few"))] == [2, 1, 1]
 
 
 def test_plain_images_may_have_splits(tmp_path: Path) -> None:
     for part, each in (("train", 12), ("val", 3)):
         for number in range(each):
             trees.photograph(tmp_path / part / f"{number}.jpg", number=number)
-    found = folder.folder(tmp_path)
+    found = image_folder.folder(tmp_path)
     assert [len(part) for part in parts(found)] == [12, 3, 3]
     assert found.val.labels is None
 
@@ -81,7 +81,7 @@ def test_plain_images_may_have_splits(tmp_path: Path) -> None:
 def test_labels_none_takes_every_image(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 5)
     trees.photograph(tmp_path / "beside.jpg")
-    found = folder.folder(tmp_path, labels="none")
+    found = image_folder.folder(tmp_path, labels="none")
     assert [len(part) for part in parts(found)] == [10, 1, 1]
     assert found.train.labels is None
 
@@ -98,18 +98,20 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_a_table_of_labels(table: Path, tmp_path: Path) -> None:
-    found = folder.folder(table, "labels.csv", split=[0, 0, 1])
+    found = image_folder.folder(table, "labels.csv", split=[0, 0, 1])
     assert [len(part) for part in parts(found)] == [0, 0, 3]
     assert found.test.names == ("images/a.jpg", "images/b.jpg", "images/c.jpg")
     assert found.test.labels.tolist() == [0, 4, 2]
     assert len(found.classes) == 5  # the largest label + 1
-    assert len(folder.folder(table, "labels.csv", split=[0, 0, 1], classes=1000).classes) == 1000
-    splits = datasets.folder(str(table), str(table / "labels.csv"), split=[0, 0, 1])
+    assert (
+        len(image_folder.folder(table, "labels.csv", split=[0, 0, 1], classes=1000).classes) == 1000
+    )
+    splits = builders.folder(str(table), str(table / "labels.csv"), split=[0, 0, 1])
     batch = EvaluationStream(EvaluationViews(splits.test, 9, 8), batch_size=4)[0]
     assert batch.label.tolist() == [0, 4, 2]
 
     (table / "two.csv").write_text("file,other_label,label\na.jpg,7,1\n")
-    two = partial(folder.folder, table, "two.csv", split=[0, 0, 1])
+    two = partial(image_folder.folder, table, "two.csv", split=[0, 0, 1])
     assert two().test.labels.tolist() == [1]
     assert two(label_column="other_label").test.labels.tolist() == [7]
 
@@ -120,7 +122,7 @@ def test_a_table_for_folders_with_splits(tmp_path: Path) -> None:
             trees.photograph(tmp_path / part / f"{part}{number}.jpg")
     rows = [f"{part}{n}.jpg,{n}\n" for part in ("train", "val", "test") for n in range(3)]
     (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
-    found = folder.folder(tmp_path, "labels.csv")
+    found = image_folder.folder(tmp_path, "labels.csv")
     assert [part.names[0] for part in parts(found)] == [
         "train/train0.jpg",
         "val/val0.jpg",
@@ -147,7 +149,7 @@ def test_a_table_that_does_not_fit(content: str, said: str, table: Path) -> None
     for place in ("images", "more"):
         trees.photograph(table / place / "e.jpg")
     (table / "labels.csv").write_text(content)
-    line = refused(lambda: folder.folder(table, "labels.csv", classes=5))
+    line = refused(lambda: image_folder.folder(table, "labels.csv", classes=5))
     assert line.startswith("labels=labels.csv: ")
     assert said in line
 
@@ -194,7 +196,7 @@ def test_a_table_that_does_not_fit(content: str, said: str, table: Path) -> None
 def test_a_folder_that_is_none(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
     root = tmp_path / "mine"
     make(root)
-    line = refused(lambda: folder.folder(root))
+    line = refused(lambda: image_folder.folder(root))
     assert line.startswith(f"root={root}: ")
     assert said in line
 
@@ -202,7 +204,7 @@ def test_a_folder_that_is_none(make: Callable[[Path], object], said: str, tmp_pa
 def test_an_archive_is_to_be_extracted_first(tmp_path: Path) -> None:
     with tar(tmp_path / "mine.tar", "w"):
         pass
-    line = refused(lambda: folder.folder(tmp_path / "mine.tar"))
+    line = refused(lambda: image_folder.folder(tmp_path / "mine.tar"))
     assert line.endswith(f"an archive; extract it first: tar xf {tmp_path}/mine.tar")
 
 
@@ -210,21 +212,21 @@ def test_an_archive_is_to_be_extracted_first(tmp_path: Path) -> None:
 def test_shares_that_are_none(split: list[float], tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 10)
     with pytest.raises(ValueError, match="split="):
-        folder.folder(tmp_path, split=split)
+        image_folder.folder(tmp_path, split=split)
 
 
 def test_a_number_of_classes_that_is_not_that_of_the_folders(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 3)
-    assert "classes=5: " in refused(lambda: folder.folder(tmp_path, classes=5))
+    assert "classes=5: " in refused(lambda: image_folder.folder(tmp_path, classes=5))
 
 
 def test_facts_of_a_folder(table: Path) -> None:
     trees.class_folders(table / "mine", ("cat", "dog"), 10)
-    before = folder.facts(str(table / "mine"))
+    before = image_folder.facts(str(table / "mine"))
     assert (before["classes"], before["train_size"]) == (2, 16)
     assert len(before["digest"]) == 8
-    assert folder.facts(str(table / "mine"), "none")["classes"] is None
-    facts = folder.facts(str(table), "labels.csv", None, [0, 0, 1])
+    assert image_folder.facts(str(table / "mine"), "none")["classes"] is None
+    facts = image_folder.facts(str(table), "labels.csv", None, [0, 0, 1])
     assert (facts["classes"], facts["train_size"]) == (5, 0)
     assert facts["digest"] != before["digest"]
 
@@ -235,7 +237,7 @@ def test_facts_follow_the_images(tmp_path: Path) -> None:
         trees.class_folders(tmp_path / str(number), ("cat", "dog"), 10)
         if number:
             trees.photograph(tmp_path / str(number) / "cat" / "cat_0.jpg", label=7, number=number)
-        seen.add(folder.facts(str(tmp_path / str(number)))["digest"])
+        seen.add(image_folder.facts(str(tmp_path / str(number)))["digest"])
     assert len(seen) == 3
 
 
@@ -257,8 +259,8 @@ def test_the_configuration_of_a_folder_knows_its_facts(compose, tmp_path: Path) 
 def test_listing_needs_no_torch(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 10)
     code = (
-        "import sys; from funmatch.data import folder, imagenet, layouts; "
-        "print(folder.facts(sys.argv[1])['train_size'], 'torch' in sys.modules)"
+        "import sys; from funmatch.data.datasets import image_folder, imagenet, torchvision_layouts; "
+        "print(image_folder.facts(sys.argv[1])['train_size'], 'torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],

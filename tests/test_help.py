@@ -11,8 +11,8 @@ import pytest
 
 from commands import QUICK, ROOT, command, command_here, environment
 from faults import inject
-from funmatch import runs
-from funmatch.cli.command import COMMANDS
+from funmatch.analysis import summaries
+from funmatch.cli.main import COMMANDS
 
 HELPED = [name for name in COMMANDS if name not in ("benchmark", "submit")]
 
@@ -138,11 +138,11 @@ def test_what_was_typed_is_kept_as_it_was_typed(tmp_path: Path) -> None:
     folder.mkdir()
     row = {"directory": tmp_path, "recipe": "labels"}
     (folder / "overrides.yaml").write_text("- save_as=t_${seed}\n- optimizer.lr=0.1\n")
-    assert runs.command(row) is None
+    assert summaries.command(row) is None
     source = "{hydra: {runtime: {config_sources: [{path: own, provider: command-line}]}}}"
     (folder / "hydra.yaml").write_text(source)
     typed = ["finetune", "--config-dir=own", "save_as=t_${seed}", "optimizer.lr=0.1"]
-    assert runs.command(row) == typed
+    assert summaries.command(row) == typed
 
 
 def test_sweep_command_retries_failed_runs(workplace: Path) -> None:

@@ -8,11 +8,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from faults import NoNumber
-from funmatch.data.module import DataModule
-from funmatch.data.source import Splits
+from funmatch.data.sources import Splits
 from funmatch.models.network import Network
-from funmatch.recipes import Shared
-from funmatch.supervision import Supervision
+from funmatch.training.datamodule import DataModule
+from funmatch.training.supervised import Supervision
+from funmatch.views.recipes import Shared
 from toys import CLASSES, array_source, learning, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")

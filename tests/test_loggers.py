@@ -14,7 +14,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 from commands import command, environment
 from faults import inject
-from funmatch.loggers.csv import CsvLogger
+from funmatch.training.loggers.csv import CsvLogger
 
 SHORT = (
     "steps=4",

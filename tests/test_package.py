@@ -34,7 +34,7 @@ def test_the_installed_command_works_anywhere(wheel: Path, tmp_path: Path) -> No
     zipfile.ZipFile(wheel).extractall(site)
 
     def funmatch(*arguments: str) -> subprocess.CompletedProcess[str]:
-        code = "import sys; from funmatch.cli.command import main; sys.argv[0] = 'funmatch'; main()"
+        code = "import sys; from funmatch.cli.main import main; sys.argv[0] = 'funmatch'; main()"
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
             cwd=tmp_path,

@@ -8,12 +8,12 @@ import pytest
 
 import trees
 from commands import ROOT
-from funmatch.data import layouts, partition
-from funmatch.data.listing import Listing, Listings, images_below
+from funmatch.data.datasets import stratified_split, torchvision_layouts
+from funmatch.data.file_list import DatasetFiles, FileList, images_below
 from trees import plant, refused
 
 
-def parts(listings: Listings) -> list[Listing]:
+def parts(listings: DatasetFiles) -> list[FileList]:
     return [listings.train, listings.val, listings.test]
 
 
@@ -32,7 +32,7 @@ def test_the_seeded_split_has_the_papers_sizes_and_every_class_its_share(
 ) -> None:
     labels = np.sort(np.random.default_rng(0).integers(0, classes, total))
     names = tuple(f"{label}/{i}" for i, label in enumerate(labels))
-    found = partition.split(Listing(Path(), names, labels), *shares)
+    found = stratified_split.split(FileList(Path(), names, labels), *shares)
     assert tuple(map(len, found)) == sizes
     assert len(set().union(*(part.names for part in found))) == total
     counts = np.bincount(labels)
@@ -46,7 +46,9 @@ def test_the_seeded_split_does_not_depend_on_the_order() -> None:
     names = [f"{i}.jpg" for i in range(200)]
 
     def split(order, seed: int = 0) -> list[set[str]]:
-        found = partition.stratified([names[i] for i in order], labels[order], [20, 31], seed=seed)
+        found = stratified_split.stratified(
+            [names[i] for i in order], labels[order], [20, 31], seed=seed
+        )
         return [{names[order[i]] for i in part} for part in found]
 
     assert split(np.arange(200)) == split(rng.permutation(200))
@@ -56,7 +58,7 @@ def test_the_seeded_split_does_not_depend_on_the_order() -> None:
 def test_the_seeded_split_is_the_order_of_a_hash_of_the_name() -> None:
     """Written from the rule: not one image may change sides, or runs cannot be compared."""
     names = [f"{i}.jpg" for i in range(12)]
-    parts = partition.stratified(names, np.arange(12) % 3, [3, 6])
+    parts = stratified_split.stratified(names, np.arange(12) % 3, [3, 6])
     expected: list[list[int]] = [[], [], []]
     for label in range(3):
         queue = sorted(
@@ -70,27 +72,27 @@ def test_the_seeded_split_is_the_order_of_a_hash_of_the_name() -> None:
 def test_every_class_keeps_an_image_for_training_where_it_can() -> None:
     labels = np.repeat(np.arange(10), 2)
     names = [str(i) for i in range(20)]
-    train, val, test = partition.stratified(names, labels, [6, 4])
+    train, val, test = stratified_split.stratified(names, labels, [6, 4])
     assert sorted(labels[train]) == list(range(10))
     assert (len(val), len(test)) == (6, 4)
-    (train, everything) = partition.stratified(names, labels, [20])
+    (train, everything) = stratified_split.stratified(names, labels, [20])
     assert len(train) == 0
     assert len(everything) == 20
     with pytest.raises(ValueError, match=r"parts of \[15, 6\] images do not fit into 20"):
-        partition.stratified(names, labels, [15, 6])
+        stratified_split.stratified(names, labels, [15, 6])
 
 
 def test_the_stored_split_of_sun397_has_the_papers_sizes() -> None:
-    letters = "".join(part.letters for part in partition.stored("sun397").values())
+    letters = "".join(part.letters for part in stratified_split.stored("sun397").values())
     assert [letters.count(letter) for letter in "tve"] == [76_128, 10_875, 21_750]
-    assert len(partition.stored("sun397")) == 397
+    assert len(stratified_split.stored("sun397")) == 397
 
 
 BIOLOGY = (ROOT / "tests" / "sun397_biology_laboratory.txt").read_text().splitlines()
 
 
 def test_an_official_class_of_sun397_is_known_by_its_names() -> None:
-    part = partition.stored("sun397")["b/biology_laboratory"]
+    part = stratified_split.stored("sun397")["b/biology_laboratory"]
     assert part.fits(BIOLOGY)
     assert not part.fits(BIOLOGY[:-1])
     assert not part.fits([*BIOLOGY[:-1], "b/biology_laboratory/sun_zzzzzzzzzzzzzzzz.jpg"])
@@ -102,7 +104,7 @@ def test_a_sun397_with_some_official_classes_is_not_whole(tmp_path: Path) -> Non
         trees.photograph(root / "SUN397" / name)
     with (root / "SUN397/ClassName.txt").open("a") as file:
         file.write("/b/biology_laboratory\n")
-    line = refused(lambda: layouts.sun397(root))
+    line = refused(lambda: torchvision_layouts.sun397(root))
     assert line.startswith(f"root={root}: SUN397 is not whole: 1 of its 397 classes are whole")
     assert "a/abbey has 10 images, not the 484 of the official list" in line
 
@@ -111,19 +113,21 @@ def test_a_whole_sun397_is_split_as_it_was_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = plant(tmp_path, "sun397")
-    official: dict[str, partition.Stored] = {}
+    official: dict[str, stratified_split.Stored] = {}
     for label in ("a/abbey", "b/bar", "c/church/outdoor"):
         names = [f"{label}/{name}" for name in images_below(root / "SUN397" / label)]
-        official[label] = partition.Stored(partition.class_digest(names), "tvettttttt")
-    monkeypatch.setattr(partition, "stored", {"sun397": official}.__getitem__)
+        official[label] = stratified_split.Stored(
+            stratified_split.class_digest(names), "tvettttttt"
+        )
+    monkeypatch.setattr(stratified_split, "stored", {"sun397": official}.__getitem__)
     # In the true archive, but in no part.
     trees.photograph(root / "SUN397/c/church/outdoor/sun_bhenjvsvrtumjuri.jpg")
-    found = layouts.sun397(root)
+    found = torchvision_layouts.sun397(root)
     assert tuple(map(len, parts(found))) == (24, 3, 3)
     assert found.val.names[0] == "SUN397/a/abbey/sun_mine1.jpg"
     assert found.test.names[2] == "SUN397/c/church/outdoor/sun_mine2.jpg"
     (root / "SUN397/b/bar/sun_mine4.jpg").unlink()
-    assert "b/bar has 9 images, not the 10" in refused(lambda: layouts.sun397(root))
+    assert "b/bar has 9 images, not the 10" in refused(lambda: torchvision_layouts.sun397(root))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +142,8 @@ def test_a_whole_sun397_is_split_as_it_was_stored(
 def test_a_sun397_without_a_class(file: str, said: str, tmp_path: Path) -> None:
     root = plant(tmp_path, "sun397")
     (root / "SUN397" / file).rename(root / "gone")
-    assert said in refused(lambda: layouts.sun397(root))
+    assert said in refused(lambda: torchvision_layouts.sun397(root))
     trees.photograph(root / "SUN397/z/zoo/sun_mine.jpg")
-    assert "SUN397/z/zoo/sun_mine.jpg is of no class" in refused(lambda: layouts.sun397(root))
+    assert "SUN397/z/zoo/sun_mine.jpg is of no class" in refused(
+        lambda: torchvision_layouts.sun397(root)
+    )

@@ -18,11 +18,11 @@ from torch.export import Dim
 
 import small
 from commands import command_here
-from funmatch import schema
-from funmatch.models.callables import call
+from funmatch.config import identity
+from funmatch.models.exported import ExportedModel
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
-from funmatch.models.programs import Program
+from funmatch.models.user_models import from_path
 from small import SMALL
 
 SIDE = 32
@@ -83,7 +83,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_program_says_what_the_network_said(written: Path, name: str) -> None:
-    program, net = Program(written / name), classifier()
+    program, net = ExportedModel(written / name), classifier()
     assert program.rows == {"four.pt2": 4, "one.onnx": 1}.get(name)
     for rows in (1, 4, 7):
         with torch.no_grad():
@@ -100,7 +100,7 @@ def test_a_program_computes_as_it_was_exported(written: Path, name: str) -> None
     said = [
         Frozen(Network(net, **inputs), dtype=dtype)(pixels).logits
         for net, dtype in (
-            (Program(written / name), torch.bfloat16),
+            (ExportedModel(written / name), torch.bfloat16),
             (classifier(), torch.float32),
         )
     ]
@@ -110,7 +110,7 @@ def test_a_program_computes_as_it_was_exported(written: Path, name: str) -> None
 
 def test_fingerprints_are_of_the_files(written: Path, tmp_path: Path) -> None:
     def fingerprint(path: Path, **more: str) -> str:
-        net = Program(path, **more)
+        net = ExportedModel(path, **more)
         return Frozen(
             Network(net, mean=[0.5] * 3, std=[0.5] * 3, side=SIDE, resize=SIDE)
         ).fingerprint()
@@ -127,7 +127,7 @@ def test_probabilities_become_logits(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(probable().eval(), images(2)), path)
     with torch.no_grad():
         expected = classifier()(images(5)).softmax(1)
-    found = Program(path, output="probabilities")(images(5)).softmax(1)
+    found = ExportedModel(path, output="probabilities")(images(5)).softmax(1)
     torch.testing.assert_close(found, expected)
 
 
@@ -164,7 +164,7 @@ def test_foreign_code_in_a_program_is_not_run(written: Path, tmp_path: Path, pla
         if "opaque" in place:
             harmful.writestr(f"{top}/{place}", payload)
     with pytest.raises(ValueError, match=r"refused|damaged"):
-        Program(path)
+        ExportedModel(path)
     assert not mark.exists()
 
 
@@ -180,7 +180,7 @@ def test_a_program_holds_nothing_but_a_graph_and_tensors(
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", b"x")
     with pytest.raises(ValueError, match=f"refused, it holds other things than tensors .{name}"):
-        Program(path)
+        ExportedModel(path)
 
 
 def test_weights_beside_an_onnx_file_are_part_of_it(
@@ -193,36 +193,36 @@ def test_weights_beside_an_onnx_file_are_part_of_it(
     path = tmp_path / "net.onnx"
     save = {"save_as_external_data": True, "size_threshold": 256, "convert_attribute": False}
     onnx.save_model(whole, path, location="net.onnx.data", **save)
-    before = Program(path).extra_repr()
+    before = ExportedModel(path).extra_repr()
     given = ("teacher=program", f"teacher.path={path}")
-    identities = [schema.identity(compose(*given))]
+    identities = [identity.identity(compose(*given))]
     data = tmp_path / "net.onnx.data"
     content = bytearray(data.read_bytes())
     content[0] ^= 1
     data.write_bytes(bytes(content))
-    assert Program(path).extra_repr() != before
-    identities.append(schema.identity(compose(*given)))
+    assert ExportedModel(path).extra_repr() != before
+    identities.append(identity.identity(compose(*given)))
     assert identities[0] != identities[1]
     far = tmp_path / "far.onnx"
     onnx.save_model(onnx.load(tmp_path / "c.onnx"), far, location="weights.bin", **save)
     with pytest.raises(ValueError, match=r"keeps weights in weights\.bin; save it in one file, or"):
-        Program(far)
+        ExportedModel(far)
 
 
 def test_files_that_are_no_programs(tmp_path: Path) -> None:
     for name in ("broken.onnx", "broken.pt2", "broken.pt"):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(ValueError, match="damaged, or no "):
-            Program(tmp_path / name)
+            ExportedModel(tmp_path / name)
     with pytest.raises(ValueError, match="no such file"):
-        Program(tmp_path / "missing.onnx")
+        ExportedModel(tmp_path / "missing.onnx")
     with pytest.raises(ValueError, match=r"unknown kind of program; give a file, \.onnx"):
-        Program(tmp_path / "broken.h5")
+        ExportedModel(tmp_path / "broken.h5")
 
 
 def test_functions_are_called_with_what_they_take() -> None:
-    assert call("test_programs:classifier", num_classes=5)(images(2)).shape == (2, 5)
-    assert isinstance(call("test_programs:probable", num_classes=5), nn.Sequential)
+    assert from_path("test_programs:classifier", num_classes=5)(images(2)).shape == (2, 5)
+    assert isinstance(from_path("test_programs:probable", num_classes=5), nn.Sequential)
     for path, told in {
         "test_programs:nothing": "gives a str, not a torch.nn.Module",
         "test_programs:failing": r"has failed \(RuntimeError: no licence for this\)",
@@ -231,7 +231,7 @@ def test_functions_are_called_with_what_they_take() -> None:
         "no_such_package:f": "No module named 'no_such_package'",
     }.items():
         with pytest.raises(ValueError, match=told):
-            call(path, num_classes=5)
+            from_path(path, num_classes=5)
 
 
 # --- real commands -------------------------------------------------------------------------------

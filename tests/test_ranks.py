@@ -10,7 +10,7 @@ import torch
 
 from commands import QUICK, ROOT, command, environment
 from faults import inject, witnessed
-from funmatch.runs import Run
+from funmatch.runs.directory import Run
 
 SETTINGS = ("steps=40", "batch_size=40", "schedule.warmup_steps=5", "validate_every=15", *QUICK)
 TWO = ("trainer.devices=2",)

@@ -9,15 +9,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from funmatch import geometry, mixing, targets
-from funmatch.distillation import Distillation
-from funmatch.geometry import Purpose
+from funmatch.core import geometry, mixing
+from funmatch.core.geometry import Purpose
+from funmatch.core.render import render
 from funmatch.models.frozen import Frozen
 from funmatch.models.teacher import Teacher
 from funmatch.objectives.function_matching import FunctionMatching
-from funmatch.recipes import Fixed, Independent, Shared
-from funmatch.render import render
-from funmatch.stream import Order
+from funmatch.targets import online, per_image
+from funmatch.training.distillation import Distillation
+from funmatch.views.recipes import Fixed, Independent, Shared
+from funmatch.views.stream import EpochPermutations
 from toys import MixedSizes, array_source, fit, learning, network, teacher_of
 
 RECIPES = ("fixed_teacher", "independent_noise", "consistent", "function_matching")
@@ -31,7 +32,7 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
     sides = {"student": student_side, "teacher": teacher_side}
     if isinstance(recipe, Fixed):
         sides.pop("teacher")
-        words = targets.on_fixed_views(
+        words = per_image.on_fixed_views(
             words_of,
             source,
             recipe,
@@ -41,7 +42,7 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
             device=torch.device("cpu"),
         )
     else:
-        words = targets.Live(words_of)
+        words = online.OnlineTargets(words_of)
     before = list(teacher.net.seen)
     teacher.net.seen.clear()
     learner = Distillation(student, words, {}, FunctionMatching(2.0), learning(STEPS))
@@ -51,7 +52,7 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
 
 def crops(source, step: int, side: int, law: str, network: str = "student") -> Tensor:
     """The views of a step, drawn again from (seed, step) with the pure functions alone."""
-    indices = Order(len(source), BATCH, SEED).indices(step)
+    indices = EpochPermutations(len(source), BATCH, SEED).indices(step)
     heights, widths = source.sizes(indices)
     boxes, flips = {
         "student": (Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS),
@@ -122,7 +123,7 @@ def test_fixed_teacher_is_asked_once_per_image_and_never_in_training(
     whole = torch.stack([render(i, b, 8) for i, b in zip(source.images(every), boxes, strict=True)])
     torch.testing.assert_close(torch.cat(before), whole.float())
     for step in range(STEPS):  # the very same whole images
-        indices = Order(len(source), BATCH, SEED).indices(step)
+        indices = EpochPermutations(len(source), BATCH, SEED).indices(step)
         torch.testing.assert_close(student[step], whole[indices].float())
 
 
@@ -149,7 +150,7 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
     frozen = Frozen(network(8, seed=2))
     arguments = {"seed": SEED, "store": tmp_path, "batch_size": 3, "device": torch.device("cpu")}
     said_by = Teacher({"teacher": frozen})
-    kept = targets.on_fixed_views(said_by, source, recipe, **arguments)
+    kept = per_image.on_fixed_views(said_by, source, recipe, **arguments)
 
     every = np.arange(len(source))
     heights, widths = source.sizes(every)

@@ -22,17 +22,19 @@ from torch import Tensor, nn
 
 from commands import QUICK, ROOT, answers, command, command_here, environment
 from faults import inject
-from funmatch import machine, rules, schema, targets
-from funmatch.cli import parts, recording
-from funmatch.distillation import Distillation
+from funmatch.config import identity, validation
+from funmatch.config.errors import UserError
+from funmatch.experiment import build, target_policy
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.objectives.function_matching import FunctionMatching
-from funmatch.recipes import Fixed
-from funmatch.records import Record, form
-from funmatch.runs import Run
-from funmatch.schema import UserError
+from funmatch.runs.directory import Run
+from funmatch.runtime import hardware
+from funmatch.targets import per_image
+from funmatch.targets.store import LogitStore, encoding
+from funmatch.training.distillation import Distillation
+from funmatch.views.recipes import Fixed
 from small import only_run
 from toys import array_source, fit, learning, network, teacher_of
 
@@ -48,21 +50,21 @@ def logits(rows: int, classes: int = 7, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_rows_have_the_promised_width(name: str) -> None:
-    rows = form(name).pack(logits(5))
+    rows = encoding(name).pack(logits(5))
     assert rows.dtype == torch.uint8
-    assert rows.shape == (5, form(name).width(7))
+    assert rows.shape == (5, encoding(name).width(7))
 
 
 def test_float32_keeps_every_bit_and_float16_is_half() -> None:
     said = logits(50)
     for name, kept in (("float32", said), ("float16", said.half().float())):
-        assert torch.equal(form(name).unpack(form(name).pack(said), 7), kept)
+        assert torch.equal(encoding(name).unpack(encoding(name).pack(said), 7), kept)
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) -> None:
     said = logits(50)
-    kept = form(f"top{k}").unpack(form(f"top{k}").pack(said), 7)
+    kept = encoding(f"top{k}").unpack(encoding(f"top{k}").pack(said), 7)
     assert torch.equal(kept.topk(k).indices, said.topk(k).indices)
     before, after = said.softmax(-1), kept.softmax(-1)
     rounding = 4 * 2**-11 * float(kept.abs().max())  # of a difference of two halves, doubled
@@ -76,25 +78,25 @@ def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) 
 
 def test_top_k_of_half_precision_logits_is_that_of_their_values() -> None:
     said = logits(9).bfloat16()
-    assert torch.equal(form("top3").pack(said), form("top3").pack(said.float()))
+    assert torch.equal(encoding("top3").pack(said), encoding("top3").pack(said.float()))
 
 
 @pytest.mark.parametrize("name", ["top7", "top8", "top0"])
 def test_a_form_of_no_or_all_classes_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"targets.form={name}: there are 7 classes; keep fewer"):
-        form(name).width(7)
+        encoding(name).width(7)
 
 
 @pytest.mark.parametrize("name", ["top7", "top8"])
 def test_a_record_refuses_fewer_classes_than_it_is_to_keep(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="there are 7 classes; keep fewer"):
-        Record(tmp_path, {}, name).packed(logits(5))
+        LogitStore(tmp_path, {}, name).packed(logits(5))
 
 
 @pytest.mark.parametrize("name", ["half", "top", "top-1", "top1.5", "float64", ""])
 def test_an_unknown_form_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"targets.form={name}: choose float32, float16 or top<k>"):
-        Record(tmp_path, {}, name)
+        LogitStore(tmp_path, {}, name)
 
 
 def test_wrong_targets_are_refused_at_the_door(tmp_path: Path) -> None:
@@ -118,15 +120,15 @@ ABOUT = {"kind": "steps", "seed": 0}
 SAID = logits(12)
 
 
-def record(store: Path, name: str = "float32", **about: object) -> Record:
-    return Record(store, {**ABOUT, **about}, name)
+def record(store: Path, name: str = "float32", **about: object) -> LogitStore:
+    return LogitStore(store, {**ABOUT, **about}, name)
 
 
-def write(into: Record, first: int, last: int, said: Tensor = SAID) -> None:
+def write(into: LogitStore, first: int, last: int, said: Tensor = SAID) -> None:
     into.write(first, into.packed(said[first:last]))
 
 
-def there(of: Record, rows: int = 12) -> str:
+def there(of: LogitStore, rows: int = 12) -> str:
     """The rows that are recorded, as in 1101."""
     return "".join("01"[int(found)] for found in of.there(slice(0, rows)))
 
@@ -228,8 +230,8 @@ def test_a_record_that_lost_a_file_is_filled_again(tmp_path: Path, name: str) ->
 WRITER = """
 import itertools, sys, torch
 from pathlib import Path
-from funmatch.records import Record
-record = Record(Path(sys.argv[1]), {"kind": "steps", "seed": 0}, "float32")
+from funmatch.targets.store import LogitStore
+record = LogitStore(Path(sys.argv[1]), {"kind": "steps", "seed": 0}, "float32")
 for step in itertools.count():
     rows = torch.arange(step * 64, step * 64 + 64)[:, None].expand(64, 500).float()
     record.write(step * 64, record.packed(rows))
@@ -266,12 +268,12 @@ class Lesson:
         source: Any,
         **combination: Any,
     ) -> None:
-        rules.check(cfg)
+        validation.check(cfg)
         self.cfg, self.nets, self.source = cfg, nets, source
-        self.law = parts.recipe(cfg)
+        self.law = build.recipe(cfg)
         members = {name: Frozen(net) for name, net in nets.items()}
         self.teacher = Teacher(members, **combination).softened(cfg.objective.temperature)
-        self.words, self.asked = recording.training(cfg, self.teacher, self.law, source)
+        self.words, self.asked = target_policy.training_targets(cfg, self.teacher, self.law, source)
 
     def given(self, side: int = 8) -> Tensor:
         """The weights of the student in the end."""
@@ -437,10 +439,10 @@ def test_other_students_share_a_record(lesson) -> None:
 
 def of_any_side(side: int) -> Network:
     """A network whose weights do not tell its side."""
-    parts = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7)
-    for number, parameter in enumerate(parts[-1].parameters()):
+    layers = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7)
+    for number, parameter in enumerate(layers[-1].parameters()):
         nn.init.constant_(parameter, number)
-    return Network(nn.Sequential(*parts), mean=[0.5] * 3, std=[0.5] * 3, side=side, resize=side)
+    return Network(nn.Sequential(*layers), mean=[0.5] * 3, std=[0.5] * 3, side=side, resize=side)
 
 
 def test_other_views_and_other_teachers_are_recorded_anew(lesson, capsys) -> None:
@@ -539,7 +541,7 @@ NEED = 5 * 6 * (2 * 10 + 4)  # steps, images, float16 of ten classes with a chec
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(machine, "disk", lambda folder: size)
+    monkeypatch.setattr(hardware, "disk", lambda folder: size)
 
 
 def test_record_is_refused_where_there_is_no_room(lesson, monkeypatch, tmp_path: Path) -> None:
@@ -633,7 +635,7 @@ def ensemble_of_crops(folder: str | Path, fault: Callable[[], None] | None = Non
     net.net.forward = forward
     recipe = Fixed(name="x", teacher_crop="inception_ensemble", ensemble=3, min_area=0.3)
     asking = {"store": Path(folder), "batch_size": 6, "device": torch.device("cpu")}
-    kept = targets.on_fixed_views(teacher_of(net), source, recipe, seed=0, **asking)
+    kept = per_image.on_fixed_views(teacher_of(net), source, recipe, seed=0, **asking)
     return kept._logits, len(net.net.seen), opened
 
 
@@ -658,12 +660,12 @@ def test_damaged_words_on_evaluation_views_are_made_again_by_the_same_command(
 ) -> None:
     asking = {"store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     net, source = network(8, seed=2), array_source()
-    kept = targets.on_evaluation_views(teacher_of(net), source, **asking)
+    kept = per_image.on_evaluation_views(teacher_of(net), source, **asking)
     (rows,) = tmp_path.glob("*/rows.bin")
     flip(rows, 100)
     with pytest.raises(ValueError, match=f"^{rows.parent}: 1 damaged rows, .*; the same command"):
-        targets.on_evaluation_views(teacher_of(net), source, **asking)
-    again = targets.on_evaluation_views(teacher_of(net), source, **asking)
+        per_image.on_evaluation_views(teacher_of(net), source, **asking)
+    again = per_image.on_evaluation_views(teacher_of(net), source, **asking)
     assert torch.equal(again._logits, kept._logits)
 
 
@@ -672,7 +674,7 @@ def test_damaged_words_on_evaluation_views_are_made_again_by_the_same_command(
 
 def test_a_run_is_named_by_the_form_and_not_by_where_it_is_read_from(compose) -> None:
     def name(*overrides: str) -> str:
-        return schema.run_id(compose(*overrides))
+        return identity.run_id(compose(*overrides))
 
     read = {name(f"targets={mode}") for mode in ("auto", "record", "replay")}
     assert len(read) == 1
@@ -687,7 +689,7 @@ def test_a_run_is_named_by_the_form_and_not_by_where_it_is_read_from(compose) ->
 def test_the_directory_of_a_fixed_teachers_run_is_that_of_the_live_one(compose) -> None:
     modes = ("live", "auto", "record", "replay")
     runs = [compose("recipe=fixed_teacher", f"targets={mode}") for mode in modes]
-    assert len({schema.run_directory(cfg) for cfg in runs}) == 1
+    assert len({identity.run_directory(cfg) for cfg in runs}) == 1
 
 
 # --- real commands -------------------------------------------------------------------------------

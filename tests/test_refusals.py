@@ -7,7 +7,7 @@ import pytest
 
 import small
 from commands import answers
-from funmatch import rules, schema
+from funmatch.config import schema, validation
 
 TWO = "data=imagenet student=bit_r50 teacher=bit_r152x2_384_224 teacher"
 MILD = "give two sides, resize and crop, crop <= resize: [160,128]"
@@ -150,24 +150,24 @@ def test_the_hyperrule_goes_by_the_number_of_images(
 ) -> None:
     """A large network follows it unasked."""
     cfg = compose("data=pets", *how.split(), f"data.train_size={images}", name="finetune")
-    rules.check(cfg)
+    validation.check(cfg)
     steps, warmup, milestones, mixing = said
     assert (schema.total_steps(cfg), cfg.batch_size) == (steps, batch)
     assert (cfg.schedule.warmup_steps, list(cfg.schedule.milestones)) == (warmup, milestones)
     assert (cfg.recipe.mixing, cfg.recipe.alpha, cfg.recipe.crop) == (mixing, 0.1, "mild")
-    assert cfg.optimizer._target_ == "funmatch.optimizers.sgd"
+    assert cfg.optimizer._target_ == "funmatch.optim.sgd.sgd"
     assert (cfg.optimizer.lr, cfg.optimizer.wd, cfg.optimizer.momentum) == (0.003, 0.0, 0.9)
 
 
 def test_the_hyperrule_can_be_left_or_changed(compose) -> None:
     plain = compose("data=pets", "model=bit_r152x2", "rule=none", name="finetune")
-    assert plain.optimizer._target_ == "funmatch.optimizers.adam"
+    assert plain.optimizer._target_ == "funmatch.optim.adam.adam"
     assert schema.total_steps(plain) == round(1000 * 3312 / 512)
     given = ("data=pets", "model=bit_r152x2", "steps=700", "recipe.mixing=true", "optimizer=adam")
     cfg = compose(*given, name="finetune")
-    rules.check(cfg)
+    validation.check(cfg)
     assert (schema.total_steps(cfg), cfg.recipe.mixing) == (700, True)
-    assert cfg.optimizer._target_ == "funmatch.optimizers.adam"
+    assert cfg.optimizer._target_ == "funmatch.optim.adam.adam"
     assert list(cfg.schedule.milestones) == [200, 300, 400]
 
 

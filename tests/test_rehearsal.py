@@ -13,11 +13,12 @@ from torch import nn
 
 import small
 from commands import command
-from funmatch import rules, schema
-from funmatch.cli import app, parts, rehearsal
-from funmatch.models import zoo
+from funmatch.cli import app
+from funmatch.config import compose, schema, validation
+from funmatch.experiment import build, dry_run
+from funmatch.models import timm_models
 from funmatch.models.network import Network
-from funmatch.runs import Run
+from funmatch.runs.directory import Run
 from small import SMALL, STUDENT, TEACHER
 
 DRY = "dry_run=true"
@@ -115,7 +116,7 @@ def test_a_dry_run_of_what_is_all_there(home: Path, made: Run, compose, tmp_path
     steps = schema.total_steps(cfg)
     assert steps == 300
     assert found["steps"] == ["300 of 6 images (50 epochs of 36)"]
-    student, teacher = parts.blank(cfg.student), parts.blank(cfg.teacher)
+    student, teacher = build.blank(cfg.student), build.blank(cfg.teacher)
     for key, network in (("student", student), ("teacher", teacher)):
         (line,) = found[key]
         assert parameters(line) == about(sum(p.numel() for p in network.parameters()))
@@ -153,7 +154,7 @@ def test_a_dry_run_of_fine_tuning(home: Path, compose, tmp_path: Path) -> None:
     assert found["steps"] == ["500 of 6 images (83 epochs of 36)"]  # by the rule
     cfg = compose(*overrides, *SMALL, name="finetune")
     assert parameters(found["model"][0]) == about(
-        sum(p.numel() for p in parts.blank(cfg.model).parameters())
+        sum(p.numel() for p in build.blank(cfg.model).parameters())
     )
     (missing,) = found["missing"]
     assert missing.startswith("model.weights=BiT-M-R50x1: not on this machine yet")
@@ -166,7 +167,7 @@ def test_a_dry_run_of_several_teachers(home: Path, made: Run, compose, tmp_path:
     overrides = (*on(home), *STUDENT, "teacher=ensemble", *members, *names, "steps=7")
     found = rehearsed(home, tmp_path, "train", *overrides)
     cfg = compose(*overrides, *SMALL)
-    size = sum(p.numel() for p in parts.blank(cfg.teacher.members.a).parameters())
+    size = sum(p.numel() for p in build.blank(cfg.teacher.members.a).parameters())
     keys = [f"teacher.members.{name}" for name in "ab"]
     costs = 0.0
     for key in keys:
@@ -191,9 +192,9 @@ def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
 
     def call(*overrides: str) -> dict[str, list[str]]:
         cfg = compose(*overrides, *SMALL)
-        rules.check(cfg)
-        with hydra.initialize_config_dir(str(app.conf()), version_base="1.3"):
-            rehearsal.rehearse(cfg)
+        validation.check(cfg)
+        with hydra.initialize_config_dir(str(compose.config_directory()), version_base="1.3"):
+            dry_run.dry_run(cfg)
         return lines(f"(dry run: nothing is written)\n{capsys.readouterr().out}")
 
     return call
@@ -203,7 +204,7 @@ def test_grouped_convolutions_are_counted_as_what_they_are(home: Path, made: Run
     """Depthwise kernels have a gradient as cheap as they are."""
     student = ("student=timm", "student.name=mobilenetv3_small_050", "student.side=32")
     found = rehearse(*on(home), *student, "student.resize=40", *TEACHER, "steps=7")
-    network = zoo.build("mobilenetv3_small_050", num_classes=3)
+    network = timm_models.build("mobilenetv3_small_050", num_classes=3)
     views = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": 32, "resize": 40}
     one = sum(layers(Network(network, **views).eval()))
     assert 2.8 * one < flop(found["student"][0]) < 3 * one
@@ -319,7 +320,7 @@ GRID = {
 
 def sweep(*overrides: str) -> list[dict[str, str]]:
     """The jobs of `sweep=paper`, by key."""
-    with hydra.initialize_config_dir(str(app.conf()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(compose.config_directory()), version_base="1.3"):
         cfg = hydra.compose("train", ["sweep=paper"], return_hydra_config=True)
     cfg.hydra.overrides.task = list(overrides)
     return [dict(override.split("=", 1) for override in job) for job in app.sweep(cfg)]

@@ -14,14 +14,15 @@ from PIL import Image
 from torchmetrics.classification import MulticlassCalibrationError
 
 from commands import QUICK, command, command_here
-from funmatch import runs
-from funmatch.answers import COLUMNS, Answers, table
-from funmatch.courses import calibration_error, course, reliability
-from funmatch.groups import grouped
-from funmatch.recipes import Fixed, Independent, Shared
-from funmatch.runs import Run
-from funmatch.samples import picture, samples
-from funmatch.stream import Stream, cut
+from funmatch.analysis import summaries
+from funmatch.analysis.seed_groups import group_runs
+from funmatch.analysis.training_curves import calibration_error, mean_curve, reliability_diagram
+from funmatch.core.render import render_view
+from funmatch.runs.directory import Run
+from funmatch.tasks.classification.predictions import COLUMNS, Predictions, table
+from funmatch.views.example_views import contact_sheet, example_views
+from funmatch.views.recipes import Fixed, Independent, Shared
+from funmatch.views.stream import Stream
 from toys import array_source
 
 SETTINGS = (
@@ -95,7 +96,7 @@ def test_every_link_leads_somewhere(page: Page) -> None:
 
 
 def test_the_page_says_what_the_runs_say(logs: Path, page: Page) -> None:
-    for group in grouped([logs]):
+    for group in group_runs([logs]):
         if group.completed:
             assert group.text("student_test_top1", "{:.3f}") in page.text
             low, high = group.interval("student_test_top1")
@@ -103,15 +104,15 @@ def test_the_page_says_what_the_runs_say(logs: Path, page: Page) -> None:
             # Student's t for two seeds is 12.706.
             assert high - mean == pytest.approx(12.706 * half / np.sqrt(2), rel=1e-3)
             assert low == pytest.approx(2 * mean - high)
-    (failed,) = (row for g in grouped([logs]) for row in g.rows if row["status"] == "failed")
+    (failed,) = (row for g in group_runs([logs]) for row in g.rows if row["status"] == "failed")
     assert f"{failed['run']} (failed): {failed['error']}" in page.text
     assert "max_skipped=0" in failed["error"]
 
 
 def test_the_commands_repeat_the_runs(logs: Path, page: Page) -> None:
     assert page.text.count("funmatch train ") == 13
-    row = next(row for g in grouped([logs]) for row in g.rows if row["status"] == "completed")
-    script, *overrides = runs.command(row)
+    row = next(row for g in group_runs([logs]) for row in g.rows if row["status"] == "completed")
+    script, *overrides = summaries.command(row)
     assert shlex.join(["funmatch", script, *overrides]) in page.text
     code, out, err = command_here(script, *overrides, cwd=logs.parents[1])
     assert (code, err) == (0, "")
@@ -128,7 +129,7 @@ def test_what_was_not_measured_has_no_picture(workplace: Path) -> None:
 
 
 def test_answers_are_those_of_the_networks(logs: Path) -> None:
-    row = next(row for g in grouped([logs]) for row in g.rows if row["status"] == "completed")
+    row = next(row for g in group_runs([logs]) for row in g.rows if row["status"] == "completed")
     with Run(row["directory"]).answers.open() as file:
         rows = list(csv.DictReader(file))
     assert [int(each["image"]) for each in rows] == list(range(360))
@@ -141,7 +142,7 @@ def test_answers_are_those_of_the_networks(logs: Path) -> None:
 def test_answers_are_gathered_in_the_order_of_the_images() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, 4, generator=generator)
-    label, answers = torch.tensor([0, 1, 2, 3, 0]), Answers()
+    label, answers = torch.tensor([0, 1, 2, 3, 0]), Predictions()
     for rows in ([3, 1], [4, 0, 2]):
         answers.update(torch.tensor(rows), student[rows], teacher[rows], label[rows])
     lines = table(answers.compute()).splitlines()
@@ -152,7 +153,7 @@ def test_answers_are_gathered_in_the_order_of_the_images() -> None:
         ]
         cells = ",".join(f"{best},{share:.6f}" for best, share in both)
         assert line == f"{number},{label[number]},{cells}"
-    nothing = Answers()
+    nothing = Predictions()
     nothing.update(torch.tensor([0]), student[:1], None, None)
     assert table(nothing.compute()).splitlines()[1].endswith(",,")
 
@@ -161,16 +162,20 @@ def test_the_calibration_error_is_that_of_torchmetrics(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = 2 * torch.randn(500, 6, generator=generator)
     label = torch.randint(0, 6, (500,), generator=generator)
-    answers = Answers()
+    answers = Predictions()
     answers.update(torch.arange(500), logits, None, label)
     (tmp_path / "answers.csv").write_text(table(answers.compute()))
     expected = MulticlassCalibrationError(6, n_bins=15, norm="l1")(logits.softmax(1), label)
-    assert calibration_error(reliability(tmp_path)) == pytest.approx(float(expected), abs=1e-5)
+    assert calibration_error(reliability_diagram(tmp_path)) == pytest.approx(
+        float(expected), abs=1e-5
+    )
 
 
 def test_a_course_is_the_mean_over_seeds(logs: Path) -> None:
-    group = next(g for g in grouped([logs]) if g.recipe == "function_matching" and g.epochs == 20)
-    epochs, values = course(group, "val/student_top1")
+    group = next(
+        g for g in group_runs([logs]) if g.recipe == "function_matching" and g.epochs == 20
+    )
+    epochs, values = mean_curve(group, "val/student_top1")
     assert (epochs[0], epochs[-1]) == (5, 20)
     last = []
     for row in group.rows:
@@ -197,17 +202,17 @@ def test_a_course_is_the_mean_over_seeds(logs: Path) -> None:
 def test_samples_are_what_a_run_shows(recipe) -> None:
     source, sides = array_source(30), {"student": 8, "teacher": 10}
     given = {"batch_size": 12, "seed": 3}
-    found = samples(source, recipe, sides=sides, **given, step=5, number=4)
+    found = example_views(source, recipe, sides=sides, **given, step=5, number=4)
     batch = Stream(source, recipe, sides=sides, **given)[5].mixed()
     assert list(found) == ["teacher", "student"]
     expected = {name: batch.view(name)[:4] for name in found}
     if isinstance(recipe, Fixed):
         index = batch.index[:4].numpy()
         view = next(iter(recipe.teacher_views(3, *source.sizes(index))))
-        expected["teacher"] = cut(source.images(index), view, 10)
+        expected["teacher"] = render_view(source.images(index), view, 10)
     for name, views in expected.items():
         assert found[name].dtype == torch.uint8
         assert torch.equal(found[name], views.round().clamp(0, 255).to(torch.uint8))
-    shown = Image.open(io.BytesIO(picture(found)))
+    shown = Image.open(io.BytesIO(contact_sheet(found)))
     assert shown.width >= 4 * 64
     assert shown.height >= 2 * 64

@@ -15,10 +15,10 @@ import torch
 
 from commands import QUICK, ROOT, command, environment
 from faults import inject
-from funmatch import checkpoints
-from funmatch.callbacks.best import step_of
-from funmatch.checkpoints import Checkpoints
-from funmatch.runs import Run
+from funmatch.runs import checkpoint_files
+from funmatch.runs.checkpoint_files import Checkpoints
+from funmatch.runs.directory import Run
+from funmatch.training.callbacks.best_student import step_of
 
 SETTINGS = (
     *QUICK,
@@ -111,7 +111,7 @@ def test_a_requeued_job_begins_each_of_its_runs_anew_once(workplace: Path) -> No
 
 
 def test_two_checkpoints_are_kept(uninterrupted: Run) -> None:
-    assert [checkpoints.step(path) for path in uninterrupted.checkpoints.all()] == [90, 80]
+    assert [checkpoint_files.step(path) for path in uninterrupted.checkpoints.all()] == [90, 80]
 
 
 @pytest.mark.fault(12)
@@ -322,7 +322,7 @@ def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tup
         newest = Checkpoints(folder).newest(pytest.fail)  # which is told of damaged ones
         rows = (folder.parent / "metrics.csv").read_text().splitlines()
         logged = int(rows[-1].partition(",")[0] or 0) if len(rows) > 1 else 0
-        saved = 0 if newest is None else checkpoints.step(newest)
+        saved = 0 if newest is None else checkpoint_files.step(newest)
         lost = max(lost, logged - saved)
         assert logged - saved <= 2
     done = command("train", *settings, cwd=home)

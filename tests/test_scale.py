@@ -11,8 +11,8 @@ import pytest
 import small
 import trees
 from commands import command
-from funmatch.data import layouts
-from funmatch.data.listing import Listing
+from funmatch.data.datasets import torchvision_layouts
+from funmatch.data.file_list import FileList
 from small import SMALL, STUDENT, TEACHER, experiment, only_run
 
 STEPS = 3
@@ -56,14 +56,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def blind(home: Path) -> Listing:
+def blind(home: Path) -> FileList:
     """Pets whose training images cannot be opened: those images."""
     root = home / "blind"
     if not root.exists():
         shutil.copytree(home / "data/oxford-iiit-pet", root / "oxford-iiit-pet")
-        for name in layouts.pets(root).train.names:
+        for name in torchvision_layouts.pets(root).train.names:
             (root / name).write_bytes(b"")
-    return layouts.pets(root).train
+    return torchvision_layouts.pets(root).train
 
 
 def sweep(home: Path, *names: str) -> subprocess.CompletedProcess[str]:

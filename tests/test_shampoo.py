@@ -14,7 +14,7 @@ from commands import QUICK, ROOT, environment
 
 pytest.importorskip("pytorch_optimizer")
 
-from funmatch.shampoo import shampoo
+from funmatch.optim.shampoo import shampoo
 
 BLOCK = 4
 
@@ -166,10 +166,10 @@ def test_what_cannot_work_is_refused(settings: dict[str, float], line: str) -> N
 
 
 def test_the_configuration_builds_it(compose: Callable) -> None:
-    from funmatch.cli import parts
+    from funmatch.experiment import build
 
     cfg = compose("optimizer=shampoo", "schedule=warmup_quadratic", "optimizer.block_size=16")
-    learning = parts.learning(cfg)
+    learning = build.learning(cfg)
     built = learning.optimizer(nn.Linear(3, 3))
     assert type(built).__name__ == "Shampoo"
     assert built.block_size == 16
@@ -180,7 +180,7 @@ def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "sys.modules['pytorch_optimizer'] = None\n"  # what Python itself takes for not there
-        "from funmatch.cli.command import finetune\n"
+        "from funmatch.cli.main import finetune\n"
         f"sys.argv = ['finetune.py', 'optimizer=shampoo', *{QUICK}]\n"
         "finetune()\n"
     )

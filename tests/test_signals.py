@@ -14,7 +14,7 @@ import pytest
 
 from commands import QUICK, ROOT, command, environment
 from faults import inject
-from funmatch.runs import Run
+from funmatch.runs.directory import Run
 
 LONG = (*QUICK, "steps=100000", "checkpoint_every=100000", "trainer.log_every=1")
 CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}

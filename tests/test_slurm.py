@@ -15,7 +15,7 @@ import pytest
 import cluster
 from cluster import Cluster
 from commands import ROOT, environment
-from funmatch.runs import Run
+from funmatch.runs.directory import Run
 
 pytestmark = [
     pytest.mark.slurm,

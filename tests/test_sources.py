@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from funmatch.data import datasets, layouts, photographs
-from funmatch.data.listing import Listing, MissingData
-from funmatch.data.photographs import Photographs, decoded
-from funmatch.data.source import ArraySource, Joined, Splits
-from funmatch.fidelity import Fidelity
-from funmatch.recipes import Shared
-from funmatch.stream import Stream
+from funmatch.data import image_files
+from funmatch.data.datasets import builders, torchvision_layouts
+from funmatch.data.file_list import DataNotFoundError, FileList
+from funmatch.data.image_files import ImageFiles, decoded
+from funmatch.data.sources import ArraySource, ConcatSource, Splits
+from funmatch.tasks.classification.metrics import Fidelity
+from funmatch.views.recipes import Shared
+from funmatch.views.stream import Stream
 from toys import MixedSizes, array_source
 from trees import plant, refused
 
@@ -23,8 +24,8 @@ RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_are
 
 def test_photographs_are_the_pixels_of_their_files(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
-    listing = layouts.pets(root).test
-    source = Photographs(listing, ("a", "b", "c"))
+    listing = torchvision_layouts.pets(root).test
+    source = ImageFiles(listing, ("a", "b", "c"))
     indices = np.array([7, 0, 7])
     heights, widths = source.sizes(indices)
     for row, image in enumerate(source.images(indices)):
@@ -56,10 +57,10 @@ def test_a_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
 def test_a_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
-    source = datasets.pets(str(root)).test
+    source = builders.pets(str(root)).test
     path = root / "oxford-iiit-pet/images/Bengal_12.jpg"
     path.write_bytes(path.read_bytes()[:400] if content is None else content)
-    place = layouts.pets(root).test.names.index("oxford-iiit-pet/images/Bengal_12.jpg")
+    place = torchvision_layouts.pets(root).test.names.index("oxford-iiit-pet/images/Bengal_12.jpg")
     line = refused(lambda: source.images(np.array([0, place])))
     assert line.startswith(f"{path}: cannot be read as an image")
     path.unlink()
@@ -67,7 +68,7 @@ def test_a_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None
 
 
 def test_photographs_travel_to_workers(tmp_path: Path) -> None:
-    source = datasets.food101(str(plant(tmp_path, "food101"))).train
+    source = builders.food101(str(plant(tmp_path, "food101"))).train
     other = pickle.loads(pickle.dumps(source))
     indices = np.array([3, 20])
     for here, there in zip(source.images(indices), other.images(indices), strict=True):
@@ -78,22 +79,22 @@ def test_photographs_travel_to_workers(tmp_path: Path) -> None:
 
 def test_photographs_of_imagenets_size_are_small() -> None:
     names = tuple(f"train/n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(50_000))
-    source = Photographs(Listing(Path("x"), names, np.zeros(50_000, dtype=np.int64)), ("a",))
+    source = ImageFiles(FileList(Path("x"), names, np.zeros(50_000, dtype=np.int64)), ("a",))
     assert len(pickle.dumps(source)) < 65 * len(names)
     assert source.name(49_999) == names[-1]
 
 
 def test_a_fingerprint_follows_names_sizes_and_labels(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
-    listing = layouts.pets(root).test
+    listing = torchvision_layouts.pets(root).test
 
-    def found(listing: Listing) -> str:
-        return Photographs(listing, ()).fingerprint()
+    def found(listing: FileList) -> str:
+        return ImageFiles(listing, ()).fingerprint()
 
     before = found(listing)
-    assert found(layouts.pets(root).test) == before
-    assert found(Listing(root, listing.names, 1 - listing.labels)) != before
-    assert found(Listing(root, listing.names, None)) != before
+    assert found(torchvision_layouts.pets(root).test) == before
+    assert found(FileList(root, listing.names, 1 - listing.labels)) != before
+    assert found(FileList(root, listing.names, None)) != before
     assert found(listing.take(np.arange(len(listing))[::-1])) != before
     with (root / listing.names[0]).open("ab") as file:
         file.write(b"x")
@@ -101,15 +102,15 @@ def test_a_fingerprint_follows_names_sizes_and_labels(tmp_path: Path) -> None:
 
 
 def test_joined_sources_are_one_after_the_other() -> None:
-    tensors, photographs = array_source(5), MixedSizes(4)
-    joined = Joined([tensors, photographs, array_source(3, side=20, seed=9)])
+    tensors, mixed = array_source(5), MixedSizes(4)
+    joined = ConcatSource([tensors, mixed, array_source(3, side=20, seed=9)])
     assert len(joined) == 12
     assert joined.labels(np.array([0])) is None
     indices = np.array([8, 0, 4, 5, 11, 0])
     expected = [
-        photographs.images(np.array([3])).image(0),
+        mixed.images(np.array([3])).image(0),
         *tensors.images(np.array([0, 4])),
-        photographs.images(np.array([0])).image(0),
+        mixed.images(np.array([0])).image(0),
         array_source(3, side=20, seed=9).images(np.array([2])).image(0),
         tensors.images(np.array([0])).image(0),
     ]
@@ -120,13 +121,13 @@ def test_joined_sources_are_one_after_the_other() -> None:
     batch = Stream(joined, RECIPE, sides={"student": 8}, batch_size=12, seed=0)[0].mixed()
     assert sorted(batch.index.tolist()) == list(range(12))
     assert batch.label is None
-    assert joined.fingerprint() != Joined([photographs, tensors]).fingerprint()
+    assert joined.fingerprint() != ConcatSource([mixed, tensors]).fingerprint()
 
 
 def test_grey_and_colour_are_not_joined() -> None:
     grey = ArraySource(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None, [])
     with pytest.raises(ValueError, match=r"\[3, 1\] channels cannot be joined"):
-        Joined([array_source(3), grey])
+        ConcatSource([array_source(3), grey])
 
 
 def test_an_unknown_part_is_refused_with_what_there_is() -> None:
@@ -160,7 +161,7 @@ def test_fidelity_counts_what_has_a_label(several: bool) -> None:
     assert found["agreement_top1"] == pytest.approx(agree.item())  # of all, with a label or without
 
 
-@pytest.mark.skipif(photographs.codec is None, reason="torchcodec is not there")
+@pytest.mark.skipif(image_files.codec is None, reason="torchcodec is not there")
 def test_files_decoded_on_the_device_are_the_same_images(tmp_path: Path) -> None:
     """Here the device is the CPU, whose pixels are equal; those of a GPU may differ."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
@@ -172,18 +173,18 @@ def test_files_decoded_on_the_device_are_the_same_images(tmp_path: Path) -> None
     picture.convert("CMYK").save(tmp_path / "d.jpg")
     picture.save(tmp_path / "e.jpg", exif=turned)
     names = tuple(sorted(path.name for path in tmp_path.iterdir()))
-    source = Photographs(Listing(tmp_path, names, None), ())
+    source = ImageFiles(FileList(tmp_path, names, None), ())
     every = np.arange(len(names))
     files = source.encoded(every)
     assert [file.ndim for file in files] == [1, 3, 1, 3, 3]  # what only Pillow can, it does
-    found = photographs.on_device(files, torch.device("cpu"))
+    found = image_files.on_device(files, torch.device("cpu"))
     for here, there in zip(source.images(every), found, strict=True):
         assert torch.equal(here, there)
     stream = {
         brings: Stream(source, RECIPE, sides={"student": 8}, batch_size=5, seed=0, brings=brings)[3]
         for brings in ("views", "files")
     }
-    late = stream["files"].rendered(photographs.on_device(stream["files"].files, "cpu"))
+    late = stream["files"].rendered(image_files.on_device(stream["files"].files, "cpu"))
     assert torch.equal(late.view("student"), stream["views"].view("student"))
-    with pytest.raises(MissingData, match="decode=host names the file"):
-        photographs.on_device([files[0][:100]], torch.device("cpu"))
+    with pytest.raises(DataNotFoundError, match="decode=host names the file"):
+        image_files.on_device([files[0][:100]], torch.device("cpu"))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from funmatch.evaluation import EvaluationStream, EvaluationViews
-from funmatch.recipes import Independent, Shared
-from funmatch.stream import Batch, Order, Steps, Stream
+from funmatch.data.batch import Batch
+from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
+from funmatch.views.recipes import Independent, Shared
+from funmatch.views.stream import EpochPermutations, Steps, Stream
 from toys import MixedSizes, array_source
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
@@ -21,7 +22,7 @@ def stream(source, recipe=MIXED, *, rank: int = 0, ranks: int = 1, seed: int = 3
 
 
 def test_order_runs_on_across_the_borders_of_epochs() -> None:
-    order = Order(size=10, batch_size=4, seed=0)
+    order = EpochPermutations(size=10, batch_size=4, seed=0)
     seen = np.concatenate([order.indices(step) for step in range(25)])  # ten epochs
     for epoch in seen.reshape(10, 10):
         assert sorted(epoch) == list(range(10))
@@ -29,16 +30,16 @@ def test_order_runs_on_across_the_borders_of_epochs() -> None:
 
 
 def test_order_does_not_depend_on_which_steps_were_asked_before() -> None:
-    forward, backward = Order(10, 4, seed=1), Order(10, 4, seed=1)
+    forward, backward = EpochPermutations(10, 4, seed=1), EpochPermutations(10, 4, seed=1)
     expected = [forward.indices(step) for step in range(12)]
     for step in reversed(range(12)):
         assert np.array_equal(backward.indices(step), expected[step])
-    assert not np.array_equal(Order(10, 4, seed=2).indices(0), expected[0])
+    assert not np.array_equal(EpochPermutations(10, 4, seed=2).indices(0), expected[0])
 
 
 def test_a_late_step_costs_no_more_than_an_early_one() -> None:
     """O(1): nothing before the step is drawn, so 10^12 steps are no obstacle."""
-    assert len(Order(10, 4, seed=1).indices(10**12)) == 4
+    assert len(EpochPermutations(10, 4, seed=1).indices(10**12)) == 4
     assert stream(array_source())[10**9].views["student"].shape == (9, 3, 8, 8)
 
 

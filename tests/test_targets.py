@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from funmatch import targets
-from funmatch.recipes import Fixed
+from funmatch.targets import per_image
+from funmatch.views.recipes import Fixed
 from toys import array_source, network, teacher_of
 
 CPU = torch.device("cpu")
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 def kept(recipe: Fixed, folder: Path, *, seed: int = 0, teacher: int = 2, source: int = 0):
     net = network(8, seed=teacher)
-    found = targets.on_fixed_views(
+    found = per_image.on_fixed_views(
         teacher_of(net),
         array_source(seed=source),
         recipe,
@@ -62,7 +62,7 @@ def test_images_are_opened_once_for_all_views(tmp_path: Path) -> None:
     source.images = lambda indices: (opened.extend(indices.tolist()), images(indices))[1]
     recipe = fixed("inception_ensemble", ensemble=5)
     arguments = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": CPU}
-    found = targets.on_fixed_views(teacher_of(network(8, seed=2)), source, recipe, **arguments)
+    found = per_image.on_fixed_views(teacher_of(network(8, seed=2)), source, recipe, **arguments)
     assert opened == list(range(40))
     assert found._logits.shape == (1, 40, 7)
 
@@ -70,7 +70,7 @@ def test_images_are_opened_once_for_all_views(tmp_path: Path) -> None:
 def test_evaluation_views_are_kept_too(tmp_path: Path) -> None:
     net = network(8, seed=2)
     for _ in range(2):
-        found = targets.on_evaluation_views(
+        found = per_image.on_evaluation_views(
             teacher_of(net), array_source(), store=tmp_path, batch_size=6, device=CPU
         )
     assert len(net.net.seen) == 4

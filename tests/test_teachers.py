@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from commands import QUICK, ROOT, command, environment
-from funmatch.runs import Run
+from funmatch.runs.directory import Run
 
 # A teacher of a few hundred steps.
 MADE_BY = ("data=digits", "data.images_per_class=null", "model=digits_teacher", "steps=600")

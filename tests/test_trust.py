@@ -9,9 +9,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands import QUICK, command, command_here
-from funmatch import trust
-from funmatch.models import callables
-from funmatch.runs import Run
+from funmatch.models import user_models
+from funmatch.runs.directory import Run
+from funmatch.runtime import allowlist
 
 pytestmark = pytest.mark.fault(13)
 CANARY = "canary-5f2b9c1e77aa4d10"
@@ -21,44 +21,49 @@ CANARY = "canary-5f2b9c1e77aa4d10"
     "target",
     [
         *("os.system", "subprocess.run", "builtins.eval", "posix.system", "torch.os.system"),
-        *("torch.hub.load", "torch.load", "funmatch.files.write", "funmatch.cli.app.os.system"),
+        *(
+            "torch.hub.load",
+            "torch.load",
+            "funmatch.runtime.atomic_files.write",
+            "funmatch.cli.app.os.system",
+        ),
         *("timmy.models.net", "system", "toysome.forgetful"),
         *("timm.models.load_state_dict", "torchvision.models._api.load_state_dict_from_url"),
-        *("torch.nn.functional.warnings.warn", "funmatch.data.digits.np.load"),
+        *("torch.nn.functional.warnings.warn", "funmatch.data.datasets.digits.np.load"),
     ],
 )
 def test_a_configuration_calls_no_strangers(target: str) -> None:
     for place in ({"a": {"_target_": target}}, {"a": [{"b": {"_target_": target}}]}):
         with pytest.raises(ValueError, match=rf"a.*_target_={target}: a configuration may call"):
-            trust.check(OmegaConf.create(place))
+            allowlist.check(OmegaConf.create(place))
 
 
 @pytest.mark.parametrize("path", ["os:system", "logs.x-s0.evil:f", "os.system"])
 def test_a_path_of_a_function_is_a_call_wherever_it_stands(path: str) -> None:
-    splits = {"_target_": "funmatch.models.callables.call", "path": path, "num_classes": 3}
+    splits = {"_target_": "funmatch.models.user_models.from_path", "path": path, "num_classes": 3}
     with pytest.raises(ValueError, match=f"data.splits.path={path}: a configuration may call"):
-        trust.check(OmegaConf.create({"data": {"splits": splits}}))
+        allowlist.check(OmegaConf.create({"data": {"splits": splits}}))
 
 
 def test_what_is_no_word_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-b.py").write_text("raise SystemExit('run')")
     with pytest.raises(ValueError, match=r"path=a-b:f: give package\.module:function"):
-        callables.call("a-b:f", num_classes=1)
+        user_models.from_path("a-b:f", num_classes=1)
 
 
 def test_a_target_is_looked_at_when_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.create({"name": "os.system", "net": {"_target_": "${name}"}, "later": "???"})
     with pytest.raises(ValueError, match=r"net._target_=os.system"):
-        trust.check(cfg)
+        allowlist.check(cfg)
     monkeypatch.setenv("FUNMATCH_ALLOW", "other,os")
-    trust.check(cfg)
+    allowlist.check(cfg)
 
 
 def test_all_that_we_ship_may_be_called(compose: Callable[..., DictConfig]) -> None:
-    trust.check(compose())
-    trust.check(compose("optimizer=sgd", "student=bit_r50", "logger=none"))
-    trust.check(compose(name="finetune"))
+    allowlist.check(compose())
+    allowlist.check(compose("optimizer=sgd", "student=bit_r50", "logger=none"))
+    allowlist.check(compose(name="finetune"))
 
 
 @pytest.mark.parametrize(

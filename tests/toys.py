@@ -10,18 +10,18 @@ from lightning import Trainer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from funmatch import optimizers, schedules
-from funmatch.callbacks.checkpoint import SealedCheckpointIO
-from funmatch.data.module import DataModule
-from funmatch.data.source import ArraySource, Splits
-from funmatch.evaluation import EvaluationViews
-from funmatch.images import Images
-from funmatch.learner import Learner, Learning
+from funmatch.core.images import Images
+from funmatch.data.sources import ArraySource, Splits
 from funmatch.models import conv
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
-from funmatch.recipes import Recipe
+from funmatch.optim import adam, schedules
+from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
+from funmatch.training.datamodule import DataModule
+from funmatch.training.learner import Learner, Learning
+from funmatch.views.evaluation_views import EvaluationViews
+from funmatch.views.recipes import Recipe
 
 CLASSES = 7
 
@@ -103,7 +103,7 @@ def teacher_of(net: Network) -> Teacher:
 def learning(steps: int) -> Learning:
     """Optimiser and schedule of a short run."""
     return Learning(
-        optimizer=lambda module: optimizers.adam(module, lr=0.01, wd=1e-3),
+        optimizer=lambda module: adam.adam(module, lr=0.01, wd=1e-3),
         schedule=lambda step: schedules.warmup_cosine(step, total_steps=steps, warmup_steps=1),
         log_every=1,
         clip_norm=1.0,
@@ -154,5 +154,5 @@ def trainer(steps: int, *, callbacks: Sequence[Any] = (), plugins: Sequence[Any]
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        plugins=[SealedCheckpointIO(), *plugins],
+        plugins=[VerifiedCheckpointIO(), *plugins],
     )

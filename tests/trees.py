@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from funmatch.data.listing import Listing, Listings, MissingData
+from funmatch.data.file_list import DataNotFoundError, DatasetFiles, FileList
 
 
 def plant(folder: Path, name: str) -> Path:
@@ -23,18 +23,18 @@ def plant(folder: Path, name: str) -> Path:
 
 def refused(read: Callable[[], object]) -> str:
     """The one line of the error of data that is missing or damaged."""
-    with pytest.raises(MissingData) as caught:
+    with pytest.raises(DataNotFoundError) as caught:
         read()
     line = str(caught.value)
     assert "\n" not in line
     return line
 
 
-def parts(listings: Listings) -> list[Listing]:
+def parts(listings: DatasetFiles) -> list[FileList]:
     return [listings.train, listings.val, listings.test]
 
 
-def pairs(*listings: Listing) -> list[tuple[str, int]]:
+def pairs(*listings: FileList) -> list[tuple[str, int]]:
     """Absolute paths with labels."""
     found: list[tuple[str, int]] = []
     for part in listings:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from funmatch import schema
+from funmatch.config import schema
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 COMMANDS = (

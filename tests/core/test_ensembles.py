@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from funmatch.ensembles import logit_mean, probability_mean
+from funmatch.core.ensembling import logit_mean, probability_mean
 
 K, B, C = 3, 4, 6
 WEIGHTS = [0.5, 3.0, 1.25]

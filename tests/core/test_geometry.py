@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from funmatch import geometry, render
+from funmatch.core import geometry, render
 
 
 def rng(step: int = 0) -> np.random.Generator:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from funmatch import geometry
+from funmatch.core import geometry
 
 DRAWS = 20_000
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from funmatch import losses
+from funmatch.core import losses
 
 DISTANCES = {
     "kl": losses.kl_divergence,

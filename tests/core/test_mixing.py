@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from funmatch import mixing
+from funmatch.core import mixing
 
 
 def test_equals_the_released_code(reference: Callable) -> None:

@@ -8,8 +8,9 @@ import torch
 from timm.layers.std_conv import StdConv2d
 from torch import nn
 
-from funmatch.optimizers import adam, sgd
-from funmatch.schedules import warmup_cosine
+from funmatch.optim.adam import adam
+from funmatch.optim.schedules import warmup_cosine
+from funmatch.optim.sgd import sgd
 
 momentum_dtypes = pytest.mark.parametrize("momentum_dtype", [None, torch.bfloat16])
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from funmatch.losses import kl_divergence
-from funmatch.mixing import mix
+from funmatch.core.losses import kl_divergence
+from funmatch.core.mixing import mix
 from funmatch.models import bit
-from funmatch.optimizers import adam
-from funmatch.schedules import warmup_cosine
+from funmatch.optim.adam import adam
+from funmatch.optim.schedules import warmup_cosine
 
 WEIGHTS = Path(__file__).parent / "reference"
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, grid_sample, interpolate
 
-from funmatch import geometry
-from funmatch.render import evaluation_view, render, render_batch
+from funmatch.core import geometry
+from funmatch.core.render import evaluation_view, render, render_batch
 
 
 def picture(*shape: int, seed: int = 0) -> Tensor:

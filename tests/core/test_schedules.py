@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from funmatch.schedules import (
+from funmatch.optim.schedules import (
     bit_hyperrule,
     warmup_cosine,
     warmup_quadratic,

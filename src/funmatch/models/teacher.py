@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from funmatch import ensembles
+from funmatch.core import ensembling
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Output
 
 NAME = "teacher"
 _MEANS: dict[str, Callable[..., Tensor]] = {
-    "probability": ensembles.probability_mean,
-    "logit": ensembles.logit_mean,
+    "probability": ensembling.probability_mean,
+    "logit": ensembling.logit_mean,
     # To sum the divergences from each teacher is, up to a constant, to match the mean of their
     # probabilities; what is shown and measured is that mean.
-    "sum": ensembles.probability_mean,
+    "sum": ensembling.probability_mean,
 }
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from funmatch.losses import kl_divergence
+from funmatch.core.losses import kl_divergence
+from funmatch.data.batch import Batch
 from funmatch.models.network import Output
-from funmatch.objectives import Loss, Objective
-from funmatch.stream import Batch
+from funmatch.objectives.base import Loss, Objective
 
 
 class FunctionMatching(Objective):

@@ -1,0 +1,66 @@
+"""What runs have written down on their way, read again for tables and figures."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from funmatch.analysis.seed_groups import SeedGroup
+
+_BINS = 15  # of confidence
+_POINTS = 200  # of a curve
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def mean_curve(group: SeedGroup, column: str) -> Curve | None:
+    """The mean over seeds of a column of metrics.csv, in the course of training."""
+    curves = []
+    for row in group.completed or group.rows:  # one that stopped early would cut them all
+        found = [
+            (int(line["step"]), float(line[column]))
+            for line in _read(row["directory"] / "metrics.csv")
+            if line.get(column)
+        ]
+        if len(found) > 1:
+            steps, values = np.array(found, dtype=float).T
+            curves.append((steps * row["epochs"] / row["steps"], values))
+    if not curves:
+        return None
+    last = min(epochs[-1] for epochs, _ in curves)
+    epochs = np.linspace(max(e[0] for e, _ in curves), last, _POINTS)
+    return epochs, np.mean([np.interp(epochs, *curve) for curve in curves], axis=0)
+
+
+def reliability_diagram(directory: Path) -> NDArray[np.float64] | None:
+    """Sums over the images of each bin of confidence: confidence, right answers, images; [3, 15].
+
+    None where there are no labels, or no answers.
+    """
+    rows = [row for row in _read(directory / "answers.csv") if row["label"] and row["student"]]
+    if not rows:
+        return None
+    confidence = np.array([float(row["student_confidence"]) for row in rows])
+    right = np.array([row["student"] == row["label"] for row in rows], dtype=float)
+    place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    sums = (np.bincount(place, weights, _BINS) for weights in (confidence, right, None))
+    return np.stack([s.astype(float) for s in sums])
+
+
+def reliability_diagrams(group: SeedGroup) -> list[NDArray[np.float64]]:
+    """Those of the finished runs of a group that have labels and answers."""
+    found = (reliability_diagram(row["directory"]) for row in group.completed)
+    return [bins for bins in found if bins is not None]
+
+
+def calibration_error(bins: NDArray[np.float64]) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy, over images."""
+    confidence, right, count = bins
+    return float(np.abs(confidence - right).sum() / count.sum())
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

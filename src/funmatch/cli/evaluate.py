@@ -1,0 +1,44 @@
+"""The `evaluate` command: measures the student of a run, or a ready network, on one split."""
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from funmatch.cli import app
+from funmatch.config import validation
+from funmatch.config.errors import UserError
+from funmatch.experiment import load_run
+from funmatch.runtime import allowlist
+
+
+def evaluate() -> None:
+    """Measures a finished run again, or a network that is ready."""
+    app.launch("evaluate", _evaluate)
+
+
+def _evaluate(cfg: DictConfig) -> None:
+    if cfg.run is not None and "teacher" in cfg:
+        raise UserError(
+            f"run={cfg.run}: has a teacher of its own; give run=, or teacher= and data="
+        )
+    if cfg.run is None and ("teacher" not in cfg or "data" not in cfg):
+        raise UserError("run=null: give the directory of a run, or both teacher=... and data=...")
+    title, figures = _student(cfg) if cfg.run is not None else _ready(cfg)
+    print(f"{title}, {cfg.split}:")
+    for name, value in figures.items():
+        print(f"  {name:18} {value:.4f}")
+
+
+def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
+    run, there = load_run.open_run(cfg.run, cfg.trainer.accelerator, cfg.get("data"))
+    from funmatch.experiment import evaluate
+
+    return str(run.directory), evaluate.evaluate_student(there, run, cfg.split)
+
+
+def _ready(cfg: DictConfig) -> tuple[str, dict[str, float]]:
+    validation.check_teachers(cfg)
+    allowlist.check(cfg)
+    from funmatch.experiment import evaluate
+
+    choices = HydraConfig.get().runtime.choices
+    return f"{choices['teacher']} on {choices['data']}", evaluate.evaluate_teacher(cfg, cfg.split)

@@ -1,0 +1,16 @@
+"""The `export` command: writes a student for others."""
+
+from omegaconf import DictConfig
+
+from funmatch.cli import app
+
+
+def export() -> None:
+    """Writes a student for others, and compares the file with it."""
+    app.launch("export", _export)
+
+
+def _export(cfg: DictConfig) -> None:
+    from funmatch.experiment import export_student  # imports torch
+
+    export_student.export(cfg)

@@ -1,0 +1,1 @@
+"""Configurations: schema, validation, identity, composition, error messages."""

@@ -1,0 +1,125 @@
+"""Error messages: an exception as one line with key, value and remedy."""
+
+import errno
+import os
+import re
+import select
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+
+import hydra
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from funmatch.config import errors, validation
+from funmatch.config.compose import compose_context, config_directory
+from funmatch.data.file_list import DataNotFoundError
+
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+_MAX_LISTED_OPTIONS = 12  # options that a line has room for
+
+
+def print_error(error: Exception, config_name: str) -> None:
+    """One `error:` line, after the traceback if it is asked for."""
+    print_traceback(error)
+    print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
+
+
+def print_traceback(error: Exception) -> None:
+    """The traceback, if it is asked for."""
+    if WANTS_TRACEBACK:
+        traceback.print_exception(error)
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """An error in one line: the key, the value and the remedy, as far as they are known."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        return explain(error.__cause__, config_name)
+    text = str(error)
+    if match := re.match(r"In '.*': Could not find '(.*)/(.*?)'", text):
+        group, name = match.groups()
+        options = re.findall(r"\n\t([\w.-]+)(?=\n|$)", text)
+        return f"{group}={name}: no such {group}; {_advice(name, options)}"
+    if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
+        key, value = match.groups()
+        known = _keys(config_name) if "." in key else [*_groups(), *_keys(config_name)]
+        near = [name for name in get_close_matches(key, known) if name != key]
+        hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
+        return f"{key}={value}: no such key; {hint}"
+    if match := re.search(r"Could not load '(.*)/(.*?)'", text):  # one of a list of options
+        group, name = match.groups()
+        options = sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
+        return f"{group}={name}: no such {group}; {_advice(name, options)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}=???: give it a value: {error.full_key}=..."
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):  # asked for by another key
+        return f"{match[1]}=???: give it a value: {match[1]}=..."
+    if match := re.match(r"(\w+) raised while resolving interpolation: (.*)", text):
+        kind, told = match.groups()
+        if kind in ("UserError", "ValueError"):
+            return told
+    if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
+    if isinstance(error, BrokenPipeError) and _stdout_closed():
+        return "the output: its reader has gone; the same command goes on, with > FILE for instance"
+    if isinstance(error, EOFError | ConnectionError) or text.startswith("DataLoader "):
+        # The latter is what torch says if it notices before the pipe of a dead worker breaks.
+        text = text if text.startswith("DataLoader ") else f"a worker has ended ({text})"
+        remedy = "most often memory ran out: lower trainer.workers; the same command goes on"
+        return f"trainer.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'the disk'}: {error.strerror}; the same command goes on"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if type(error) in (ValueError, errors.UserError, DataNotFoundError):
+        # In a worker of a loader it was given the traceback of its process in front.
+        told = text.rpartition(f"\n{DataNotFoundError.__module__}.{DataNotFoundError.__name__}: ")[
+            2
+        ]
+        return " ".join(told.split())
+    return " ".join(
+        f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
+    )
+
+
+def _stdout_closed() -> bool:
+    """Whether nobody reads what is printed; it is let go then, lest Python complain at the end."""
+    output = 1
+    look = select.poll()
+    look.register(output, 0)  # of errors it tells unasked
+    if gone := bool(look.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
+
+
+def _advice(name: str, options: Sequence[str]) -> str:
+    """Which option was meant, if it is near one; of a long list only those."""
+    near = get_close_matches(name, options, cutoff=0.7)
+    if len(options) > _MAX_LISTED_OPTIONS:
+        meant = f"did you mean {validation.either(near)}? " if near else ""
+        return f"{meant}--help shows all {len(options)}"
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"{meant}choose {validation.either(options or ['null'])}"
+
+
+def _groups() -> list[str]:
+    """Those of which one option is chosen, as in recipe=consistent."""
+    return sorted(path.name for path in config_directory().iterdir() if path.is_dir())
+
+
+def _keys(config_name: str) -> list[str]:
+    """All keys of the default configuration, in dotted form."""
+
+    def walk(node: DictConfig, prefix: str) -> Iterator[str]:
+        for key in map(str, node):
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                yield from walk(child, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}"
+
+    with compose_context():
+        return list(walk(hydra.compose(config_name), ""))

@@ -1,0 +1,126 @@
+"""Facts that a configuration asks for as `${name:...}`: lengths, sizes, what lies in a folder.
+
+Like `schema`, it knows nothing of torch.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from funmatch.config.errors import UserError
+from funmatch.config.identity import run_id
+from funmatch.config.schema import Finetune, Train, total_steps
+from funmatch.data.datasets import image_folder
+from funmatch.models import pretrained
+from funmatch.optim import schedules
+from funmatch.runs import checkpoint_files
+from funmatch.runtime import hardware
+
+
+def register() -> None:
+    """Makes the types and the resolvers known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=Train)
+    store.store(name="finetune_schema", node=Finetune)
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _scaled(side: int, resize: int, reference: int) -> int:
+    """The shorter side before the central crop, in the proportions of the data set."""
+    return round(side * resize / reference)
+
+
+def _warmup(most: int, *, _root_: DictConfig) -> int:
+    """At most so many steps, and at most a tenth of the run."""
+    return min(most, total_steps(_root_) // 10)
+
+
+def _hyperrule(key: str, images: int) -> Any:
+    """What the BiT-HyperRule says for a training set of so many images."""
+    warmup, *milestones, steps = schedules.bit_hyperrule(images)
+    mixing = images >= 20_000
+    return {"warmup": warmup, "milestones": milestones, "steps": steps, "mixing": mixing}[key]
+
+
+def _folder(
+    key: str,
+    root: str,
+    labels: str,
+    column: str | None,
+    split: Sequence[float] | None,
+    *,
+    _parent_: DictConfig,
+    _root_: DictConfig,
+) -> Any:
+    """A fact about a user's folder; where no folders are classes, the teacher knows how many."""
+    place = _parent_._get_full_key(None)
+    try:
+        found = image_folder.facts(root, labels, column, split)[key]
+    except ValueError as error:  # of data that is not there, or shares that are none
+        raise UserError(f"{place}.{error}") from error
+    if key != "classes" or place != "data" or (labels == "auto" and found is not None):
+        return found
+    if "teacher" not in _root_ and found is None and "model" in _root_:
+        raise UserError(f"data.root={root}: has no labels to learn from; name them by data.labels=")
+    teacher = OmegaConf.to_container(_root_).get("teacher") or {}  # type: ignore[union-attr]
+    if teacher.get("classes") in (None, "${data.classes}"):  # which asks back
+        if found is None:
+            raise UserError("data.classes=null: no labels tell them; give data.classes=NUMBER")
+        return found
+    return max(found or 0, _root_.teacher.classes)
+
+
+def _saved(key: str, name: str, logs: str) -> Any:
+    """A fact about a network that a run has left."""
+    home = Path(logs) / "teachers"
+    place = home / name if (home / name).is_dir() else Path(name)
+    weights, description = place / "student.safetensors", place / "model.json"
+    if not (weights.is_file() and description.is_file()):
+        known = sorted(path.parent.name for path in home.glob("*/student.safetensors"))
+        raise UserError(
+            f"teacher.name={name}: no such network in {home}; give the directory of a run"
+            + (f", or {' or '.join(known)}" if known else "")
+        )
+    return str(weights.resolve()) if key == "weights" else json.loads(description.read_text())[key]
+
+
+def _origin(resume: str) -> str | None:
+    """The digest of the state with which a run begins, if it is that of another run."""
+    return (
+        None
+        if resume in ("auto", "never")
+        else checkpoint_files.digest(checkpoint_files.at(Path(resume)))
+    )
+
+
+def scratch() -> Path:
+    """Where Hydra may write of a sweep that keeps nothing."""
+    return Path(tempfile.gettempdir()) / f"funmatch-{os.getpid()}"
+
+
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "workers": lambda most: max(
+        1, min(most, hardware.available_cores() - 1)
+    ),  # one is left for the steps
+    "called": hardware.invocation,
+    "scratch": lambda: str(scratch()),
+    "choose": lambda condition, yes, no: yes if condition else no,
+    "unless": lambda given, default: default if given is None else None,
+    "subset": lambda each, classes, full: full if each is None else each * classes,
+    "at_most": min,
+    "scaled": _scaled,
+    "warmup": _warmup,
+    "hyperrule": _hyperrule,
+    "folder": _folder,
+    "released_teacher": pretrained.teacher_of,
+    "saved": _saved,
+    "origin": _origin,
+    "run_id": lambda *, _root_: run_id(_root_),
+}

@@ -1,0 +1,1 @@
+"""Numbers in, numbers out: losses, mixing, ensembling, geometry, rendering."""

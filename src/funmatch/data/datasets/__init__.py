@@ -1,0 +1,1 @@
+"""Data sets: file layouts, label tables, splits."""

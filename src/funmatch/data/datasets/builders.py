@@ -1,0 +1,110 @@
+"""What `data=...` builds: the splits of a data set that lies on disk, or is downloaded first.
+
+Downloads are torchvision's, with its checksums.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torchvision import datasets as torchvision
+from torchvision.datasets import imagenet as archives
+
+from funmatch.data.datasets import image_folder as folders
+from funmatch.data.datasets import imagenet as ilsvrc
+from funmatch.data.datasets import torchvision_layouts
+from funmatch.data.file_list import DataNotFoundError, DatasetFiles, in_one_line
+from funmatch.data.image_files import ImageFiles
+from funmatch.data.sources import Splits
+from funmatch.runtime import atomic_files
+
+
+def flowers102(root: str, download: bool = False) -> Splits:
+    """Oxford Flowers102; see `layouts.flowers102`."""
+    found = _read(torchvision_layouts.flowers102, torchvision.Flowers102, root, download)
+    return _splits(found, tuple(torchvision.Flowers102.classes))
+
+
+def pets(root: str, download: bool = False) -> Splits:
+    """Oxford-IIIT Pets; see `layouts.pets`."""
+    return _splits(_read(torchvision_layouts.pets, torchvision.OxfordIIITPet, root, download))
+
+
+def food101(root: str, download: bool = False) -> Splits:
+    """Food-101; see `layouts.food101`."""
+    return _splits(_read(torchvision_layouts.food101, torchvision.Food101, root, download))
+
+
+def sun397(root: str, download: bool = False) -> Splits:
+    """SUN397; see `layouts.sun397`."""
+    return _splits(_read(torchvision_layouts.sun397, torchvision.SUN397, root, download))
+
+
+def imagenet(
+    root: str, v2: str | None = None, real: str | None = None, download: bool = False
+) -> Splits:
+    """ImageNet-1k; see `imagenet.imagenet`. `download` unpacks the official archives in root."""
+
+    def read(path: Path) -> DatasetFiles:
+        return ilsvrc.imagenet(path, Path(v2) if v2 else None, Path(real) if real else None)
+
+    return _splits(_read(read, _unpack, root, download))
+
+
+def folder(
+    root: str,
+    labels: str = "auto",
+    label_column: str | None = None,
+    split: Sequence[float] | None = None,
+    classes: int | None = None,
+) -> Splits:
+    """Anybody's folder of images; see `folder.folder`."""
+    return _splits(folders.folder(Path(root), labels, label_column, split, classes))
+
+
+def _splits(found: DatasetFiles, classes: tuple[str, ...] | None = None) -> Splits:
+    """From listings to images."""
+    names = classes or found.classes
+    return Splits(
+        ImageFiles(found.train, names),
+        ImageFiles(found.val, names),
+        ImageFiles(found.test, names),
+        {name: ImageFiles(listing, names) for name, listing in found.others.items()},
+    )
+
+
+def _read(
+    read: Callable[[Path], DatasetFiles], get: Callable[..., object], root: str, download: bool
+) -> DatasetFiles:
+    """Reads a layout; gets what is missing first if that is wished."""
+    path = Path(root)
+    try:
+        return read(path)
+    except DataNotFoundError:
+        if not download:
+            raise
+    try:
+        with atomic_files.lock(path / ".funmatch.lock", wait=True):  # one of all ranks
+            get(root=root, download=True)
+    except Exception as error:
+        raise DataNotFoundError(
+            f"root={root}: download=true failed ({in_one_line(error)}); "
+            "try again, or put the data there by other means"
+        ) from error
+    return read(path)
+
+
+def _unpack(root: str, download: bool) -> None:
+    """Unpacks the archives of ImageNet that lie in root, checked by their MD5."""
+    path = Path(root)
+    if not (path / archives.META_FILE).is_file() and (path / ilsvrc.DEVKIT).is_file():
+        archives.parse_devkit_archive(root)
+    parse = {"train": archives.parse_train_archive, "val": archives.parse_val_archive}
+    for part, archive in ilsvrc.ARCHIVES.items():
+        if (path / part).is_dir() or not (path / archive).is_file():
+            continue
+        # A kill leaves a part of it: what has its final name is whole.
+        unfinished = path / f"{part}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        parse[part](root, folder=unfinished.name)
+        unfinished.rename(path / part)

@@ -1,0 +1,169 @@
+"""Sources: where image i and label i come from."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from funmatch.core.images import Images
+
+
+class Source(Protocol):
+    """A set of images: what the stream and the evaluation read from."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Heights and widths [B] in pixels."""
+        ...
+
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        """The decoded images, [B]."""
+        ...
+
+    def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
+        """int64 [B]; bool [B, classes] where several are right; or None where there are none."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of images and labels."""
+        ...
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """A source whose images may be decoded elsewhere."""
+
+    def encoded(self, indices: NDArray[np.int64]) -> list[Tensor]:
+        """Whatever they are decoded from."""
+        ...
+
+
+class ArraySource:
+    """Images of one size, held in memory.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], or None where there are none.
+        classes: their names.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None, classes: Sequence[str]) -> None:
+        self._images, self._labels, self.classes = images, labels, tuple(classes)
+        self._run = Images.of(images)
+
+    @classmethod
+    def of(cls, source: Source) -> "ArraySource":
+        """All of a source whose images are of one size."""
+        rows = np.arange(len(source))
+        return cls(torch.stack(list(source.images(rows))), source.labels(rows), source.classes)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self._run.heights[indices], self._run.widths[indices]
+
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        return self._run.take(indices)
+
+    def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
+        return None if self._labels is None else self._labels[torch.from_numpy(indices)]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(str(tuple(self._images.shape)).encode())
+        digest.update(self._images.numpy().tobytes())
+        if self._labels is not None:
+            digest.update(self._labels.numpy().tobytes())
+        return digest.hexdigest()
+
+
+class ConcatSource:
+    """Several sources, one after the other, as one set of images to teach on.
+
+    Their labels are dropped, for those of different sets mean different things.
+
+    Args:
+        sources: with images of the same number of channels.
+
+    Raises:
+        ValueError: the numbers of channels differ.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = [source for source in sources if len(source)]
+        self._ends = np.cumsum([len(source) for source in self._sources], dtype=np.int64)
+        first = np.zeros(1, dtype=np.int64)
+        channels = [source.images(first).pixels.shape[1] for source in self._sources]
+        if len(set(channels)) > 1:
+            raise ValueError(f"sets of images with {channels} channels cannot be joined")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        heights, widths = np.zeros_like(indices), np.zeros_like(indices)
+        for source, rows, inside in self._parts(indices):
+            heights[rows], widths[rows] = source.sizes(inside)
+        return heights, widths
+
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        found: dict[int, Tensor] = {}
+        for source, rows, inside in self._parts(indices):
+            found.update(zip(rows.tolist(), source.images(inside), strict=True))
+        return Images.of(found[row] for row in range(len(indices)))
+
+    def labels(self, indices: NDArray[np.int64]) -> None:
+        return None
+
+    def fingerprint(self) -> str:
+        parts = "\n".join(source.fingerprint() for source in self._sources)
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def _parts(
+        self, indices: NDArray[np.int64]
+    ) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each source that is asked for, the rows of the batch that it fills, its own indices."""
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for owner in np.unique(owners):
+            source, rows = self._sources[owner], np.flatnonzero(owners == owner)
+            yield source, rows, indices[rows] - (self._ends[owner] - len(source))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a data set.
+
+    Attributes:
+        train: what is taught on.
+        val: what every choice is made on.
+        test: what is looked at once, at the end.
+        others: further test sets, by name.
+    """
+
+    train: Source
+    val: Source
+    test: Source
+    others: Mapping[str, Source] = field(default_factory=dict)
+
+    def part(self, name: str) -> Source:
+        """A part by its name: train, val, test, or one of the others.
+
+        Raises:
+            ValueError: there is none of this name, or no image in it.
+        """
+        parts = {"train": self.train, "val": self.val, "test": self.test, **self.others}
+        if name not in parts:
+            raise ValueError(f"split={name}: this data set has {', '.join(parts)}")
+        if not len(parts[name]):
+            raise ValueError(f"split={name}: no images there; see data.split")
+        return parts[name]

@@ -1,0 +1,145 @@
+"""The processes that train one run together: started here, or by srun or torchrun."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig
+
+from funmatch.config.errors import UserError
+from funmatch.config.schema import rank_count
+from funmatch.runs.directory import Run
+from funmatch.runtime import distributed, hardware
+from funmatch.runtime.preemption import CTRL_C, RESUMABLE_EXIT_CODES, STOP, Interrupted
+
+Method = Literal["distill", "supervise"]
+
+_GRACE = 5.0  # seconds in which the others end when a rank has failed, or are told that it has left
+_PATIENCE = 60.0  # seconds in which they leave then
+_LOOK = 0.1  # seconds between two looks at the ranks
+
+
+def train_here(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
+    """Trains a run in this process; returns its figures."""
+    # Imported here: a process that only waits for its ranks needs no torch.
+    from funmatch.experiment import distill, supervise
+
+    methods = {"distill": distill.distill, "supervise": supervise.supervise}
+    return methods[method](cfg, run)
+
+
+def train(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
+    """Trains a run, in this process or in one for each device.
+
+    Args:
+        cfg: of the run.
+        run: what it leaves; this process holds its lock.
+        method: distill or supervise.
+
+    Returns:
+        The figures of the run.
+
+    Raises:
+        UserError: a rank failed; the others were ended.
+        Interrupted: the ranks were asked to stop, and have saved.
+    """
+    number = rank_count(cfg)
+    if distributed.is_rank() and distributed.world_size() != number:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: {distributed.world_size()} processes were "
+            f"started, not {number} (trainer.num_nodes={cfg.trainer.num_nodes}); start as many, "
+            "or say so"
+        )
+    if number == 1 or distributed.is_rank():
+        return train_here(cfg, run, method)
+    if cfg.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: start one process for each device, with "
+            "make slurm-train, srun or torchrun"
+        )
+    with tempfile.TemporaryDirectory() as answers, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        started: list[subprocess.Popen[bytes]] = []
+        with STOP.minded():
+            try:
+                for rank in range(number):
+                    started.append(_start(rank, number, port, method, run, answers))
+                _wait(started)
+                codes = [process.poll() for process in started]
+            finally:
+                for process in started:
+                    process.kill()
+                    process.wait()
+            return _outcome(codes, Path(answers))
+
+
+def _start(
+    rank: int, ranks: int, port: int, method: Method, run: Run, answers: str
+) -> subprocess.Popen[bytes]:
+    told = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "NODE_RANK": 0,
+        "WORLD_SIZE": ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "FUNMATCH_PARENT": os.getpid(),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "funmatch.cli.worker", method, str(run.directory), answers],
+        env=hardware.subprocess_environment(**told),
+        start_new_session=True,  # Ctrl-C in a terminal is ours to pass on
+        pass_fds=[run.descriptor],  # the run is locked until the last of them has ended
+    )
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until all ranks have ended; one that leaves or fails takes the others with it."""
+    asked, since = False, 0.0
+    while any(process.poll() is None for process in started):
+        now, codes = time.monotonic(), {process.returncode for process in started} - {None, 0}
+        since = since or (now if codes else 0.0)
+        late, left = codes and now > since + _GRACE, bool(codes & RESUMABLE_EXIT_CODES)
+        if (STOP.code or (left and late)) and not asked:  # a rank may have heard it alone
+            asked = True
+            number = signal.SIGINT if CTRL_C in {STOP.code, *codes} else signal.SIGTERM
+            for process in started:
+                process.send_signal(number)
+        if late and (not left or now > since + _PATIENCE):
+            return
+        time.sleep(_LOOK)
+
+
+def _outcome(codes: Sequence[int | None], answers: Path) -> dict[str, Any]:
+    """What has come of the ranks, by their exit codes (None: ended by us) and by what they say.
+
+    The first to end badly is the cause; the others miss it.
+    """
+    said = sorted(answers.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = {int(path.stem): json.loads(path.read_text()) for path in said}
+    killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
+    for rank, number in killed.items():
+        if number in (signal.SIGTERM, signal.SIGINT) and STOP.code:
+            raise Interrupted(STOP.reason, STOP.code)  # before a rank could hear it
+        if rank not in found and not any("interrupted" in answer for answer in found.values()):
+            name = signal.Signals(number).name
+            raise UserError(f"rank {rank} was killed by {name}; the same command goes on")
+    for rank, answer in found.items():
+        if "interrupted" in answer:
+            reason, code, told = answer["interrupted"]
+            raise Interrupted(STOP.reason or reason, STOP.code or code, told)
+        if "error" in answer:
+            raise UserError(f"rank {rank}: {answer['error']}")
+    for rank, code in enumerate(codes):
+        if rank not in found:
+            raise UserError(f"rank {rank} ended with exit code {code} and said nothing")
+    return dict(found[0]["figures"])

@@ -1,0 +1,87 @@
+"""The life of one run: claimed, trained or skipped, summed up."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from funmatch.config import identity, schema
+from funmatch.config.errors import UserError
+from funmatch.experiment import warm_start
+from funmatch.runs.directory import Run
+from funmatch.runtime import atomic_files
+
+Train = Callable[[DictConfig, Run], dict[str, Any]]
+
+
+def format_result(row: dict[str, Any]) -> str:
+    """What a run has come to, in a line."""
+    shown = ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher")
+    figures = [f"{name} {row[name]:.4f}" for name in shown if row[name] is not None]
+    return f"{', '.join(figures)} in {row['wall_seconds']:.0f} s"
+
+
+def run_to_completion(cfg: DictConfig, train: Train, *, wait: bool = False) -> dict[str, Any]:
+    """Brings a run to its end, wherever an earlier session left it.
+
+    Args:
+        cfg: of the run.
+        train: trains from the run's checkpoint, if there is one, and returns what it measured.
+        wait: for another process that works on the run; else it is refused.
+
+    Returns:
+        The run's summary; that of the earlier session if the run was complete already.
+
+    Raises:
+        UserError: another process works on the run, or the directory holds another configuration.
+    """
+    run = Run(identity.run_directory(cfg))
+    try:
+        with run.lock(wait=wait):
+            return _run_to_completion(cfg, run, train)
+    except Timeout:
+        raise UserError(
+            f"{run.directory}: another process works on this run; wait for it or change name"
+        ) from None
+
+
+def _run_to_completion(cfg: DictConfig, run: Run, train: Train) -> dict[str, Any]:
+    run.sweep_up()
+    _write_or_verify_config(run.directory / "config.yaml", cfg)
+    if warm_start.should_restart(cfg, run):
+        warm_start.reset(run)
+    if run.completed:
+        return run.result
+    steps = schema.total_steps(cfg)
+    facts = {
+        "recipe": cfg.recipe.name,
+        "seed": cfg.seed,
+        "epochs": round(steps * cfg.batch_size / schema.train_size(cfg), 3),
+        "steps": steps,
+        "settings": identity.identity(cfg),
+    }
+    run.write_summary({**facts, "status": "running"})
+    try:
+        figures = train(cfg, run)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        with suppress(OSError):
+            run.write_summary({**facts, "status": "failed", "error": reason})
+        raise
+    run.write_summary({**facts, **figures, "status": "completed"})
+    return run.result
+
+
+def _write_or_verify_config(path: Path, cfg: DictConfig) -> None:
+    """Writes the configuration, or compares with the one that is there."""
+    if path.exists():
+        there = identity.identity(identity.read(path))
+        if found := identity.differing_key(there, identity.identity(cfg)):
+            raise UserError(
+                f"{path.parent}: holds a run with another configuration: {found}; "
+                "give another name or remove the directory"
+            )
+    atomic_files.write(path, OmegaConf.to_yaml(cfg, resolve=True))

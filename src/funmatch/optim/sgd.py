@@ -1,0 +1,50 @@
+"""SGD with decoupled weight decay."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from funmatch.optim.decay import decayed
+
+
+class SGD(torch.optim.SGD):
+    """`torch.optim.SGD` whose decay is taken off the weights, not put into the momentum."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update; the closure, which takes the gradient, sees the weights before the decay."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"] if group["decay"] else ():
+                    if parameter.grad is not None:
+                        parameter.mul_(1 - group["lr"] * group["decay"])
+        super().step()
+        return loss
+
+
+def sgd(
+    module: nn.Module, *, lr: float, wd: float = 0.0, momentum: float = 0.9, nesterov: bool = False
+) -> torch.optim.Optimizer:
+    """SGD with momentum over the trainable parameters of a module.
+
+    Args:
+        module: the weights of its convolutions and linear layers decay; norms and biases do not.
+        lr: learning rate at s = 1, positive.
+        wd: share of a weight that one step at s = 1 takes away.
+        momentum: of the gradient, in [0, 1).
+        nesterov: look ahead.
+
+    Raises:
+        ValueError: lr is not positive or wd is negative.
+
+    Source: Kolesnikov et al. 2020 (BiT-HyperRule: momentum 0.9, no decay).
+    """
+    groups = [
+        {"params": group["params"], "decay": group["weight_decay"]}
+        for group in decayed(module, lr, wd)
+    ]
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)

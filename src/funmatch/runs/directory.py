@@ -1,0 +1,101 @@
+"""A run and its directory: what it leaves, whether it is finished, who works on it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from funmatch.runs.checkpoint_files import Checkpoints
+from funmatch.runtime import atomic_files
+
+COLUMNS = (
+    "run",
+    "recipe",
+    "seed",
+    "epochs",
+    "steps",
+    "student_val_top1",
+    "student_test_top1",
+    "teacher_test_top1",
+    "agreement_top1",
+    "agreement_top5",
+    "kl_to_teacher",
+    "images_per_second",
+    "teacher_seconds",
+    "student_seconds",
+    "wall_seconds",
+    "status",
+)
+
+
+class Run:
+    """The directory of one run.
+
+    Args:
+        directory: `logs/<name>/<recipe>-s<seed>-<hash>`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.checkpoints = Checkpoints(directory / "checkpoints")
+        self.student = directory / "student.safetensors"
+        self.model = directory / "model.json"
+        self.metrics = directory / "metrics.csv"
+        self.summary = directory / "summary.json"
+        self.tracker_id = directory / "tracker-id.txt"
+        self.views = directory / "views.png"
+        self.answers = directory / "answers.csv"
+        self.begun = directory / "slurm-job.txt"
+
+    def lock(self, *, wait: bool) -> FileLock:
+        """Held while a process works on the run.
+
+        Raises:
+            filelock.Timeout: on entering, if another process holds it and `wait` is false.
+        """
+        self._lock = atomic_files.lock(self.directory / "run.lock", wait=wait)
+        return self._lock
+
+    @property
+    def descriptor(self) -> int:
+        """Of the lock that is held: a process that it is passed on to holds the lock too."""
+        return atomic_files.lock_descriptor(self._lock)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The summary, with the columns of a sweep's table; empty if there is none."""
+        try:
+            return dict(json.loads(self.summary.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def completed(self) -> bool:
+        return self.result.get("status") == "completed"
+
+    @property
+    def begun_by(self) -> str:
+        """The SLURM job that has begun the run anew; empty if none did."""
+        return self.begun.read_text() if self.begun.exists() else ""
+
+    def write_summary(self, values: Mapping[str, Any]) -> None:
+        """Writes summary.json: the columns of the table, empty where not given, and the rest."""
+        row = {column: values.get(column) for column in COLUMNS}
+        extra = {key: value for key, value in values.items() if key not in row}
+        content = {**row, "run": self.directory.name, **extra}
+        atomic_files.write(self.summary, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def clear(self) -> None:
+        """Forgets what an earlier session did, so that the run starts anew."""
+        self.checkpoints.clear()
+        left = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
+        for path in (*left, self.views, self.answers):
+            path.unlink(missing_ok=True)
+
+    def sweep_up(self) -> None:
+        """Removes what a killed session was just writing; for the holder of the lock."""
+        for path in self.directory.glob("**/.*.tmp"):
+            if path.is_file():  # a folder is an export's, which clears up itself
+                path.unlink()

@@ -1,0 +1,77 @@
+"""Files that are either whole or not there, and locks that die with their process."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+
+def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes a file in one piece: whoever reads it, or finds it after a crash, sees old or new.
+
+    Args:
+        path: the target; missing folders are made.
+        content: text, bytes, or a function that writes to an open binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w+b") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_or_remove(path: Path, content: bytes | None) -> None:
+    """Writes a file, or removes one that is there where there is nothing to write."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        write(path, content)
+
+
+def onnx_parts(path: Path) -> list[Path]:
+    """A file, and the one beside it where ONNX keeps weights."""
+    return [part for part in (path, path.with_name(f"{path.name}.data")) if part.is_file()]
+
+
+def lock(path: Path, *, wait: bool) -> FileLock:
+    """A lock between processes, released when its holder ends, however it ends.
+
+    Args:
+        path: of the lock file.
+        wait: for the other holder; else `filelock.Timeout` is raised at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=-1 if wait else 0)
+
+
+def lock_descriptor(held: FileLock) -> int:
+    """Of a lock that this process holds."""
+    found = held._context.lock_file_fd
+    assert found is not None
+    return found
+
+
+def write_once(path: Path, make: Callable[[], bytes]) -> bytes:
+    """The content of a file, made by the first of all processes that ask for it."""
+    if not path.exists():
+        with lock(path.with_name(f"{path.name}.lock"), wait=True):
+            if not path.exists():
+                write(path, make())
+    return path.read_bytes()

@@ -1,0 +1,1 @@
+"""Teacher targets: online, per image, or recorded."""

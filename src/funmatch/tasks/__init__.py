@@ -1,0 +1,1 @@
+"""What a prediction means: one folder per task."""

@@ -1,0 +1,59 @@
+"""The best student so far, judged on val."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from lightning import Callback, LightningModule, Trainer
+
+from funmatch.runtime import atomic_files
+from funmatch.training.learner import Learner
+
+
+def step_of(path: Path) -> int:
+    """The step after which a student was the best; -1 if its file is not there or damaged."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return int((file.metadata() or {}).get("step", 0))
+    except (OSError, safetensors.SafetensorError):
+        return -1
+
+
+class BestStudent(Callback):
+    """Writes the student's weights whenever it is as good on val as never before.
+
+    Args:
+        path: of the .safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.score, self.step = -1.0, 0
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.step and self.step > step_of(self._path):
+            if trainer.is_global_zero:
+                print(f"  {self._path} is gone; the best student is sought from here on")
+            self.score, self.step = -1.0, 0
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Learner)
+        metrics = trainer.callback_metrics  # without labels, the most faithful student is the best
+        score = float(metrics.get("val/student_top1", metrics.get("val/agreement_top1", 0.0)))
+        # Of equals the later one: patience still brings the student closer to its teacher.
+        if score >= self.score:
+            self.score, self.step = score, trainer.global_step
+            if trainer.is_global_zero:
+                weights = {
+                    name: tensor.contiguous()
+                    for name, tensor in module.student.net.state_dict().items()
+                }
+                metadata = {"step": str(self.step)}
+                atomic_files.write(self._path, safetensors.torch.save(weights, metadata))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.step = state_dict["score"], state_dict["step"]

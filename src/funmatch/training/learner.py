@@ -1,0 +1,208 @@
+"""What every way of teaching shares: a student, its optimiser, and how it is measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from funmatch.core import geometry
+from funmatch.data.batch import Batch
+from funmatch.models.network import Network
+from funmatch.tasks.classification.metrics import Fidelity
+from funmatch.tasks.classification.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a learner learns.
+
+    Attributes:
+        optimizer: makes the optimiser of a module.
+        schedule: multiplier of the learning rate at a step.
+        log_every: steps between two rows of training metrics.
+        seed: of the noise in the student, such as dropout.
+        clip_norm: largest norm of the gradient, or None.
+        max_skipped: steps in a row without a finite loss and gradient that are left out.
+        micro_batch: images that are in memory at a time, or None for the whole batch.
+        fused: update all weights in one kernel, where the optimiser knows how.
+    """
+
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Callable[[int], float]
+    log_every: int
+    seed: int = 0
+    clip_norm: float | None = None
+    max_skipped: int = 0
+    micro_batch: int | None = None
+    fused: bool = False
+
+
+class Learner(LightningModule):
+    """A student that is trained step by step and measured on the val and test splits.
+
+    Args:
+        student: the only network that learns.
+        learning: its optimiser, schedule and log.
+    """
+
+    def __init__(self, student: Network, learning: Learning) -> None:
+        super().__init__()
+        self.student, self._learning = student, learning
+        self.fidelity, self.answers = Fidelity(), Predictions()
+        self.skipped, self._in_a_row = 0, 0  # steps
+        # Ours, so that the gradient of a step may come from several backward passes.
+        self.automatic_optimization = False
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised on a training batch, and its named parts for the log."""
+        raise NotImplementedError
+
+    def reference(self, batch: Batch, split: str) -> Tensor | None:
+        """The teacher's logits [B, C] on a batch of "val" or "test", if there is a teacher."""
+        return None
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        optimizer = self._learning.optimizer(self)
+        for group in optimizer.param_groups if self._learning.fused else ():
+            # Not by the constructor: then the gradient would not be scaled back before it is
+            # clipped, in float16.
+            group.update({"fused": True} if "fused" in group else {})
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
+        self._statistics = [b for b in self.buffers() if b.is_floating_point()]
+        self._kept = [torch.empty_like(buffer) for buffer in self._statistics]
+        scheduler = LambdaLR(optimizer, self._learning.schedule)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_train_start(self) -> None:
+        """Sets the learning rate, which a state of another run has as of its own schedule."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LRScheduler)
+        groups = schedule.optimizer.param_groups
+        for group, base in zip(groups, schedule.base_lrs, strict=True):
+            group["lr"] = base * self._learning.schedule(schedule.last_epoch)
+
+    def training_step(self, batch: Batch, number: int) -> None:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, LRScheduler)
+        self._seed_noise(batch.step)
+        if self._kept:
+            torch._foreach_copy_(self._kept, self._statistics)
+        shown: dict[str, Tensor] = {}
+        logs = (batch.step + 1) % self._learning.log_every == 0
+
+        def gradient() -> None:
+            optimizer.zero_grad()
+            for piece, share in batch.pieces(self._learning.micro_batch):
+                loss, parts = self.loss(piece)
+                # A loss that is no number gives such a gradient too, and so to all ranks.
+                self.manual_backward(loss * share * (1 + 0 * loss.detach()))
+                for name, value in {"loss": loss, **parts}.items() if logs else ():
+                    name = f"train/{name}"
+                    shown[name] = shown.get(name, 0) + share * value.detach()
+
+        optimizer.step(gradient)
+        schedule.step()
+        if logs:
+            mean = self.trainer.strategy.reduce  # over the ranks
+            self._log({name: mean(value) for name, value in shown.items()}, batch.step + 1)
+
+    def _seed_noise(self, step: int) -> None:
+        """Makes what networks draw in a step a function of the step, as views are.
+
+        So it is the same after a resume, and whoever else draws random numbers in this process.
+        """
+        seed = geometry.noise_seed(self._learning.seed, step, self.trainer.global_rank)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.25 ms
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradient: here, where that of mixed precision is to scale again.
+
+        Without a finite gradient no weight, moment or statistic is touched; ranks have the same
+        gradient, so they agree.
+        """
+        norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        if not norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)
+            if self._kept:  # which BatchNorm has spoilt on the way
+                torch._foreach_copy_(self._statistics, self._kept)
+            if not self._scaled_too_high():
+                self._skip()
+            return
+        self._in_a_row = 0
+        if self._learning.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._trained, self._learning.clip_norm, norm)
+
+    def _scaled_too_high(self) -> bool:
+        """Whether float16 may have overflown by the scale, which then becomes smaller."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler is not None and scaler.get_scale() > 1
+
+    def _skip(self) -> None:
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        step, most = self.trainer.global_step + 1, self._learning.max_skipped
+        if self._in_a_row > most:
+            raise ValueError(
+                f"max_skipped={most}: at step {step} loss or gradient are not finite, as in the "
+                f"{self._in_a_row - 1} steps before; lower optimizer.lr, or look at the images; "
+                "no weight has followed them"
+            )
+        self.print(f"  step {step}: loss or gradient are not finite; left out ({self.skipped})")
+        self._log({"train/skipped": torch.tensor(float(self.skipped))}, step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped"] = [self.skipped, self._in_a_row]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped, self._in_a_row = checkpoint["skipped"]
+
+    def validation_step(self, batch: Batch, number: int) -> None:
+        self._measure(batch, "val")
+
+    def test_step(self, batch: Batch, number: int) -> None:
+        self._measure(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+        self.answered = self.answers.compute()
+        self.answers.reset()
+
+    def _measure(self, batch: Batch, split: str) -> None:
+        student = self.student(batch.view("student")).logits
+        teacher = self.reference(batch, split)
+        self.fidelity.update(student, teacher, batch.label)
+        if split == "test":
+            self.answers.update(batch.index, student, teacher, batch.label)
+
+    def _report(self, split: str) -> None:
+        named = {f"{split}/{name}": value for name, value in self.fidelity.compute().items()}
+        step = self.trainer.global_step
+        for name, value in named.items():
+            if not torch.isfinite(value):
+                diverged = "the student diverged; lower optimizer.lr"
+                raise ValueError(f"{name} is {float(value)} at step {step}: {diverged}")
+        self._log(named, step)
+        self.fidelity.reset()
+
+    def _log(self, values: dict[str, Tensor], step: int) -> None:
+        """Logs under the number of steps done, at once.
+
+        Lightning would do it after the checkpoint of the step: a kill between the two would lose
+        the row.
+        """
+        self.log_dict(values, logger=False)
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step)

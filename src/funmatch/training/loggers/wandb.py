@@ -1,0 +1,174 @@
+"""Weights & Biases, never in the way: without a key or a server it logs offline."""
+
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+os.environ.setdefault("WANDB_SILENT", "true")  # what a user must know is said here
+# W&B's telemetry about itself would hold up our exit by 10 s where the server does not answer.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from wandb.errors import AuthenticationError, CommError
+
+from funmatch.runs.directory import Run
+from funmatch.runtime import atomic_files
+
+STEP = "trainer/global_step"  # by which Lightning's logger counts
+_ROWS = 10_000  # that a table in the browser bears
+_CLASSES = 60  # likewise, of a confusion matrix
+
+# Found out once in a process: each job of a sweep would wait for the server anew.
+_offline = False
+
+
+class Wandb(WandbLogger):
+    """Lightning's logger, with a beginning, an end, and no way to end a training.
+
+    Args:
+        experiment: the W&B run.
+        step: from which it goes on.
+        artifact: upload the best student.
+    """
+
+    def __init__(self, experiment: Any, *, step: int = 0, artifact: bool = False) -> None:
+        super().__init__(experiment=experiment)
+        self._fresh, self._artifact, self._lost = step == 0, artifact, False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._unless_lost(lambda: super(Wandb, self).log_metrics(metrics, step))
+
+    def begin(self, run: Run) -> None:
+        """Shows what the networks see in the first step."""
+        if self._fresh and run.views.exists():
+            picture = wandb.Image(str(run.views))
+            self._unless_lost(lambda: self.experiment.log({"views": picture, STEP: 0}))
+
+    def conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
+        """Shows figures and answers on test, and uploads the best student if that is asked for."""
+        self._unless_lost(lambda: self._conclude(run, classes, figures))
+
+    def _conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
+        length = {key: run.result[key] for key in ("epochs", "steps")}
+        self.experiment.summary.update({**length, **figures})  # as in summary.csv
+        with run.answers.open(newline="") as file:
+            columns, *rows = csv.reader(file)
+        shown: dict[str, Any] = {"test/answers": wandb.Table(columns=[*columns], data=rows[:_ROWS])}
+        answers = dict(zip(columns, zip(*rows, strict=True), strict=True))
+        for other in ("label", "teacher"):
+            known = all(answers[other]) and all(answers["student"])
+            if known and 0 < len(classes) <= _CLASSES:
+                shown[f"test/student_against_{other}"] = wandb.plot.confusion_matrix(
+                    y_true=[int(each) for each in answers[other]],
+                    preds=[int(each) for each in answers["student"]],
+                    class_names=list(classes),
+                    title=f"the student's answers against those of the {other}",
+                )
+        self.experiment.log(shown)
+        if self._artifact:
+            artifact = wandb.Artifact(f"student-{run.directory.name}", type="model")
+            for path in (run.student, run.model, run.summary):
+                if path.exists():
+                    artifact.add_file(str(path))
+            self.experiment.log_artifact(artifact)
+
+    def close(self, *, failed: bool) -> None:
+        """Ends the W&B run of this process, lest the next job log into it."""
+        self._unless_lost(lambda: self.experiment.finish(exit_code=1 if failed else 0))
+
+    def _unless_lost(self, call: Callable[[], object]) -> None:
+        """W&B has a process of its own, to which SLURM sends its signals too: it ends by them."""
+        if self._lost:
+            return
+        try:
+            call()
+        except Exception as error:  # of many kinds
+            self._lost = True
+            print(f"W&B: its process has ended ({type(error).__name__}); metrics.csv goes on")
+            with suppress(Exception):  # nor may it speak at our exit
+                wandb.teardown(exit_code=1)
+
+
+def start(
+    run: Run,
+    *,
+    step: int,
+    config: Mapping[str, Any],
+    project: str,
+    group: str,
+    job_type: str,
+    tags: Sequence[str] = (),
+    artifact: bool = False,
+    timeout: float = 10.0,
+    patience: float = 120.0,
+) -> Wandb:
+    """A W&B run for a run; when that goes on, so does the W&B run.
+
+    Args:
+        run: offline records go to the `wandb` folder of its directory.
+        step: from which it goes on.
+        config: the configuration, plain values.
+        project: in W&B.
+        group: of the runs of one sweep.
+        job_type: the recipe.
+        tags: by which runs are found.
+        artifact: upload the best student.
+        timeout: seconds to reach the server, before logging offline.
+        patience: seconds to upload what is left in the end; `wandb sync` can do it later.
+    """
+    directory = run.directory
+    init = partial(
+        wandb.init,
+        dir=str(directory),
+        config=dict(config),
+        project=project,
+        group=group,
+        job_type=job_type,
+        tags=list(tags),
+        name=directory.name,
+        id=atomic_files.write_once(run.tracker_id, lambda: token_hex(8).encode()).decode(),
+        resume="allow",
+        settings=wandb.Settings(
+            init_timeout=timeout,
+            finish_timeout=patience,
+            console="off",
+            silent=True,
+            reinit="create_new",
+        ),
+    )
+    return Wandb(_initialised(init, directory, timeout), step=step, artifact=artifact)
+
+
+def _initialised(init: Callable[..., Any], directory: Path, timeout: float) -> Any:
+    """The W&B run: online if that can be, or as the user has decided."""
+    if "WANDB_MODE" in os.environ:
+        return init()
+    if not _offline:
+        try:
+            # Verifying the key would wait for the server without a limit of ours.
+            if wandb.login(prompt=False, verify=False):
+                online = init(mode="online")
+                print(f"W&B: {online.url}")
+                return online
+            _go_offline(directory, "no API key")
+        except CommError:
+            wandb.teardown(exit_code=1)  # else W&B holds on to the id of the run
+            _go_offline(directory, f"the server did not answer within {timeout:g} s")
+        except AuthenticationError as error:
+            _go_offline(directory, f"the API key was refused: {error}")
+    return init(mode="offline")
+
+
+def _go_offline(directory: Path, reason: str) -> None:
+    global _offline
+    _offline = True
+    print(
+        f"W&B logs offline ({reason}); to upload later: "
+        f"wandb sync {directory.parent}/*/wandb/offline-run-*"
+    )

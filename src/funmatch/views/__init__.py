@@ -1,0 +1,1 @@
+"""What each network sees: recipes, the stream of batches, evaluation views."""

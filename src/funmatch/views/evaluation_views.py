@@ -1,0 +1,84 @@
+"""What is measured on: the evaluation view of every image of a source, in order."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from funmatch.core.images import Images
+from funmatch.core.render import evaluation_view
+from funmatch.data.batch import Batch
+from funmatch.data.sources import Source
+
+
+class EvaluationViews:
+    """The evaluation views of a source, as a source of images of one size.
+
+    Args:
+        source: the images.
+        resize: shorter side of an image before the central crop, pixels.
+        side: of the crop.
+    """
+
+    def __init__(self, source: Source, resize: int, side: int) -> None:
+        self.classes, self._source = source.classes, source
+        self._resize, self._side = resize, side
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        sides = np.full(len(indices), self._side)
+        return sides, sides
+
+    def images(self, indices: NDArray[np.int64]) -> Images:
+        images = self._source.images(indices)
+        return Images.of(evaluation_view(i, resize=self._resize, crop=self._side) for i in images)
+
+    def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
+        return self._source.labels(indices)
+
+    def fingerprint(self) -> str:
+        return f"{self._source.fingerprint()} {self._resize} {self._side}"
+
+
+def evenly_spaced(source: Source, most: int) -> NDArray[np.int64]:
+    """Indices of at most so many images, from all of a source: those of a class lie together."""
+    return np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
+
+
+class EvaluationStream(Dataset[Batch]):
+    """Item k is the k-th batch of a source of evaluation views, in its order.
+
+    Args:
+        views: of one size.
+        batch_size: at most; the last batch may be smaller.
+        rank: of this process; it takes every `ranks`-th batch.
+        ranks: number of processes.
+    """
+
+    def __init__(
+        self,
+        views: Source,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self._views = views
+        batch_size = min(batch_size, -(-len(views) // ranks))  # no rank without a batch
+        batches = [
+            np.arange(start, min(start + batch_size, len(views)))
+            for start in range(0, len(views), batch_size)
+        ]
+        self._batches = batches[rank::ranks]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        indices = self._batches[number]
+        views = torch.stack(list(self._views.images(indices)))
+        label = self._views.labels(indices)
+        return Batch(torch.from_numpy(indices), label, number, {"student": views})
