@@ -38,7 +38,7 @@ test-slurm: setup  ## run, preempt and requeue jobs on a SLURM of its own (needs
 dashboard: setup  ## save a view of the runs in W&B: make dashboard ARGS="name=demo"
 	$(RUN) src/dashboard.py $(ARGS)
 
-test-lowest:  ## run the tests with the lowest versions that pyproject.toml allows, as of DATE (needs uv; 6.6 GB)
+test-lowest:  ## run the tests with the lowest versions that pyproject.toml allows, as of DATE (needs uv; 5.5 GB)
 	$(MAKE) --no-print-directory test-versions VERSIONS=lowest-direct UNTIL="--exclude-newer $(DATE)"
 
 test-newest:  ## likewise with the newest versions of today
