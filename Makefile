@@ -12,7 +12,7 @@ DATE := 2026-11-22T00:00:00Z
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
-.PHONY: test-lowest test-newest test-versions docs dashboard rerun-failed slurm-train slurm-sweep slurm-status check audit format lock clean
+.PHONY: test-lowest test-newest test-versions docs dashboard slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -50,9 +50,6 @@ test-versions:
 	uv pip install --quiet --no-config --upgrade $(UNTIL) --resolution $(VERSIONS) --python build/$(VERSIONS) \
 		--group dev --editable '.[$(EXTRAS)]'
 	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)
-
-rerun-failed: setup  ## run again what failed in a sweep: make rerun-failed SWEEP=logs/demo
-	$(RUN) src/rerun.py runs=$(SWEEP)
 
 experiments:  ## list the rows of the paper: python src/train.py experiment=...
 	@cd conf/experiment && for file in *.yaml labels/*.yaml; do \

@@ -23,7 +23,7 @@ def _resolvers() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _trust() -> None:
     """What the configurations of the tests may call."""
-    os.environ["FUNMATCH_ALLOW"] = "toys,faults,metronome,test_cohort,test_computing"
+    os.environ["FUNMATCH_ALLOW"] = "toys,faults,metronome,test_computing"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ from faults import inject
 from funmatch import runs
 from funmatch.cli.command import COMMANDS
 
-HELPED = [name for name in COMMANDS if name not in ("benchmark", "cohort", "submit")]
+HELPED = [name for name in COMMANDS if name not in ("benchmark", "submit")]
 
 
 @pytest.mark.parametrize("name", HELPED)
@@ -22,7 +22,7 @@ def test_help_names_the_command_with_examples(name: str, tmp_path: Path, compose
     code, out, err = command_here(name, "--help", cwd=tmp_path)
     assert (code, err) == (0, "")
     examples = re.findall(rf"^  python src/{name}\.py (.*)", out, re.MULTILINE)
-    assert len(examples) >= (1 if name == "rerun" else 2)
+    assert len(examples) >= 2
     assert len(out.splitlines()) < 80
     for line in examples:
         given = [each for each in line.split() if "=" in each]
@@ -47,7 +47,7 @@ def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
         ([str(installed)], "funmatch train optimizer.l", {"optimizer.lr="}),
         ([str(installed)], "funmatch export forma", {"format="}),
         ([str(installed)], "funmatch submit recipe=c", {"recipe=consistent"}),
-        ([str(installed)], "funmatch re", {"report", "rerun"}),
+        ([str(installed)], "funmatch re", {"report"}),
     ):
         done = subprocess.run(
             [*program, "-sc", "query=bash"],
@@ -145,39 +145,20 @@ def test_what_was_typed_is_kept_as_it_was_typed(tmp_path: Path) -> None:
     assert runs.command(row) == typed
 
 
-def test_a_run_of_a_stranger_is_not_run_again_with_more_than_values(workplace: Path) -> None:
-    cause = workplace / "stranger"
-    cause.touch()
-    fault = inject("FailWhile", path=str(cause))
-    given = (*QUICK, "steps=4", "schedule.warmup_steps=1", "name=stranger", *fault)
-    assert command("train", *given, cwd=workplace).returncode == 1
-    (typed,) = (workplace / "logs/stranger").glob("*/.hydra/overrides.yaml")
-    for word in ("--config-dir=evil", "+hydra.callbacks.evil._target_=os.system"):
-        typed.write_text(f"- {word}\n")
-        done = command("rerun", "runs=logs/stranger", cwd=workplace)
-        assert done.returncode == 1
-        assert f"funmatch train {word}\n" in done.stdout
-        told = "error: runs=logs/stranger: 1 not run again: logs/stranger/function_matching-s0-"
-        assert done.stderr.startswith(told)
-
-
-def test_what_failed_is_run_again_when_its_cause_is_mended(workplace: Path) -> None:
+def test_sweep_command_retries_failed_runs(workplace: Path) -> None:
     cause = workplace / "cause"
     cause.touch()
     fault = inject("FailWhile", path=str(cause))
     given = ("-m", *QUICK, "steps=4", "schedule.warmup_steps=1", "seed=0,1", "name=mended", *fault)
     assert command("train", *given, cwd=workplace).returncode == 1
-    done = command("rerun", "runs=logs/mended", cwd=workplace)
+    done = command("train", *given, cwd=workplace)
     assert done.returncode == 1
-    told = "error: runs=logs/mended: 2 of 2 failed again: logs/mended/function_matching-s0-"
-    assert told in done.stderr
+    assert done.stderr.count("error: ") == 2
     cause.unlink()
-    done = command("rerun", "runs=logs/mended", cwd=workplace)
+    done = command("train", *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
     statuses = [
         json.loads(path.read_text())["status"]
         for path in (workplace / "logs" / "mended").glob("*/summary.json")
     ]
     assert statuses == ["completed", "completed"]
-    done = command("rerun", "runs=logs/mended", cwd=workplace)
-    assert (done.returncode, done.stdout) == (0, "logs/mended: no run there has failed\n")

@@ -271,8 +271,7 @@ class Lesson:
         self.law = parts.recipe(cfg)
         members = {name: Frozen(net) for name, net in nets.items()}
         self.teacher = Teacher(members, **combination).softened(cfg.objective.temperature)
-        asked = targets.Asked(self.teacher.members)
-        self.words, self.asked = recording.training(cfg, self.teacher, self.law, source, asked)
+        self.words, self.asked = recording.training(cfg, self.teacher, self.law, source)
 
     def given(self, side: int = 8) -> Tensor:
         """The weights of the student in the end."""
@@ -805,14 +804,6 @@ def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
     pieces, said = trained(home, "pieces", "targets=replay", "trainer.micro_batch=30")
     assert "60 of 60 steps are in logs/targets/" in said
     assert losses(pieces) == pytest.approx(losses(recorded), rel=2e-3)
-
-
-def test_a_cohort_records_what_one_student_records(elsewhere: Path, recorded: Run) -> None:
-    students = ("name=cohort", "targets=record", "objective.temperature=1,5")
-    code, out, err = train(elsewhere, *students, script="cohort")
-    assert (code, err) == (0, "")
-    assert out.count("0 of 60 steps are in logs/targets/") == 2
-    assert same(Run(elsewhere / "logs" / "cohort" / recorded.directory.name), recorded)
 
 
 @pytest.mark.parametrize(

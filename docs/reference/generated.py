@@ -18,7 +18,6 @@ COMMANDS = (
     "report",
     "export",
     "dashboard",
-    "rerun",
     "benchmark",
 )
 _ENTRY = re.compile(r"^(\w+): ?([^#]*?)(?:\s+# (.*))?$")
@@ -39,7 +38,6 @@ def _page() -> Iterator[str]:
     yield "| key | default | |\n| --- | --- | --- |"
     yield from _keys()
     yield "\n## Commands\n"
-    yield "`cohort` takes what `train` takes.\n"
     for name in COMMANDS:
         path = CONF / f"{name}.yaml"
         yield f"### {name}\n\n{_said(path)}\n\n{_source(path)}\n"

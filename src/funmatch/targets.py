@@ -30,45 +30,14 @@ class Targets:
         """Called before a checkpoint, and when no more batches come."""
 
 
-class Asked:
-    """The word of each member of a teacher on its view of a batch.
-
-    Args:
-        members: of the teacher.
-        several: students learn from it, at different temperatures: it is asked once for all.
-    """
-
-    def __init__(self, members: Mapping[str, Frozen], *, several: bool = False) -> None:
-        self._members, self._several = members, several
-        self._said: dict[tuple[str, int], Output] = {}
-        self._step = -1
-
-    def __call__(self, name: str, batch: Batch) -> Output:
-        """What a member says."""
-        if not self._several:
-            return self._members[name](batch.view(name))
-        if batch.step != self._step:
-            self._said.clear()
-            self._step = batch.step
-        key = (name, batch.first)
-        if key not in self._said:
-            self._said[key] = self._members[name](batch.view(name))
-        return self._said[key]
-
-
 class Live(Targets):
-    """Asks the teacher about its view of the batch.
+    """Computes the teacher's output on its view of the batch."""
 
-    Args:
-        teacher: whose word it is.
-        asked: its members, where others ask them too.
-    """
-
-    def __init__(self, teacher: Teacher, asked: Asked | None = None) -> None:
-        self._teacher, self._asked = teacher, asked or Asked(teacher.members)
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
 
     def __call__(self, batch: Batch) -> Output:
-        return self._teacher.heard([self._asked(name, batch) for name in self._teacher.members])
+        return self._teacher(batch.view)
 
 
 class Kept(Targets):
@@ -100,7 +69,6 @@ class Recorded(Targets):
         keep: record what is asked; else the teacher's word is lost.
         complete: nothing will be missing, and the batches come without the teacher's views.
         verify: steps at which a recorded word is compared with the teacher's.
-        asked: the members of the teacher, where others ask them too.
     """
 
     def __init__(
@@ -112,10 +80,8 @@ class Recorded(Targets):
         keep: bool,
         complete: bool = False,
         verify: frozenset[int] = frozenset(),
-        asked: Asked | None = None,
     ) -> None:
         self._teacher, self._records, self._batch_size = teacher, records, batch_size
-        self._asked = asked or Asked(teacher.members)
         self._complete, self._keep, self._verify = complete, keep, verify
         self._pending: deque[tuple[Record, int, Tensor, torch.cuda.Event | None]] = deque()
 
@@ -131,13 +97,18 @@ class Recorded(Targets):
             gone = "is no longer there; the same command asks the teacher for it"
             raise ValueError(f"{record.folder}: step {batch.step} {gone} with targets=auto")
         if recorded is None:
-            rows = record.packed(self._asked(name, batch).logits)
+            rows = record.packed(self._logits(name, batch))
             self._write(record, first, rows)
             return record.unpacked(rows)
         recorded = recorded.to(batch.index.device, non_blocking=True)
         if batch.step in self._verify:
-            self._compare(record, recorded, self._asked(name, batch).logits, batch.step)
+            self._compare(
+                record, recorded, self._teacher.members[name](batch.view(name)).logits, batch.step
+            )
         return recorded
+
+    def _logits(self, name: str, batch: Batch) -> Tensor:
+        return self._teacher.members[name](batch.view(name)).logits
 
     def _compare(self, record: Record, recorded: Tensor, said: Tensor, step: int) -> None:
         now = record.unpacked(record.packed(said))

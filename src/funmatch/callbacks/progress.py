@@ -27,12 +27,11 @@ class StepsLeft(Callback):
     Args:
         label: of the run.
         total: steps of the run.
-        bars: where the line is drawn, with those of the runs that take turns with this one.
         stopwatch: of the run, called before this.
     """
 
-    def __init__(self, label: str, total: int, bars: Progress, stopwatch: Stopwatch) -> None:
-        self._label, self._total, self._bars = label, total, bars
+    def __init__(self, label: str, total: int, stopwatch: Stopwatch) -> None:
+        self._label, self._total, self._bars = label, total, _bars()
         self._stopwatch, self._drawn, self._task = stopwatch, 0.0, TaskID(-1)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -49,8 +48,7 @@ class StepsLeft(Callback):
         metrics = trainer.callback_metrics
         names = {"loss": "train/loss", "val": "val/student_top1"}
         figures = [f"{n} {float(metrics[k]):.3f}" for n, k in names.items() if k in metrics]
-        (speed,) = (task.speed for task in self._bars.tasks if task.id == self._task)
-        if speed:
+        if speed := self._bars.tasks[0].speed:
             figures.insert(0, f"{speed * self._stopwatch.batch_size:,.0f} img/s")
         figures += [f"{part} {share:.0%}" for part, share in self._stopwatch.shares().items()]
         self._bars.update(self._task, completed=trainer.global_step, figures=" ".join(figures))
@@ -62,14 +60,10 @@ class StepsLeft(Callback):
         self._end()
 
     def _end(self) -> None:
-        if self._task in self._bars.task_ids:
-            self._bars.remove_task(self._task)
-        if not self._bars.task_ids:
-            self._bars.stop()
+        self._bars.stop()
 
 
-def bars() -> Progress:
-    """Where runs that take turns draw their lines."""
+def _bars() -> Progress:
     console = Console()
     whole = partial(Column, no_wrap=True)  # where there is no room, figures take a second line
     return Progress(

@@ -6,20 +6,13 @@ import sys
 
 from omegaconf import DictConfig
 
-from funmatch.cli import app, evaluation, ranks, rerunning, session
+from funmatch.cli import app, evaluation, ranks, session
 from funmatch.schema import UserError
 
 
 def train() -> None:
     """Distils a student, once or for each job of a sweep."""
     session.launch("train", _teach("distil"))
-
-
-def cohort() -> None:
-    """Distils several students in one pass of the teacher: the jobs of a sweep, side by side."""
-    from funmatch.cli import cohort
-
-    cohort.launch()
 
 
 def finetune() -> None:
@@ -57,11 +50,6 @@ def dashboard() -> None:
     app.launch("dashboard", evaluation.dashboard)
 
 
-def rerun() -> None:
-    """Runs again what failed in a sweep."""
-    app.launch("rerun", rerunning.rerun)
-
-
 def submit() -> None:
     """Submits training to a SLURM cluster: [RECIPES=a,b] funmatch submit [key=value ...]."""
     os.environ["FUNMATCH_PYTHON"] = sys.executable
@@ -80,13 +68,11 @@ def benchmark() -> None:
 
 COMMANDS = {
     "train": train,
-    "cohort": cohort,
     "finetune": finetune,
     "evaluate": evaluate,
     "export": export,
     "report": report,
     "dashboard": dashboard,
-    "rerun": rerun,
     "submit": submit,
     "benchmark": benchmark,
 }

@@ -19,7 +19,6 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import Progress
 
 from funmatch import answers, checkpoints, files, origins, runs, schema
 from funmatch.callbacks.best import BestStudent, step_of
@@ -40,7 +39,6 @@ def fit(
     learner: Learner,
     data: LightningDataModule,
     stopwatch: Stopwatch,
-    bars: Progress,
     classes: Sequence[str],
 ) -> dict[str, Any]:
     """Trains to the last step, then measures val, and test once with the best student."""
@@ -56,7 +54,7 @@ def fit(
         total=steps,
     )
     label = run.directory.name.removeprefix(f"{cfg.recipe.name}-")
-    bar = StepsLeft(label, steps, bars, stopwatch)
+    bar = StepsLeft(label, steps, stopwatch)
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     state = _beginning(cfg, run)
     loggers: list[Logger] = []

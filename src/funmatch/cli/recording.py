@@ -21,7 +21,7 @@ _SHARE = 4  # auto takes at most one part in so many of what is free
 
 
 def training(
-    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source, asked: targets.Asked
+    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source
 ) -> tuple[targets.Targets, bool]:
     """The teacher's word on training batches, and whether it must see their views for it.
 
@@ -30,7 +30,6 @@ def training(
         teacher: with the temperature of the run.
         law: which views it gets.
         source: the images.
-        asked: its members, where other runs ask them too.
 
     Raises:
         UserError: there is no record to replay, or no room for one.
@@ -41,7 +40,7 @@ def training(
         asking = _asking(cfg, teacher)
         return targets.on_fixed_views(teacher, source, law, seed=cfg.seed, **asking), False
     if cfg.targets.mode == "live":
-        return targets.Live(teacher, asked), True
+        return targets.Live(teacher), True
     about = {
         "kind": "steps",
         **law.law(cfg.seed),
@@ -65,7 +64,6 @@ def training(
         complete=not needed,
         keep=keep,
         verify=frozenset(verify),
-        asked=asked,
     )
     return words, needed
 

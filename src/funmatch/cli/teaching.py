@@ -8,15 +8,13 @@ import numpy as np
 import torch
 from hydra import compose
 from hydra.utils import instantiate
-from lightning import LightningDataModule, seed_everything
+from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch import files, rules, runs, schema
-from funmatch.callbacks import progress
 from funmatch.callbacks.stopwatch import Stopwatch
 from funmatch.cli import caching, fitting, parts, recording, session, trial
 from funmatch.clock import Clock
-from funmatch.data.lessons import Classmate, Lessons
 from funmatch.data.source import Splits
 from funmatch.distillation import Distillation
 from funmatch.evaluation import EvaluationStream, EvaluationViews
@@ -29,66 +27,19 @@ from funmatch.recipes import Recipe
 from funmatch.runs import Run
 from funmatch.samples import picture, samples
 from funmatch.schema import UserError
-from funmatch.stream import Batch, Brings
+from funmatch.stream import Batch
 from funmatch.supervision import Supervision
-from funmatch.targets import Asked
-from funmatch.turns import Seat
 
 
-class Lesson:
-    """What runs share that are taught together: data, teacher, its word, batches, the display.
-
-    Args:
-        cfg: of any of them.
-        features: of the teacher that the objectives ask for.
-        several: runs take part.
-    """
-
-    def __init__(
-        self, cfg: DictConfig, features: tuple[str, ...] = (), *, several: bool = False
-    ) -> None:
-        self.splits, self.law = parts.splits(cfg), parts.recipe(cfg)
-        self.teacher = loaded_teacher(cfg, features)
-        members = zip(schema.teachers(cfg).items(), self.teacher.members.values(), strict=True)
-        for (key, part), network in members:
-            trial.attempt(cfg, key, part, network, self.splits.val)
-        self.asked = Asked(self.teacher.members, several=several)
-        self.bars = progress.bars()
-        self._images = dict[tuple[int, int], tuple[Splits, Brings]]()
-        self._batches = dict[tuple[Any, ...], Lessons]()
-
-    def images(self, cfg: DictConfig, student: Network) -> tuple[Splits, Brings]:
-        """What `caching.kept` says, for all students that see as many pixels."""
-        key = student.side, student.resize
-        if key not in self._images:
-            self._images[key] = caching.kept(cfg, self.splits, student)
-        return self._images[key]
-
-    def batches(self, cfg: DictConfig, student: Network, sides: dict[str, int]) -> Lessons:
-        """The batches with views of these sides, for all students that see as many pixels."""
-        key = student.resize, *sides.items()
-        if key not in self._batches:
-            images, brings = self.images(cfg, student)
-            data = parts.stream(cfg, images, self.law, sides, brings)
-            self._batches[key] = Lessons(data, parts.device(cfg))
-        return self._batches[key]
-
-
-def distil(
-    cfg: DictConfig, run: Run, lesson: Lesson | None = None, seat: Seat | None = None
-) -> dict[str, Any]:
-    """Teaches a student from a teacher; returns the figures of the run.
-
-    Args:
-        cfg: of the run.
-        run: what it leaves.
-        lesson: shared with the other runs of a cohort.
-        seat: of the run in the cohort.
-    """
+def distil(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """Trains a student on the outputs of a teacher; returns the figures of the run."""
     fitting.prepare(cfg)
     objective = instantiate(cfg.objective)
-    lesson = lesson or Lesson(cfg, objective.teacher_features)
-    teacher = lesson.teacher
+    splits, law = parts.splits(cfg), parts.recipe(cfg)
+    teacher = loaded_teacher(cfg, objective.teacher_features)
+    members = zip(schema.teachers(cfg).items(), teacher.members.values(), strict=True)
+    for (key, part), network in members:
+        trial.attempt(cfg, key, part, network, splits.val)
     if objective.teacher_features and len(teacher.members) > 1:
         raise UserError("teacher.members: an objective that matches features takes one teacher")
     if objective.teacher_features and cfg.targets.mode != "live":
@@ -99,27 +50,21 @@ def distil(
     stopwatch = Stopwatch(cfg.batch_size, clock, before)  # to make a teacher is no part of the run
     seed_everything(cfg.init_seed, verbose=False)
     student = parts.learner(cfg, "student", objective.student_features)
-    trial.attempt(cfg, "student", cfg.student, student, lesson.splits.val)
-    images, brings = lesson.images(cfg, student)
+    trial.attempt(cfg, "student", cfg.student, student, splits.val)
+    images, brings = caching.kept(cfg, splits, student)
 
     with before(parts.device(cfg)):
-        words, needed = recording.training(cfg, softened, lesson.law, images.train, lesson.asked)
+        words, needed = recording.training(cfg, softened, law, images.train)
     references = {
-        "val": recording.reference(cfg, teacher, lesson.splits.val),
-        "test": recording.reference(cfg, teacher, lesson.splits.test),
+        "val": recording.reference(cfg, teacher, splits.val),
+        "test": recording.reference(cfg, teacher, splits.test),
     }
     learner = Distillation(student, words, references, objective, parts.learning(cfg), clock)
     sides = {"student": student.side, **(teacher.sides if needed else {})}
-    data: LightningDataModule
-    if seat is None:
-        data = parts.stream(cfg, images, lesson.law, sides, brings)
-    else:
-        shared = lesson.batches(cfg, student, sides)
-        data = Classmate(shared, schema.total_steps(cfg), seat.wait)
-    _draw(cfg, run, images, lesson.law, {"student": student.side, **teacher.sides})
+    data = parts.stream(cfg, images, law, sides, brings)
+    _draw(cfg, run, images, law, {"student": student.side, **teacher.sides})
     try:
-        classes = lesson.splits.test.classes
-        figures = fitting.fit(cfg, run, learner, data, stopwatch, lesson.bars, classes)
+        figures = fitting.fit(cfg, run, learner, data, stopwatch, splits.test.classes)
     finally:
         words.flush()
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
@@ -138,8 +83,7 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     law = parts.recipe(cfg)
     stream = parts.stream(cfg, images, law, sides, brings)
     _draw(cfg, run, images, law, sides)
-    watch, bars = Stopwatch(cfg.batch_size), progress.bars()
-    return fitting.fit(cfg, run, learner, stream, watch, bars, data.test.classes)
+    return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size), data.test.classes)
 
 
 def _draw(cfg: DictConfig, run: Run, data: Splits, law: Recipe, sides: dict[str, int]) -> None:
