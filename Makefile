@@ -3,10 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 EXTRAS := export,tensorboard,dashboard,docs,optuna,shampoo,efficientnet-lite,torchcodec
 # A module stays with one worker, so that what its tests share is made once.
 PARALLEL := -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
+# What appeared in an index later is not there for make lock and make test-lowest.
+DATE := 2026-11-22T00:00:00Z
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-all test-faults test-slurm experiments coverage bench
@@ -15,7 +18,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-setup:  ## create .venv from requirements.lock, or reuse it (5.5 GB)
+setup:  ## create .venv from requirements.lock, or reuse it (6.6 GB)
 	@cmp -s requirements.lock $(VENV)/requirements.lock || $(MAKE) --no-print-directory install
 
 demo: setup  ## teacher, four recipes, two budgets, three seeds on real digits: table and figure
@@ -39,16 +42,16 @@ test-slurm: setup  ## run, preempt and requeue jobs on a SLURM of its own (needs
 dashboard: setup  ## save a view of the runs in W&B: make dashboard ARGS="name=demo"
 	$(RUN) src/dashboard.py $(ARGS)
 
-test-lowest:  ## run the tests with the lowest versions that pyproject.toml allows (needs uv; 5.5 GB)
-	$(MAKE) --no-print-directory test-versions VERSIONS=lowest-direct
+test-lowest:  ## run the tests with the lowest versions that pyproject.toml allows, as of DATE (needs uv; 5.5 GB)
+	$(MAKE) --no-print-directory test-versions VERSIONS=lowest-direct UNTIL="--exclude-newer $(DATE)"
 
-test-newest:  ## likewise with the newest versions
+test-newest:  ## likewise with the newest versions of today
 	$(MAKE) --no-print-directory test-versions VERSIONS=highest
 
 # Without the lock and the constraints beside it; what old packages say of newer ones is no error.
 test-versions:
-	uv venv --quiet --seed --clear --python $(PYTHON) build/$(VERSIONS)
-	uv pip install --quiet --no-config --upgrade --resolution $(VERSIONS) --python build/$(VERSIONS) \
+	uv venv --quiet --seed --clear $(UNTIL) --python $(PYTHON) build/$(VERSIONS)
+	uv pip install --quiet --no-config --upgrade $(UNTIL) --resolution $(VERSIONS) --python build/$(VERSIONS) \
 		--group dev --editable '.[$(EXTRAS)]'
 	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)
 
@@ -58,7 +61,7 @@ experiments:  ## list the rows of the paper: python src/train.py experiment=...
 
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \
-		$(foreach module,losses mixing schedules optimizers ensembles geometry render models.bit,--cov=funmatch.$(module))
+		$(foreach module,core optim.adam optim.sgd optim.decay optim.schedules models.bit,--cov=funmatch.$(module))
 
 slurm-train:  ## submit a run to SLURM: make slurm-train ARGS="data=pets teacher=bit_r152x2 student=bit_r50"
 	@env -u RECIPES slurm/submit $(ARGS)
@@ -83,7 +86,7 @@ check: setup  ## format, lint, types, layers, notebooks
 	PYTHONPATH=src $(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/nbstripout --verify notebooks/*.ipynb
 
-audit:  ## look for known vulnerabilities in what requirements.lock pins, with the newest pip-audit
+audit:  ## look for vulnerabilities known today in what requirements.lock pins, with the pip-audit of today
 	$(PYTHON) -m venv --clear build/audit
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
@@ -93,21 +96,24 @@ format: setup  ## put the code in shape
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/nbstripout notebooks/*.ipynb
 
-lock:  ## pin the newest versions that pyproject.toml allows (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+lock:  ## pin the newest versions that pyproject.toml allows, as of DATE, which stands above (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --exclude-newer $(DATE) \
 		--no-emit-index-url --no-header --upgrade --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and caches; logs stay
 	rm -rf $(VENV) build dist .coverage .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The copy of the lock is the stamp: it is written when everything is installed.
+# The lock is complete, so nothing is resolved, and whatever has no wheel is built by the lock's setuptools:
+# no release of today changes what is installed. The copy of the lock is the stamp, written at the very end.
 install:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; give another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "error: $(PYTHON) has no venv; install the package python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	sed -n '/^setuptools==/,/# via/p' requirements.lock | $(INSTALL) --require-hashes -r /dev/stdin
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) -e .
+	$(RUN) -m pip check
 	cp requirements.lock $(VENV)/requirements.lock

@@ -127,7 +127,7 @@ def command_here(script: str, *overrides: str, cwd: Path) -> tuple[int, str, str
 
 _ANSWERS = """
 import contextlib, io, json, sys
-from funmatch.cli.command import COMMANDS
+from funmatch.cli.main import COMMANDS
 
 class Door:  # what must not be needed to refuse
     def find_spec(self, name, path=None, target=None):

@@ -13,7 +13,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from commands import QUICK, command
-from funmatch.config import compose, resolvers
+from funmatch.config import resolvers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
@@ -115,7 +115,7 @@ def compose() -> Callable[..., DictConfig]:
 
 @functools.cache
 def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    with hydra.initialize_config_dir(str(compose.config_directory()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         return hydra.compose(name, list(overrides))
 
 

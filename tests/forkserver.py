@@ -1,7 +1,7 @@
 """A fork server for tests: runs a command as a fork of a process that has imported torch.
 
-Importing torch, lightning, timm and the other packages takes eight CPU seconds, more than the rest of
-a run of a few steps. The server imports them once and then waits for requests. It imports no module
+Importing torch, lightning, timm and the other packages takes eight CPU seconds, more than the
+rest of a run of a few steps. The server imports them once and then waits for requests. It imports no module
 of funmatch: each fork does that itself.
 
 A fork behaves like a new process: it has its own pid, session, exit code, signal handlers, working
@@ -38,12 +38,12 @@ PRELOADED = (
     *("matplotlib.pyplot", "matplotlib.backends.backend_agg", "PIL.Image", "PIL.JpegPresets"),
     *("rich.tree", "rich.table", "rich._emoji_codes", "torch.utils.serialization"),
     *("sklearn.datasets", "sklearn.metrics", "sklearn.model_selection", "sklearn.datasets.data"),
-    *("scipy.io", "filelock", "greenlet", "torchcodec.decoders"),
+    *("scipy.io", "filelock", "torchcodec.decoders"),
 )
 # Prefixes of variables that the interpreter, the C library or a package reads only when it starts.
-_READ_AT_START = tuple(
-    "PYTHON OMP_ MKL_ KMP_ OPENBLAS TORCH PYTORCH CUDA NVIDIA KINETO CXX HF_ TIMM WANDB MPL "
-    "LD_ MALLOC LANG LC_".split()
+_READ_AT_START = (
+    *("PYTHON", "OMP_", "MKL_", "KMP_", "OPENBLAS", "TORCH", "PYTORCH", "CUDA", "NVIDIA"),
+    *("KINETO", "CXX", "HF_", "TIMM", "WANDB", "MPL", "LD_", "MALLOC", "LANG", "LC_"),
 )
 _MESSAGE = 1 << 20  # bytes at most
 

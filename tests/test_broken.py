@@ -193,10 +193,10 @@ def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> N
 
 
 _LEFT = """
-from funmatch.data.module import DataModule
-from funmatch.data.source import Splits
-from funmatch.evaluation import EvaluationViews
-from funmatch.recipes import Shared
+from funmatch.data.sources import Splits
+from funmatch.training.datamodule import DataModule
+from funmatch.views.evaluation_views import EvaluationViews
+from funmatch.views.recipes import Shared
 from toys import array_source
 
 views = EvaluationViews(array_source(6), resize=8, side=8)

@@ -260,9 +260,9 @@ _READER = """
 import sys
 from pathlib import Path
 import numpy as np
-from funmatch.data.cache import cached
-from funmatch.data.listing import Listing, images_below
-from funmatch.data.photographs import Photographs
+from funmatch.data.decoded_cache import cached
+from funmatch.data.file_list import FileList, images_below
+from funmatch.data.image_files import ImageFiles
 
 def private():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -272,7 +272,7 @@ def brightness(rows):
     return sum(int(image.sum()) for image in kept.images(rows))
 
 root, store = map(Path, sys.argv[1:])
-source = Photographs(Listing(root, tuple(images_below(root)), None), ())
+source = ImageFiles(FileList(root, tuple(images_below(root)), None), ())
 everything = np.arange(len(source))
 print("ready", flush=True)
 input()

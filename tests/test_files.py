@@ -44,10 +44,10 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file_alone(tmp_path: Pat
     target = tmp_path / "file"
     atomic_files.write(target, "old")
     code = (
-        "import os, signal; from pathlib import Path; from funmatch import files\n"
+        "import os, signal\nfrom pathlib import Path\nfrom funmatch.runtime import atomic_files\n"
         "def dies(file):\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"files.write(Path({str(target)!r}), dies)\n"
+        f"atomic_files.write(Path({str(target)!r}), dies)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src")
     assert done.returncode == -signal.SIGKILL

@@ -259,8 +259,9 @@ def test_the_configuration_of_a_folder_knows_its_facts(compose, tmp_path: Path) 
 def test_listing_needs_no_torch(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 10)
     code = (
-        "import sys; from funmatch.data import folder, imagenet, layouts; "
-        "print(folder.facts(sys.argv[1])['train_size'], 'torch' in sys.modules)"
+        "import sys\n"
+        "from funmatch.data.datasets import image_folder, imagenet, torchvision_layouts\n"
+        "print(image_folder.facts(sys.argv[1])['train_size'], 'torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],

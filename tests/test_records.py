@@ -228,8 +228,8 @@ def test_a_record_that_lost_a_file_is_filled_again(tmp_path: Path, name: str) ->
 WRITER = """
 import itertools, sys, torch
 from pathlib import Path
-from funmatch.records import Record
-record = Record(Path(sys.argv[1]), {"kind": "steps", "seed": 0}, "float32")
+from funmatch.targets.store import LogitStore
+record = LogitStore(Path(sys.argv[1]), {"kind": "steps", "seed": 0}, "float32")
 for step in itertools.count():
     rows = torch.arange(step * 64, step * 64 + 64)[:, None].expand(64, 500).float()
     record.write(step * 64, record.packed(rows))
@@ -437,10 +437,10 @@ def test_other_students_share_a_record(lesson) -> None:
 
 def of_any_side(side: int) -> Network:
     """A network whose weights do not tell its side."""
-    build = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7)
-    for number, parameter in enumerate(build[-1].parameters()):
+    layers = nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 7)
+    for number, parameter in enumerate(layers[-1].parameters()):
         nn.init.constant_(parameter, number)
-    return Network(nn.Sequential(*build), mean=[0.5] * 3, std=[0.5] * 3, side=side, resize=side)
+    return Network(nn.Sequential(*layers), mean=[0.5] * 3, std=[0.5] * 3, side=side, resize=side)
 
 
 def test_other_views_and_other_teachers_are_recorded_anew(lesson, capsys) -> None:

@@ -50,7 +50,7 @@ def go(module: nn.Module, learner: torch.optim.Optimizer, steps: range) -> None:
 def stored(*parts: dict) -> tuple[dict, ...]:
     """Through a file, as a checkpoint is read: tensors and plain values alone."""
     file = io.BytesIO()
-    torch.save(build, file)
+    torch.save(parts, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 

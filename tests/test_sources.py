@@ -102,15 +102,15 @@ def test_a_fingerprint_follows_names_sizes_and_labels(tmp_path: Path) -> None:
 
 
 def test_joined_sources_are_one_after_the_other() -> None:
-    tensors, image_files = array_source(5), MixedSizes(4)
-    joined = ConcatSource([tensors, image_files, array_source(3, side=20, seed=9)])
+    tensors, mixed = array_source(5), MixedSizes(4)
+    joined = ConcatSource([tensors, mixed, array_source(3, side=20, seed=9)])
     assert len(joined) == 12
     assert joined.labels(np.array([0])) is None
     indices = np.array([8, 0, 4, 5, 11, 0])
     expected = [
-        image_files.images(np.array([3])).image(0),
+        mixed.images(np.array([3])).image(0),
         *tensors.images(np.array([0, 4])),
-        image_files.images(np.array([0])).image(0),
+        mixed.images(np.array([0])).image(0),
         array_source(3, side=20, seed=9).images(np.array([2])).image(0),
         tensors.images(np.array([0])).image(0),
     ]
@@ -121,7 +121,7 @@ def test_joined_sources_are_one_after_the_other() -> None:
     batch = Stream(joined, RECIPE, sides={"student": 8}, batch_size=12, seed=0)[0].mixed()
     assert sorted(batch.index.tolist()) == list(range(12))
     assert batch.label is None
-    assert joined.fingerprint() != ConcatSource([image_files, tensors]).fingerprint()
+    assert joined.fingerprint() != ConcatSource([mixed, tensors]).fingerprint()
 
 
 def test_grey_and_colour_are_not_joined() -> None:
