@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from commands import QUICK, command
 from funmatch.config import resolvers
+from funmatch.config.compose import config_directory
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 

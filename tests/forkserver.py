@@ -1,8 +1,8 @@
 """A fork server for tests: runs a command as a fork of a process that has imported torch.
 
 Importing torch, lightning, timm and the other packages takes eight CPU seconds, more than the
-rest of a run of a few steps. The server imports them once and then waits for requests. It imports no module
-of funmatch: each fork does that itself.
+rest of a run of a few steps. The server imports them once and then waits for requests. It imports
+no module of funmatch: each fork does that itself.
 
 A fork behaves like a new process: it has its own pid, session, exit code, signal handlers, working
 directory, environment, open files, sys.argv and sys.path. Three things differ: warnings that a
