@@ -56,8 +56,7 @@ test-versions:
 	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)
 
 experiments:  ## list the rows of the paper: python src/train.py experiment=...
-	@cd conf/experiment && for file in *.yaml labels/*.yaml; do \
-		printf '%-34s %s\n' "$${file%.yaml}" "$$(sed -n '2s/^# //p' "$$file")"; done
+	@awk -F, '$$1 { printf "%-34s %8s %9s  %s\n", $$1, $$5, $$7, $$3 }' conf/paper.csv
 
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \

@@ -19,9 +19,7 @@ from funmatch.config.compose import config_directory
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _resolvers() -> None:
-    resolvers.register()
+resolvers.register()  # before tests are collected: some have the options of groups as parameters
 
 
 @pytest.fixture(scope="session", autouse=True)

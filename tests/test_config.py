@@ -9,16 +9,18 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import trees
-from commands import QUICK, ROOT, answers, command, is_error
+from commands import QUICK, answers, command, is_error
 from funmatch.cli import app
 from funmatch.config import identity, schema, validation
+from funmatch.config.compose import config_groups, group_options
 from funmatch.config.errors import UserError
 
-GROUPS = sorted(
-    (path.parent.name, path.stem)
-    for path in (ROOT / "conf").glob("*/*.yaml")
-    if path.parent.name not in ("model", "network", "experiment")
-)
+GROUPS = [
+    (group, option)
+    for group in config_groups()
+    if group not in ("model", "network", "experiment", "paper")
+    for option in group_options(group)
+]
 PAPER = ("teacher=bit_r152x2", "student=bit_r50")
 # What an option cannot be without: a teacher for its classes, or where something lies.
 COMPANY = {
@@ -28,6 +30,10 @@ COMPANY = {
     ("teacher", "bit_r152x2"): ("data=pets",),
     ("teacher", "bit_r152x2_384_224"): ("data=imagenet",),
     **{("teacher", f"efficientnet_lite{i}"): ("data=imagenet",) for i in range(3)},
+    **{
+        ("teacher", name): ("data=pets", "teacher.weights={saved}/student.safetensors")
+        for name in ("bit_r50", "bit_tiny", "mobilenet_v3_large", "mobilenet_v3_small")
+    },
     ("teacher", "ensemble"): ("+teacher@teacher.members.a=digits",),
     ("teacher", "saved"): ("teacher.name={saved}",),
     ("teacher", "timm"): ("teacher.name=resnet18",),

@@ -14,6 +14,7 @@ from faults import inject
 from funmatch.analysis import summaries
 from funmatch.cli.main import COMMANDS
 
+SHORT = ("fast", "medium", "long")
 HELPED = [name for name in COMMANDS if name not in ("benchmark", "submit")]
 
 
@@ -36,6 +37,8 @@ def test_help_shows_the_groups_and_their_options(tmp_path: Path) -> None:
     assert recipes in out.splitlines()
     for group in ("data", "teacher", "student", "objective", "experiment", "logger", "targets"):
         assert re.search(rf"^{group}: \w+", out, re.MULTILINE)
+    assert "flowers102_10k, flowers102_1k, flowers102_1m, flowers102_fast" in out
+    assert "photographs" not in out
     assert 'eval "$(python src/train.py -sc install=bash)"' in out
 
 
@@ -44,6 +47,16 @@ def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
     for program, line, expected in (
         ([sys.executable, str(script)], "python src/train.py recipe=c", {"recipe=consistent"}),
         ([sys.executable, str(script)], "python src/train.py teacher=sav", {"teacher=saved"}),
+        (
+            [sys.executable, str(script)],
+            "python src/train.py student=bit",
+            {"student=bit_r50", "student=bit_r152x2", "student=bit_tiny"},
+        ),
+        (
+            [sys.executable, str(script)],
+            "python src/train.py experiment=sun397_",
+            {f"experiment=sun397_{row}" for row in ("100", "1k", "3k", *SHORT, "from_imagenet")},
+        ),
         ([str(installed)], "funmatch train optimizer.l", {"optimizer.lr="}),
         ([str(installed)], "funmatch export forma", {"format="}),
         ([str(installed)], "funmatch submit recipe=c", {"recipe=consistent"}),

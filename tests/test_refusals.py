@@ -84,6 +84,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tupl
     small.photographs(path / "flat", 10, flat=True)
     for part in ("valid/train", "valid/valid", "rest/test", "parts/train"):
         small.photographs(path / part, 2)
+    (path / "own" / "experiment").mkdir(parents=True)
+    (path / "own" / "experiment" / "pets_1k.yaml").write_text("# @package _global_\nepochs: 7\n")
     (path / "by_class" / "short.csv").write_text("file,label\ncat_0.jpg,0\nz.jpg,1\n")
     saved = path / "logs" / "teachers" / "known"
     saved.mkdir(parents=True)
