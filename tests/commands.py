@@ -48,7 +48,7 @@ def command(
         out, err = process.communicate(timeout=_TIMEOUT)
     except BaseException:
         process.kill()
-        process.communicate()
+        process.wait()  # not for its output: what it has started may hold the pipes
         raise
     return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 

@@ -57,9 +57,9 @@ FAULTS = {
 # The modules that take longest, in the order in which pytest-xdist hands them out: the short ones
 # come last, so that its workers end together.
 LONGEST = (
-    *("test_resume", "test_signals", "test_ranks", "test_records", "test_cohort", "test_cache"),
-    *("test_commands", "test_broken", "test_rehearsal", "test_loggers", "test_help", "test_scale"),
-    *("test_teachers", "test_report", "test_exporting", "test_models", "test_config"),
+    *("test_resume", "test_records", "test_loggers", "test_help", "test_signals"),
+    *("test_commands", "test_config", "test_models", "test_broken", "test_ranks", "test_cache"),
+    *("test_rehearsal", "test_refusals", "test_experiments", "test_scale", "test_teachers"),
 )
 
 

@@ -100,6 +100,7 @@ def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> N
     assert len(ids) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> None:
     given = (*SHORT, "name=twice", "checkpoint_every=1", "logger.wandb.artifact=true")
     stop = inject("SignalAt", step=2, number=15)

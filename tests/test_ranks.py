@@ -172,6 +172,7 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
     assert third.read_bytes() == runs[2].student.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     """Rank 0 makes it, rank 1 waits for it."""
