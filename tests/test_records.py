@@ -318,7 +318,7 @@ def test_float32_record_equals_live_targets(lesson, recipe: str, nets) -> None:
     def given(targets: str) -> tuple[Tensor, list[int]]:
         made = lesson(
             f"recipe={recipe}",
-            f"targets={per_image}",
+            f"targets={targets}",
             "targets.form=float32",
             nets=nets and nets(),
             **({"combine": "sum", "weights": (1.0, 3.0)} if nets else {}),
@@ -679,7 +679,7 @@ def test_run_id_depends_on_form_but_not_on_targets_mode(compose) -> None:
     assert name("targets=record", "targets.verify=3") in read
     live = name("targets=live")
     assert live == name("targets.form=float32") == name("targets.verify=3")
-    forms = {name("targets=auto", f"targets.form={encoding}") for encoding in FORMS}
+    forms = {name("targets=auto", f"targets.form={form}") for form in FORMS}
     assert len({*forms, live}) == 4
     assert read < forms
 
