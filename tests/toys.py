@@ -17,6 +17,7 @@ from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.optim import adam, schedules
+from funmatch.tasks.classification.task import Classification
 from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
 from funmatch.training.datamodule import DataModule
 from funmatch.training.learner import Learner, Learning
@@ -24,6 +25,7 @@ from funmatch.views.evaluation_views import EvaluationViews
 from funmatch.views.recipes import Recipe
 
 CLASSES = 7
+TASK = Classification(CLASSES)
 
 
 def array_source(n: int = 20, side: int = 12, seed: int = 0) -> ArraySource:
