@@ -165,7 +165,7 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
         for place, image in enumerate(source.images(every)):
             view = render(image, boxes[place], 8, flip=bool(flips[place]))
             expected[place] += frozen(view[None].float()).prediction[0].double().softmax(0) / 5
-    said = kept._logits[0].double().softmax(dim=-1)
+    said = kept._predictions[0].double().softmax(dim=-1)
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-7)
 
     student, teacher, _ = taught(recipe, source, tmp_path)
