@@ -6,12 +6,13 @@ RUN := $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
 EXTRAS := export,tensorboard,dashboard,docs,optuna,shampoo,efficientnet-lite,torchcodec
-PARALLEL := -n auto --maxprocesses 8
+# A module stays with one worker, so that what its tests share is made once.
+PARALLEL := -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 # What appeared in an index later is not there for make lock and make test-lowest.
 DATE := 2026-11-22T00:00:00Z
 
 .DEFAULT_GOAL := help
-.PHONY: help setup install demo train test test-faults test-slurm experiments coverage bench
+.PHONY: help setup install demo train test test-all test-faults test-slurm experiments coverage bench
 .PHONY: test-lowest test-newest test-versions docs dashboard slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
@@ -26,8 +27,11 @@ demo: setup  ## teacher, four recipes, two budgets, three seeds on real digits: 
 train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,function_matching"
 	$(RUN) src/train.py $(ARGS)
 
-test: setup  ## run the tests; ARGS go to pytest
+test: setup  ## run the tests that are not marked slow; ARGS go to pytest
 	$(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+test-all: setup  ## run every test, the slow ones too; those of SLURM are in test-slurm
+	$(RUN) -m pytest $(PARALLEL) -m "not slurm" $(ARGS)
 
 test-faults: setup  ## inject every fault that a run must survive, at length; ends with a table
 	$(RUN) -m pytest $(PARALLEL) -m fault $(ARGS)
@@ -52,8 +56,7 @@ test-versions:
 	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)
 
 experiments:  ## list the rows of the paper: python src/train.py experiment=...
-	@cd conf/experiment && for file in *.yaml labels/*.yaml; do \
-		printf '%-34s %s\n' "$${file%.yaml}" "$$(sed -n '2s/^# //p' "$$file")"; done
+	@awk -F, '$$1 { printf "%-34s %8s %9s  %s\n", $$1, $$5, $$7, $$3 }' conf/paper.csv
 
 coverage: setup  ## branch coverage of the pure core, which must reach 95 %
 	$(RUN) -m pytest tests/core --cov-branch --cov-report=term-missing --cov-fail-under=95 \

@@ -1,4 +1,7 @@
+import copy
+import functools
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Any
 
 import hydra
 import pytest
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from commands import QUICK, command
@@ -15,9 +19,7 @@ from funmatch.config.compose import config_directory
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _resolvers() -> None:
-    resolvers.register()
+resolvers.register()  # before tests are collected: some have the options of groups as parameters
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,7 +54,22 @@ FAULTS = {
 }
 
 
+# The modules that take longest, in the order in which pytest-xdist hands them out: the short ones
+# come last, so that its workers end together.
+LONGEST = (
+    *("test_resume", "test_records", "test_loggers", "test_help", "test_signals"),
+    *("test_commands", "test_config", "test_models", "test_broken", "test_ranks", "test_cache"),
+    *("test_rehearsal", "test_refusals", "test_experiments", "test_scale", "test_teachers"),
+)
+
+
+def _place(item: pytest.Item) -> int:
+    name = item.path.stem
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("fault", mark.args[0]))
@@ -87,19 +104,40 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def compose() -> Callable[..., DictConfig]:
-    """Composes a configuration as a command would."""
+    """Composes a configuration as a command would; each only once, of which all get a copy."""
 
     def call(*overrides: str, name: str = "train") -> DictConfig:
-        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-            return hydra.compose(name, list(overrides))
+        return copy.deepcopy(_composed(name, overrides))
 
     return call
 
 
+@functools.cache
+def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory whose logs hold a teacher, made once by a command that needed it."""
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder logs/teachers with the teacher of digits, made by one worker of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "teachers"
+    home.mkdir(exist_ok=True)
+    with FileLock(home / "lock"):
+        if not (home / "done").exists():
+            short = ("steps=4", "schedule.warmup_steps=1")
+            done = command("train", *short, *QUICK, cwd=home)
+            assert done.returncode == 0, done.stderr
+            (home / "done").touch()
+    return home / "logs" / "teachers"
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory, teachers: Path) -> Path:
+    """A directory whose logs hold a teacher and a first run."""
     path = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(teachers, path / "logs" / "teachers")
     done = command("train", "steps=4", "schedule.warmup_steps=1", "name=first", *QUICK, cwd=path)
     assert done.returncode == 0, done.stderr
     return path

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def finetune(home: Path, root: Path, *more: str) -> tuple[int, str, str]:
     )
 
 
-def test_odd_images_are_images(sound: Path, tmp_path: Path, record_property) -> None:
+def test_unusual_image_formats_are_read(sound: Path, tmp_path: Path, record_property) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
     names = odd(root / "train" / CLASSES[0])
     code, out, err = finetune(tmp_path, root, "name=odd", "data.broken=skip")
@@ -155,7 +156,7 @@ def test_the_next_image_takes_the_place_with_its_label(sound: Path, tmp_path: Pa
     assert mended.fingerprint() != found.train.fingerprint()
 
 
-def test_where_no_image_is_left_it_is_said(sound: Path, tmp_path: Path) -> None:
+def test_split_without_readable_image_is_an_error(sound: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
     for path in (root / "val").rglob("*.jpg"):
         path.write_bytes(b"")
@@ -173,12 +174,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path:
     assert done.returncode == 1
     assert done.stderr.startswith("error: trainer.workers: ")
     assert done.stderr.count("\n") == 1
-    left = [
-        folder.name
-        for folder in Path("/proc").glob("[0-9]*")
-        if str(sound) in _command_line(folder)
-    ]
-    assert left == []
+    assert processes_in(tmp_path) == []
     (config,) = (tmp_path / "logs" / "worker").glob("*/config.yaml")
     assert Run(config.parent).checkpoints.all()
 
@@ -193,8 +189,7 @@ def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> N
     # At once the same command may go on: nobody holds the run.
     again = command("finetune", *given, *settings, *fault, cwd=tmp_path)
     assert again.returncode == -9 or "another process" not in again.stderr
-    left = [f for f in Path("/proc").glob("[0-9]*") if str(sound) in _command_line(f)]
-    assert [folder for folder in left if int(folder.name) != os.getpid()] == []
+    assert processes_in(tmp_path) == []
 
 
 _LEFT = """
@@ -216,7 +211,7 @@ print(next(batches).views["student"].shape)
 
 
 @pytest.mark.fault(10)
-def test_workers_that_are_left_do_not_keep_a_process_from_its_end() -> None:
+def test_process_ends_with_workers_left_running() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LEFT],
         env=hardware.subprocess_environment(PYTHONPATH=os.pathsep.join(sys.path)),
@@ -228,8 +223,11 @@ def test_workers_that_are_left_do_not_keep_a_process_from_its_end() -> None:
     assert done.stdout == "torch.Size([6, 3, 8, 8])\n"
 
 
-def _command_line(folder: Path) -> str:
-    try:
-        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
+def processes_in(directory: Path) -> list[int]:
+    """The pids of those whose working directory this is: a command and its workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is a zombie
+            if (folder / "cwd").readlink() == directory:
+                found.append(int(folder.name))
+    return found

@@ -5,14 +5,13 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from matplotlib import image
 
-from commands import QUICK, ROOT, command, environment
+from commands import QUICK, command, new_process, start
 from faults import inject
 from funmatch.runs.directory import Run
 from funmatch.tasks.description import CLASSIFICATION, columns
@@ -27,10 +26,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def swept(workplace: Path) -> subprocess.CompletedProcess[str]:
-    return command("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
+    return new_process("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
 
 
-def test_the_sweep_of_the_readme(swept, workplace: Path) -> None:
+def test_readme_sweep_writes_summary_and_figure(swept, workplace: Path) -> None:
     assert swept.returncode == 0, swept.stderr
     assert swept.stderr == ""  # no framework speaks of itself
     for recipe in ("fixed_teacher", "consistent", "function_matching"):
@@ -58,7 +57,7 @@ def test_the_sweep_of_the_readme(swept, workplace: Path) -> None:
     assert "fixed_teacher" in (logs / "summary.md").read_text()
 
 
-def test_what_a_run_leaves(swept, workplace: Path) -> None:
+def test_run_directory_holds_its_files(swept, workplace: Path) -> None:
     (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
     left = {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
     assert left >= {
@@ -161,9 +160,7 @@ def test_report_over_several_directories(swept, workplace: Path) -> None:
         ("evaluate", "run=nowhere", "run=nowhere: holds no config.yaml"),
     ],
 )
-def test_mistakes_of_the_smaller_commands(
-    script: str, wrong: str, line: str, tmp_path: Path
-) -> None:
+def test_errors_of_report_and_evaluate(script: str, wrong: str, line: str, tmp_path: Path) -> None:
     done = command(script, wrong, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {line}")
@@ -183,10 +180,8 @@ def test_label_baseline(workplace: Path) -> None:
 
 def test_a_second_process_on_one_run_is_refused(workplace: Path) -> None:
     arguments = ("steps=100000", "name=busy", *QUICK)
-    script = str(ROOT / "src" / "train.py")
-    first = subprocess.Popen(
-        [sys.executable, script, *arguments], cwd=workplace, env=environment(workplace), stdout=-3
-    )
+    quiet = subprocess.DEVNULL
+    first = start("train", *arguments, cwd=workplace, stdout=quiet, stderr=quiet)
     try:
         deadline = time.monotonic() + 120
         while not list((workplace / "logs").glob("busy/*/metrics.csv")):
@@ -220,13 +215,7 @@ def test_a_directory_with_another_configuration_is_refused(workplace: Path, swep
 
 def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
     arguments = ("-m", "steps=100000,100001", "name=interrupted", *QUICK)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
-        cwd=workplace,
-        env=environment(workplace),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("train", *arguments, cwd=workplace, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     metrics = (workplace / "logs").glob("interrupted/*/metrics.csv")
     while not any("train" in path.read_text() for path in metrics):

@@ -113,7 +113,7 @@ def test_pieces_are_the_batch_cut_in_order(size: int | None, rows: list[int]) ->
         assert torch.equal(torch.cat([take(piece) for piece in pieces]), take(whole))
 
 
-def test_pieces_of_what_has_no_labels_have_none() -> None:
+def test_pieces_of_unlabelled_batches_have_no_labels() -> None:
     whole = replace(batch(), truth=None)
     assert [p.label for p in whole.pieces(4)] == [None] * 2
 
@@ -292,7 +292,9 @@ def test_folded_networks_say_the_same_to_the_last_bit(
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_convolution_is_folded_as_it_is(settings: dict[str, Any], dtype: torch.dtype) -> None:
+def test_folded_convolution_has_the_standardised_kernel(
+    settings: dict[str, Any], dtype: torch.dtype
+) -> None:
     conv = awake(StdConv2d(4, 6, eps=1e-8, **settings)).to(dtype)
     net = nn.Sequential(nn.Sequential(nn.Identity(), conv), nn.ReLU())
     images = torch.randn(2, 4, 9, 9, dtype=dtype, generator=generator(1))
@@ -506,6 +508,7 @@ def without_compiler() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> None:
     plain, net = tiny(), tiny()
@@ -530,6 +533,7 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_the_backward_pass_is_compiled_along(graphs) -> None:
     """Else it would be too late to go on without a compiler that fails."""
@@ -538,6 +542,7 @@ def test_the_backward_pass_is_compiled_along(graphs) -> None:
     assert counters["inductor"]["fxgraph_cache_miss"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
     """More than torch's own limit of eight for one function."""
@@ -557,7 +562,7 @@ def test_a_network_whose_features_are_asked_for_is_not_compiled(graphs, capsys) 
     assert graphs() == 0
 
 
-def test_too_little_memory_is_no_matter_of_the_compiler(graphs, monkeypatch) -> None:
+def test_out_of_memory_in_a_compiled_network_is_raised(graphs, monkeypatch) -> None:
     compiled = Compiled(tiny(), rows=4, training=True)
 
     def too_much(images: Tensor) -> Tensor:
@@ -568,7 +573,7 @@ def test_too_little_memory_is_no_matter_of_the_compiler(graphs, monkeypatch) -> 
         compiled(torch.zeros(4, 3, SIDE, SIDE))
 
 
-def test_where_there_is_no_compiler_the_network_goes_on_and_says_so_once(graphs, capsys) -> None:
+def test_missing_compiler_is_reported_once_and_network_runs_eagerly(graphs, capsys) -> None:
     net = tiny()
     compiled = Compiled(net, rows=4, training=True)
     images = torch.randn(4, 3, SIDE, SIDE, generator=generator(0))
@@ -581,7 +586,7 @@ def test_where_there_is_no_compiler_the_network_goes_on_and_says_so_once(graphs,
     assert told.count("\n") == 1
 
 
-def test_what_is_wrong_with_the_network_itself_is_still_an_error(graphs) -> None:
+def test_error_of_the_network_is_raised_without_compiler(graphs) -> None:
     """And no matter of the compiler."""
     compiled = Compiled(nn.Linear(3, 3), rows=4, training=True)
     with without_compiler(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -643,7 +648,7 @@ def normalised(**settings: Any) -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(1), conv.build(**settings))
 
 
-def test_it_is_said_how_many_images_batch_normalisation_sees(configured, capsys) -> None:
+def test_micro_batch_warns_of_batch_normalisation(configured, capsys) -> None:
     for net, told in (("test_computing.normalised", 1), ("funmatch.models.conv.build", 0)):
         cfg = configured("digits", "trainer.micro_batch=30", f"student.net._target_={net}")
         build.learner(cfg, "student")
@@ -670,6 +675,7 @@ def test_a_run_in_mixed_precision(plain: Run, tmp_path: Path) -> None:
     assert {weight.dtype for weight in student.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) -> None:
     machine = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     shutil.copy(plain.directory.parents[2] / "teacher.safetensors", tmp_path)

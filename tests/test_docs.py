@@ -10,13 +10,14 @@ from urllib.parse import urldefrag
 
 import pytest
 
-from commands import QUICK, ROOT, environment
+from commands import QUICK, ROOT, command, environment
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 _BLOCK = re.compile(r'```(\w+) title="([^"]+)"\n(.*?)```', re.DOTALL)
 _COMMAND = re.compile(r"^python src/(\w+)\.py (--config-dir.*)$", re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
     guide = (ROOT / "docs/how-to/extend.md").read_text()
     for _, name, content in _BLOCK.findall(guide):
@@ -26,19 +27,13 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
     (exports,) = re.findall(r"^export (.*)$", guide, re.MULTILINE)
     more = dict(each.split("=") for each in exports.split())
     more["PYTHONPATH"] = f"{workplace}:{ROOT / 'tests'}"
-    commands = _COMMAND.findall(guide)
-    assert len(commands) == 4
-    for number, (script, overrides) in enumerate(commands):
+    found = _COMMAND.findall(guide)
+    assert len(found) == 4
+    for number, (script, overrides) in enumerate(found):
         quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every=2")
         steps = () if "steps=" in overrides else quick
         given = [*overrides.split(), *QUICK, *steps, f"name=guide{number}"]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "src" / f"{script}.py"), *given],
-            cwd=workplace,
-            env={**environment(workplace), **more},
-            capture_output=True,
-            text=True,
-        )
+        done = command(script, *given, cwd=workplace, **more)
         assert (done.returncode, done.stderr) == (0, ""), overrides
         (summary,) = (workplace / "logs" / f"guide{number}").glob("*/summary.json")
         assert json.loads(summary.read_text())["status"] == "completed"

@@ -1,4 +1,4 @@
-"""The rows of the paper: every experiment is what paper.md, sec. 8, says of it."""
+"""The rows of conf/paper.csv: every experiment is what paper.md, sec. 8, says of it."""
 
 import json
 import re
@@ -11,93 +11,63 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from commands import ROOT
-from funmatch.config import compose, identity, schema, validation
+from funmatch.config import compose, groups, identity, schema, validation
 from funmatch.experiment import build
 from funmatch.models import pretrained
 from funmatch.models.network import Network
 
-FOLDER = ROOT / "conf" / "experiment"
-NAMES = sorted(
-    path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")
-)
+ROWS = groups.paper()
+NAMED = {row["name"]: row for row in ROWS if row["name"]}
+NAMES = sorted(NAMED)
 every = pytest.mark.parametrize("name", NAMES)
+TABLES = sorted(path.stem for path in (ROOT / "conf" / "paper").glob("*.yaml"))
+SMALL = [name for name in NAMES if NAMED[name]["base"] == "small_datasets"]
+IMAGENET = [name for name in NAMES if NAMED[name]["base"] == "imagenet"]
+STUDY = [name for name in NAMES if NAMED[name]["base"] == "consistency"]
 
+# What the table is compared with is typed here from paper.md, sec. 7 to 9.
 # Data: (classes, training images, what the paper's teacher is called among the released weights).
 DATA = {
     "flowers102": (102, 1020, "R152x2_T_flowers128"),
     "pets": (37, 3312, "R152x2_T_pet128"),
     "food101": (101, 68_175, "R152x2_T_food128"),
     "sun397": (397, 76_128, "R152x2_T_sun128"),
+    "imagenet": (1000, 1_255_544, "R152x2_T_224"),
 }
-# Length in epochs: temperature, lr, wd, the student's test top-1 in %, steps of 512 images.
-SMALL = {
-    "flowers102_1k": (1_000, 10, 0.003, 1e-3, 77.51, 1_992),
-    "flowers102_10k": (10_000, 10, 0.003, 3e-4, 92.83, 19_922),
-    "flowers102_100k": (100_000, 1, 0.001, 1e-4, 95.54, 199_219),
+# Some of its rows: epochs, temperature, lr, wd, top-1 in %, steps.
+SETTINGS = {
     "flowers102_1m": (1_000_000, 1, 3e-4, 1e-5, 96.93, 1_992_188),
     "pets_300": (300, 2, 0.01, 1e-5, 82.75, 1_941),
-    "pets_1k": (1_000, 5, 0.01, 1e-3, 88.01, 6_469),
     "pets_3k": (3_000, 10, 0.003, 3e-4, 90.08, 19_406),
-    "pets_10k": (10_000, 2, 0.001, 1e-4, 90.98, 64_688),
-    "pets_30k": (30_000, 2, 0.003, 1e-5, 91.06, 194_062),
-    "food101_100": (100, 10, 0.01, 1e-3, 83.29, 13_315),
     "food101_1k": (1_000, 10, 0.001, 3e-4, 86.64, 133_154),
-    "food101_3k": (3_000, 5, 0.01, 1e-4, 87.20, 399_463),
-    "sun397_100": (100, 10, 0.01, 1e-3, 68.28, 14_869),
     "sun397_1k": (1_000, 10, 0.003, 1e-4, 73.46, 148_688),
-    "sun397_3k": (3_000, 10, 0.01, 3e-5, 74.26, 446_062),
+    "imagenet_300": (300, 1, 0.03, 3e-4, 80.30, 91_959),
+    "imagenet_9600": (9_600, 1, 0.03, 3e-4, 82.31, 2_942_681),
 }
-# Of data: the teacher, the best R50 by transfer, the best from scratch, test top-1 in %.
-BESIDE = {
-    "flowers102": (97.82, 97.50, 66.38),
-    "pets": (91.03, 88.20, 74.24),
-    "food101": (86.24, 85.05, 74.56),
-    "sun397": (74.22, 71.61, 60.63),
+# Some of ImageNet's figures by epochs, and of those from labels alone.
+FIGURES = {
+    ("imagenet_fixed_teacher", 30): "73.75",
+    ("imagenet_fixed_teacher", 9600): "76.95",
+    ("imagenet_consistent", 1200): "81.15",
+    ("imagenet_t224_s160", 4800): "diverged",
+    ("imagenet_t384", 4800): "82.33",
+    ("imagenet_t384_t224", 1200): "82.12",
+    ("imagenet_mobilenet_v3_large", 300): "74.60",
+    ("imagenet_bitm_start", 90): "79.43",
+    ("labels/imagenet", 300): "78.08",
+    ("labels/flowers102_scratch", 10_000): "66.38",
+    ("labels/sun397_transfer", None): "71.61",
 }
+# Forward of the teacher, forward and backward of the student, in FLOP an image, by side.
+FLOP = {224: (91.6e9, 24.3e9), 128: (29.9e9, 7.9e9)}
 RELEASED_NAMES = {
     **{"flowers102_fast": "10k", "flowers102_medium": "100k", "flowers102_long": "1m"},
     **{"pets_fast": "1k", "pets_medium": "3k", "pets_long": "30k"},
     **{"food101_fast": "100", "food101_medium": "1k", "food101_long": "3k"},
     **{"sun397_fast": "100", "sun397_medium": "1k", "sun397_long": "3k"},
 }
-# ImageNet: top-1 in % by epochs, and steps of 4096 images.
-LENGTHS = {
-    **{30: 9_196, 90: 27_588, 300: 91_959, 600: 183_918, 1200: 367_835},
-    **{4800: 1_471_341, 9600: 2_942_681},
-}
-ALL = tuple(LENGTHS)
-IMAGENET: dict[str, dict[int, float | str]] = {
-    "labels/imagenet": {90: 76.59, 300: 78.08, 1200: 78.15, 4800: 76.59},
-    "imagenet_fixed_teacher": dict(
-        zip(ALL, (73.75, 76.45, 77.76, 77.99, 78.11, 77.56, 76.95), strict=True)
-    ),
-    "imagenet_consistent": dict(
-        zip(ALL, (74.95, 78.05, 80.08, 80.63, 81.15, 81.58, 81.76), strict=True)
-    ),
-    "imagenet_function_matching": dict(
-        zip(ALL, (73.89, 78.00, 80.30, 81.17, 81.54, 82.18, 82.31), strict=True)
-    ),
-    "imagenet_t224_s160": dict(
-        zip(ALL, (70.22, 75.34, 78.17, 79.07, 79.61, "diverged", 80.49), strict=True)
-    ),
-    "imagenet_t384": {300: 80.46, 1200: 81.82, 4800: 82.33, 9600: 82.64},
-    "imagenet_t384_t224": {1200: 82.12, 4800: 82.71, 9600: 82.82},
-    "imagenet_mobilenet_v3_large": {300: 74.60, 1200: 76.31, 4800: 76.84, 9600: 76.97},
-    "imagenet_bitm_start": dict(
-        zip(ALL[:-1], (77.52, 79.43, 80.47, 80.83, 81.11, 81.45), strict=True)
-    ),
-}
-# The consistency study: recipe, the teacher's fixed view, the student's crop.
-STUDY = {
-    "fixed_resize": ("fixed_teacher", "resize", "whole"),
-    "fixed_centre": ("fixed_teacher", "centre", "mild"),
-    "fixed_ensemble": ("fixed_teacher", "inception_ensemble", "inception"),
-    "independent_mild": ("independent_noise", None, "mild"),
-    "independent_inception": ("independent_noise", None, "inception"),
-    "consistent_mild": ("consistent", None, "mild"),
-    "consistent_inception": ("consistent", None, "inception"),
-    "function_matching": ("function_matching", None, "inception"),
-}
+# The teacher's fixed view decides what the student sees, if nothing is said of it.
+SEEN = {"resize": "whole", "centre": "mild", "inception_ensemble": "inception"}
 TRANSFERS = {
     "pets_from_food101": ("pets_10k", "food101"),
     "pets_from_imagenet": ("pets_10k", "imagenet"),
@@ -112,27 +82,29 @@ def composed(name: str, *overrides: str) -> DictConfig:
         return hydra.compose(command, [f"experiment={name}", *overrides])
 
 
-def header(name: str) -> list[str]:
-    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
-    return lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+def configured(row: dict[str, str]) -> DictConfig:
+    """What a row is typed as."""
+    return (
+        composed(row["name"]) if row["name"] else composed(row["base"], f"epochs={row['epochs']}")
+    )
 
 
-def field(name: str, key: str) -> str | None:
-    """What follows `# Key:` in a header."""
-    found = [line for line in header(name) if line.startswith(f"# {key}:")]
-    assert len(found) <= 1
-    return found[0].partition(":")[2].strip() if found else None
+def label(row: dict[str, str]) -> str:
+    return row["name"] or f"{row['base']} epochs={row['epochs']}"
 
 
-def number(text: str) -> int:
-    return int(text.replace(",", ""))
+every_row = pytest.mark.parametrize("row", ROWS, ids=label)
 
 
-def test_the_tables_here_name_every_experiment() -> None:
-    labels = [f"labels/{data}_{way}" for data in DATA for way in ("scratch", "transfer")]
-    known = [*SMALL, *RELEASED_NAMES, *IMAGENET, *TRANSFERS, *labels, "imagenet_shampoo"]
-    known += [f"imagenet_{epochs}" for epochs in LENGTHS] + [f"consistency_{row}" for row in STUDY]
-    assert sorted(known) == NAMES
+# --- the table -----------------------------------------------------------------------------------
+
+
+def test_every_row_with_a_name_is_an_experiment() -> None:
+    labels = [f"labels/{name}" for name in compose.group_options("experiment/labels")]
+    assert sorted([*compose.group_options("experiment"), *labels]) == NAMES
+    named = [row for row in ROWS if row["name"]]
+    assert len(named) == len(NAMES) == 63
+    assert {row["base"] for row in ROWS} == {*TABLES} | ({row["base"] for row in ROWS} & {*NAMES})
 
 
 @every
@@ -142,62 +114,72 @@ def test_it_composes_and_passes_the_door(name: str) -> None:
     assert identity.run_id(cfg)
 
 
-# --- headers -------------------------------------------------------------------------------------
+@every_row
+def test_the_steps_of_a_row_are_those_of_the_run(row: dict[str, str]) -> None:
+    cfg = configured(row)
+    if row["steps"]:
+        assert int(row["steps"]) == schema.total_steps(cfg)
+    else:  # as its base
+        assert identity.identity(cfg) == identity.identity(composed(row["base"]))
+    if cfg.epochs is not None:
+        images = DATA[cfg.data.name][1]
+        assert schema.total_steps(cfg) == round(cfg.epochs * images / cfg.batch_size)
 
 
-@every
-def test_its_header_has_a_title_and_its_own_command(name: str) -> None:
-    package, title, *_ = header(name)
-    assert package == "# @package _global_"
-    assert re.fullmatch(r"# [A-Z]\w+.*|# \w+ under the name of the released code", title)
-    command = field(name, "Command")
-    assert command is not None
-    script = "finetune" if name.startswith("labels/") else "train"
-    found = re.match(r"python src/(\w+)\.py experiment=([\w/]+)( epochs=1200)?(?=$|   )", command)
-    assert found is not None
-    assert found[1] == script
-    assert found[2] == name
+@every_row
+def test_the_cost_of_a_row_is_that_of_its_arithmetic(row: dict[str, str]) -> None:
+    """At 790 TFLOP/s; of the rows whose networks are the R50 and, if any, one R152x2."""
+    cfg = configured(row)
+    learns = cfg.student if "student" in cfg else cfg.model
+    others = ("imagenet_t", "imagenet_mobile", "consistency_fixed_ensemble")
+    if not row["gpu_hours"] or label(row).startswith(others):
+        return
+    teacher, student = FLOP[learns.side]
+    if "teacher" not in cfg or "teacher_crop" in cfg.recipe:  # asked once per image
+        teacher = 0
+    images = schema.total_steps(cfg) * cfg.batch_size
+    hours = images * (teacher + student) / 790e12 / 3600
+    assert float(row["gpu_hours"]) == pytest.approx(hours, rel=0.08)
 
 
-@every
-def test_the_steps_of_its_header_are_those_of_the_run(name: str) -> None:
-    cfg, told = composed(name), field(name, "Steps")
-    table = re.findall(r"^#\s+([\d,]+)\s+([\d,]+)\s+[\d.,]+\s+\S+$", "\n".join(header(name)), re.M)
-    if told is not None:
-        found = re.match(
-            r"([\d,]+) of (\d+) images(?: \(([\d,]+) epochs.*\)|, as in (\w+))?$", told
-        )
-        assert found is not None
-        assert number(found[1]) == schema.total_steps(cfg)
-        assert int(found[2]) == cfg.batch_size
-        if found[3]:
-            assert number(found[3]) == cfg.epochs
-        if found[4]:
-            assert schema.total_steps(composed(found[4])) == schema.total_steps(cfg)
-    elif table:
-        command = field(name, "Command")
-        assert command is not None
-        assert f"epochs={cfg.epochs}" in command
-        size, batch = schema.train_size(cfg), cfg.batch_size
-        for epochs, steps in table:
-            assert number(steps) == round(number(epochs) * size / batch) == LENGTHS[number(epochs)]
-        assert cfg.epochs in [number(epochs) for epochs, _ in table]
-    else:  # another name of a row
-        there = re.search(
-            r"^# Steps, cost, expected: see (\w+)\.yaml$", "\n".join(header(name)), re.M
-        )
-        assert there is not None
-        assert identity.identity(composed(there[1])) == identity.identity(cfg)
+@every_row
+def test_a_row_says_what_to_expect_and_where_the_paper_says_it(row: dict[str, str]) -> None:
+    assert bool(row["source"]) == bool(row["steps"]) == bool(row["gpu_hours"])
+    found = row["expected"]
+    assert found in ("", "diverged") or 20 < float(found.lstrip("<~")) < 100
+    assert bool(row["title"]) == bool(row["name"])
 
 
-@pytest.mark.parametrize("name", IMAGENET)
-def test_the_header_of_an_imagenet_row_has_the_papers_figures(name: str) -> None:
-    rows = re.findall(
-        r"^#\s+([\d,]+)\s+[\d,]+\s+[\d.,]+\s+([\d.]+|diverged)$", "\n".join(header(name)), re.M
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_row_has_the_papers_numbers(name: str) -> None:
+    epochs, temperature, lr, wd, accuracy, steps = SETTINGS[name]
+    cfg = composed(name)
+    assert (cfg.epochs, schema.total_steps(cfg)) == (epochs, steps)
+    assert (cfg.objective.temperature, cfg.optimizer.lr, cfg.optimizer.wd) == (temperature, lr, wd)
+    assert float(NAMED[name]["expected"]) == accuracy
+
+
+@pytest.mark.parametrize(("name", "epochs"), FIGURES)
+def test_a_row_has_the_papers_figure(name: str, epochs: int | None) -> None:
+    (found,) = (
+        row["expected"]
+        for row in ROWS
+        if name in (row["name"], row["base"]) and row["epochs"] == str(epochs or "")
     )
-    found = {number(e): t if t == "diverged" else float(t) for e, t in rows}
-    assert found == IMAGENET[name]
-    assert f"{IMAGENET[name][1200]:.2f} %" in header(name)[1]
+    assert found == FIGURES[name, epochs]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_says_what_it_is_and_how_to_run_a_row(table: str) -> None:
+    text = (ROOT / "conf" / "paper" / f"{table}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# ")
+    for key in ("Paper", "Rows", "Command", "Cost", "Expected"):
+        assert re.search(rf"^# {key}: +\S", text, re.MULTILINE)
+    (command,) = re.findall(r"^# Command: +python src/(.*)$", text, re.MULTILINE)
+    found = re.match(r"(\w+)\.py experiment=([\w/]+)( epochs=1200)?$", command)
+    assert found is not None
+    assert found[1] == ("finetune" if found[2].startswith("labels/") else "train")
+    assert NAMED[found[2]]["base"] == table
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -220,25 +202,17 @@ def optimises_as_the_paper(cfg: DictConfig, lr: float, wd: float, warmup: int) -
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_row_has_the_papers_settings(name: str) -> None:
-    epochs, temperature, lr, wd, accuracy, steps = SMALL[name]
-    data = name.partition("_")[0]
+    row, data = NAMED[name], name.partition("_")[0]
     classes, images, weights = DATA[data]
     cfg = composed(name)
-    assert schema.total_steps(cfg) == steps
-    assert (cfg.epochs, cfg.batch_size) == (epochs, 512)
-    assert cfg.objective.temperature == temperature
-    assert optimises_as_the_paper(cfg, lr, wd, 1500)
+    assert (cfg.batch_size, cfg.objective.temperature in (1, 2, 5, 10)) == (512, True)
+    assert optimises_as_the_paper(cfg, float(row["lr"]), float(row["wd"]), 1500)
     assert is_function_matching(cfg)
     assert (cfg.data.name, cfg.data.classes, cfg.data.train_size) == (data, classes, images)
     assert (cfg.data.min_area, cfg.data.flip, list(cfg.data.mild)) == (0.05, True, [160, 128])
     assert list(schema.training_sets(cfg)) == ["data"]
     assert (cfg.teacher.weights, cfg.teacher.head) == (weights, "keep")
     assert cfg.student.weights is None
-    title, expected = header(name)[1], field(name, "Expected")
-    assert f"{accuracy:.2f} %" in title
-    assert expected is not None
-    assert expected.startswith(f"student {accuracy:.2f} %")
-    assert all(f"{figure:.2f}" in expected for figure in BESIDE[data])
 
 
 @pytest.mark.parametrize("name", RELEASED_NAMES)
@@ -247,17 +221,14 @@ def test_a_name_of_the_released_code_is_a_row(name: str) -> None:
     assert identity.identity(composed(name)) == identity.identity(composed(row))
 
 
-@pytest.mark.parametrize("epochs", LENGTHS)
+@pytest.mark.parametrize("epochs", [30, 90, 300, 600, 1200, 4800, 9600])
 def test_an_imagenet_length_is_function_matching_for_so_long(epochs: int) -> None:
     cfg = composed(f"imagenet_{epochs}")
     longer = composed("imagenet_function_matching", f"epochs={epochs}")
     assert identity.identity(cfg) == identity.identity(longer)
-    assert schema.total_steps(cfg) == LENGTHS[epochs]
-    title = header(f"imagenet_{epochs}")[1]
-    assert f"{IMAGENET['imagenet_function_matching'][epochs]:.2f} %" in title
 
 
-@pytest.mark.parametrize("name", [name for name in IMAGENET if not name.startswith("labels/")])
+@pytest.mark.parametrize("name", IMAGENET)
 def test_an_imagenet_row_has_the_papers_settings(name: str) -> None:
     cfg = composed(name)
     assert (cfg.data.name, cfg.data.classes, cfg.data.train_size) == ("imagenet", 1000, 1_255_544)
@@ -285,19 +256,25 @@ def test_shampoo_has_the_settings_of_the_appendix() -> None:
     assert cfg.schedule._target_ == "funmatch.optim.schedules.warmup_quadratic"
     assert cfg.schedule.warmup_steps == 1800
     assert is_function_matching(cfg)
-    assert schema.total_steps(cfg) == LENGTHS[1200]
+    assert schema.total_steps(cfg) == 367_835
 
 
-@pytest.mark.parametrize("row", STUDY)
-def test_the_consistency_study_varies_the_recipe_alone(row: str) -> None:
-    recipe, teacher_crop, crop = STUDY[row]
-    cfg, base = composed(f"consistency_{row}"), composed("flowers102_10k")
-    assert cfg.recipe.name == recipe
-    assert cfg.recipe.mixing == (recipe == "function_matching")
-    assert cfg.recipe.get("teacher_crop") == teacher_crop
+@pytest.mark.parametrize("name", STUDY)
+def test_the_consistency_study_varies_the_recipe_alone(name: str) -> None:
+    cfg, base = composed(name), composed("flowers102_10k")
+    kind, _, view = name.removeprefix("consistency_").rpartition("_")
     law = build.recipe(cfg)
-    assert getattr(law, "student_crop", cfg.recipe.crop) == crop
-    if row == "fixed_ensemble":
+    if kind == "fixed":
+        assert cfg.recipe.name == "fixed_teacher"
+        assert cfg.recipe.teacher_crop == {"ensemble": "inception_ensemble"}.get(view, view)
+        assert law.student_crop == SEEN[cfg.recipe.teacher_crop]
+    elif kind == "function":
+        assert is_function_matching(cfg)
+    else:
+        names = {"independent": "independent_noise", "consistent": "consistent"}
+        assert (cfg.recipe.name, cfg.recipe.crop) == (names[kind], view)
+    assert cfg.recipe.mixing == (kind == "function")
+    if view == "ensemble":
         assert cfg.recipe.ensemble == 1000
     own, others = identity.identity(cfg), identity.identity(base)
     own.pop("recipe")
@@ -330,7 +307,7 @@ def test_out_of_domain_teaches_on_the_transfer_set_alone(name: str) -> None:
     assert own == others
 
 
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("data", [data for data in DATA if data != "imagenet"])
 def test_labels_by_transfer_follow_the_hyperrule(data: str) -> None:
     cfg = composed(f"labels/{data}_transfer")
     large = DATA[data][1] >= 20_000
@@ -347,10 +324,9 @@ def test_labels_by_transfer_follow_the_hyperrule(data: str) -> None:
     assert cfg.clip_norm is None
     assert (cfg.recipe.crop, cfg.recipe.mixing, cfg.recipe.alpha) == ("mild", large, 0.1)
     assert (cfg.model.weights, cfg.model.head) == ("BiT-M-R50x1", "zero")
-    assert f"{BESIDE[data][1]:.2f} %" in header(f"labels/{data}_transfer")[1]
 
 
-@pytest.mark.parametrize("data", [*DATA, "imagenet"])
+@pytest.mark.parametrize("data", DATA)
 def test_labels_from_scratch_have_no_weights_and_the_settings_of_a_row(data: str) -> None:
     name = "labels/imagenet" if data == "imagenet" else f"labels/{data}_scratch"
     rows = {"flowers102": "10k", "pets": "1k", "food101": "100", "sun397": "100"}
@@ -361,8 +337,6 @@ def test_labels_from_scratch_have_no_weights_and_the_settings_of_a_row(data: str
     assert cfg.recipe.name == "labels"
     for key in ("data", "optimizer", "schedule", "steps"):
         assert identity.identity(cfg)[key] == identity.identity(base)[key]
-    if data != "imagenet":
-        assert f"{BESIDE[data][2]:.2f} %" in header(name)[1]
 
 
 # --- networks ------------------------------------------------------------------------------------
@@ -446,7 +420,7 @@ def test_its_weights_are_released_ones(name: str) -> None:
     cfg = composed(name)
     data = cfg.data.name
     if "teacher" in cfg:
-        own = "R152x2_T_224" if data == "imagenet" else DATA[data][2]
+        own = DATA[data][2]
         expected = {
             "imagenet_t384": ["R152x2_T_384"],
             "imagenet_t384_t224": ["R152x2_T_224", "R152x2_T_384"],  # by their names
@@ -476,7 +450,8 @@ def test_make_lists_every_experiment_with_its_title() -> None:
         ["make", "--no-print-directory", "experiments"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert sorted(found) == NAMES
-    for name, title in found.items():
-        assert f"# {title}" == header(name)[1]
+    head, *lines = done.stdout.splitlines()
+    assert head.split() == ["name", "expected", "gpu_hours", "title"]
+    columns = ("name", "expected", "gpu_hours", "title")
+    expected = [" ".join(row[key] for key in columns).split() for row in ROWS if row["name"]]
+    assert [line.split() for line in lines] == expected

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2 as pb
 
-from commands import command, environment
+from commands import command, environment, new_process
 from faults import inject
 from funmatch.training.loggers.csv import CsvLogger
 
@@ -100,6 +100,7 @@ def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> N
     assert len(ids) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> None:
     given = (*SHORT, "name=twice", "checkpoint_every=1", "logger.wandb.artifact=true")
     stop = inject("SignalAt", step=2, number=15)
@@ -207,7 +208,7 @@ def test_keys_come_from_env_files_too(workplace: Path, deaf_server: str) -> None
     (workplace / ".env").write_text(f"WANDB_API_KEY={'1' * 40}\nWANDB_BASE_URL={deaf_server}\n")
     try:
         arguments = (*SHORT, "name=dotenv", "logger.wandb.timeout=2")
-        done = command("train", *arguments, cwd=workplace)
+        done = new_process("train", *arguments, cwd=workplace)  # read before wandb is imported
     finally:
         (workplace / ".env").unlink()
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
 
 from commands import ROOT
-from funmatch.config import compose
+from funmatch.config.compose import group_options
 from funmatch.core.render import evaluation_view
 from funmatch.data.datasets import builders
 from funmatch.models import bit, conv, heads, load_weights, pretrained, timm_models
@@ -498,7 +498,7 @@ PARAMETERS = {
 
 
 def options(group: str) -> list[str]:
-    names = sorted(path.stem for path in (compose.config_directory() / group).glob("*.yaml"))
+    names = group_options(group)
     return [name for name in names if not name.startswith("digits") and name != "module"]
 
 
@@ -522,21 +522,34 @@ def test_every_model_is_built_with_the_number_of_weights_of_timms(compose, name:
     assert cfg.head == "zero"
 
 
+def test_every_network_is_a_student_a_teacher_and_a_model() -> None:
+    assert options("student") == options("model")
+    assert set(options("model")) < set(options("teacher"))
+    assert "digits" in group_options("student")
+    for role in ("student", "teacher"):
+        assert not {"digits_student", "digits_teacher"} & {*group_options(role)}
+
+
 @pytest.mark.parametrize("name", options("student"))
 def test_a_student_is_its_model(compose, name: str) -> None:
+    assert composed(compose, "student", name) == composed(compose, "model", name)
+
+
+@pytest.mark.parametrize("name", sorted({*options("student")} - {*LITES}))
+def test_a_student_sees_what_the_data_has(compose, name: str) -> None:
     student = composed(compose, "student", name)
-    assert student == composed(compose, "model", name)
     assert (student.side, student.resize) == (128, 160)
     narrower = composed(compose, "student", name, "student.side=96")
     assert (narrower.side, narrower.resize) == (96, 120)
 
 
-@pytest.mark.parametrize("name", ["bit_r152x2", "timm", *LITES])
+@pytest.mark.parametrize("name", options("model"))
 def test_a_teacher_keeps_its_classifier(compose, name: str) -> None:
     teacher = composed(compose, "teacher", name)
     assert teacher.head == "keep"
     assert teacher.finetune is None
-    assert teacher.weights == "hub" or teacher.weights in pretrained.NAMES
+    known = ("hub", *pretrained.NAMES)
+    assert teacher.weights in known or (teacher.weights is None and name not in ("timm", *LITES))
     with torch.device("meta"):
         net = instantiate(teacher.net)
     keys = ("mean", "std", "side", "resize")

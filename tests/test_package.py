@@ -21,6 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_package_and_configurations(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert "funmatch/conf/paper.csv" in names
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"funmatch/conf/{path.relative_to(ROOT / 'conf')}" in names
     assert {"funmatch/slurm/submit", "funmatch/slurm/job.sbatch"} <= names

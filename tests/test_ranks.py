@@ -59,10 +59,21 @@ def test_two_ranks_log_what_one_logs(both: dict[str, Run]) -> None:
 
 
 @pytest.mark.fault(7)
-def test_two_ranks_then_one_then_two_see_the_same(
+def test_two_ranks_see_what_one_sees(
     workplace: Path, both: dict[str, Run], record_property
 ) -> None:
     """Row by row: the image, its place in the batch, and the pixels of its mixed view."""
+    expected = witnessed(workplace / "one-seen", "views")
+    assert len(expected) == 40 * 40
+    assert witnessed(workplace / "two-seen", "views") == expected
+    record_property("figures", f"{len(expected)} views compared")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(7)
+def test_two_ranks_then_one_then_two_see_the_same(
+    workplace: Path, both: dict[str, Run], record_property
+) -> None:
     seen = inject("Witness", path=str(workplace / "changing-seen"))
     for step, more in ((13, TWO), (26, ("trainer.workers=2",)), (40, (*TWO, "trainer.workers=4"))):
         stop = inject("SignalAt", step=step, number=15) if step < 40 else []
@@ -70,8 +81,6 @@ def test_two_ranks_then_one_then_two_see_the_same(
         done = command("train", *given, cwd=workplace)
         assert done.returncode == (75 if stop else 0), done.stderr
     expected = witnessed(workplace / "one-seen", "views")
-    assert len(expected) == 40 * 40
-    assert witnessed(workplace / "two-seen", "views") == expected
     found = witnessed(workplace / "changing-seen", "views")
     left = [int(row[0]) for row in found]
     assert found == expected, sorted(set(left))
@@ -112,6 +121,7 @@ def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
     record_property("injected", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(8)
 def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property) -> None:
     fault = inject("NoNumber", steps="[5,7,8,9,10,11]", rank=1)
@@ -130,8 +140,9 @@ def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property)
     record_property("injected", 5)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
     workplace: Path, both: dict[str, Run], rank: int
 ) -> None:
@@ -161,6 +172,7 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
     assert third.read_bytes() == runs[2].student.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     """Rank 0 makes it, rank 1 waits for it."""
@@ -188,6 +200,7 @@ def test_a_sweep_is_not_started_by_rank(workplace: Path) -> None:
     assert done.stderr == told
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_ranks_too(workplace: Path, both: dict[str, Run]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = [str(ROOT / "src" / "train.py"), *SETTINGS, *TWO, "name=torchrun"]

@@ -149,23 +149,21 @@ def test_rows_are_written_in_any_order_by_several(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_who_comes_before_the_first_row_reads_what_another_writes(
-    tmp_path: Path, name: str
-) -> None:
+def test_reader_sees_rows_written_after_open(tmp_path: Path, name: str) -> None:
     """Two jobs of a sweep start at once; the slower one meets the rows of the faster."""
     early = record(tmp_path, name)
     write(record(tmp_path, name), 0, 12)
     assert torch.equal(early.read(slice(0, 12)), early.unpacked(early.packed(SAID)))
 
 
-def test_to_ask_for_rows_makes_no_record(tmp_path: Path) -> None:
+def test_reading_creates_no_record(tmp_path: Path) -> None:
     empty = record(tmp_path / "store")
     assert there(empty) == "000000000000"
     assert empty.read(slice(0, 12)) is None
     assert not list(tmp_path.iterdir())
 
 
-def test_another_value_or_form_is_another_record(tmp_path: Path) -> None:
+def test_record_directory_depends_on_values_and_form(tmp_path: Path) -> None:
     places = [record(tmp_path), record(tmp_path, seed=1), record(tmp_path, crop="mild")]
     places += [record(tmp_path, name) for name in FORMS[1:]]
     assert len({place.folder for place in places}) == len(places)
@@ -175,7 +173,7 @@ def test_another_value_or_form_is_another_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 3, 4, 30])
-def test_rows_whose_checksums_are_cut_off_are_missing(tmp_path: Path, left: int) -> None:
+def test_rows_without_checksum_are_missing(tmp_path: Path, left: int) -> None:
     write(record(tmp_path), 0, 12)
     with (record(tmp_path).folder / "sums.bin").open("r+b") as file:
         file.truncate(left)
@@ -211,7 +209,7 @@ def test_a_damaged_row_is_named_once_and_missing_from_then_on(tmp_path: Path, da
     assert torch.equal(record(tmp_path).read(slice(0, 12)), SAID)
 
 
-def test_a_damaged_row_takes_no_other_with_it(tmp_path: Path) -> None:
+def test_damaged_row_leaves_other_rows_readable(tmp_path: Path) -> None:
     write(record(tmp_path), 0, 12)
     flip(record(tmp_path).folder / "rows.bin", 9 * 28 + 5)
     with pytest.raises(ValueError, match="damaged"):
@@ -318,13 +316,13 @@ RECIPES = ("independent_noise", "consistent", "function_matching")
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("nets", [None, pair], ids=["one teacher", "two teachers"])
-def test_what_is_recorded_in_full_is_what_is_said_live(lesson, recipe: str, nets) -> None:
+def test_float32_record_equals_live_targets(lesson, recipe: str, nets) -> None:
     """To the last bit, where the record rounds nothing."""
 
     def given(targets: str) -> tuple[Tensor, list[int]]:
         made = lesson(
             f"recipe={recipe}",
-            f"targets={targets}",
+            f"targets={per_image}",
             "targets.form=float32",
             nets=nets and nets(),
             **({"combine": "sum", "weights": (1.0, 3.0)} if nets else {}),
@@ -342,7 +340,7 @@ def test_what_is_recorded_in_full_is_what_is_said_live(lesson, recipe: str, nets
 
 
 @pytest.mark.parametrize("name", ["float16", "top3"])
-def test_what_is_said_is_rounded_whether_or_not_it_was_recorded(lesson, name: str) -> None:
+def test_targets_are_rounded_with_and_without_record(lesson, name: str) -> None:
     """The first three steps are read, the others asked."""
     rounded = f"targets.form={name}"
     short = lesson("targets=record", "steps=3", rounded)
@@ -368,7 +366,7 @@ def test_a_replay_never_asks_the_teacher(lesson) -> None:
     assert torch.equal(replay.given(), recorded)
 
 
-def test_the_teachers_own_crops_are_recorded(lesson) -> None:
+def test_independent_noise_targets_are_recorded(lesson) -> None:
     lesson("targets=record", "recipe=consistent", "targets.form=float32").given()
     independent = lesson("targets=record", "recipe=independent_noise", "targets.form=float32")
     assert independent.asked  # nothing is taken from the other recipe
@@ -475,7 +473,7 @@ def test_mild_crops_are_recorded_too(lesson, recipe: str) -> None:
     assert other.images == first.images
 
 
-def test_a_teacher_that_is_normalised_otherwise_is_another(lesson) -> None:
+def test_record_depends_on_teacher_normalisation(lesson) -> None:
     lesson("targets=record").given()
     net = network(10, seed=2)
     shifted = Network(net.net, mean=[0.5] * 3, std=[1 / 255] * 3, side=10, resize=10)
@@ -659,7 +657,7 @@ def test_a_teacher_killed_while_it_is_asked_goes_on_with_what_is_missing(tmp_pat
     assert torch.equal(found, whole)
 
 
-def test_damaged_words_on_evaluation_views_are_made_again_by_the_same_command(
+def test_damaged_evaluation_logits_are_computed_again(
     tmp_path: Path,
 ) -> None:
     asking = {"store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
@@ -676,7 +674,7 @@ def test_damaged_words_on_evaluation_views_are_made_again_by_the_same_command(
 # --- identity ------------------------------------------------------------------------------------
 
 
-def test_a_run_is_named_by_the_form_and_not_by_where_it_is_read_from(compose) -> None:
+def test_run_id_depends_on_form_but_not_on_targets_mode(compose) -> None:
     def name(*overrides: str) -> str:
         return identity.run_id(compose(*overrides))
 
@@ -685,7 +683,7 @@ def test_a_run_is_named_by_the_form_and_not_by_where_it_is_read_from(compose) ->
     assert name("targets=record", "targets.verify=3") in read
     live = name("targets=live")
     assert live == name("targets.form=float32") == name("targets.verify=3")
-    forms = {name("targets=auto", f"targets.form={form}") for form in FORMS}
+    forms = {name("targets=auto", f"targets.form={encoding}") for encoding in FORMS}
     assert len({*forms, live}) == 4
     assert read < forms
 
@@ -787,7 +785,7 @@ def test_auto_replays_what_auto_recorded(home: Path, recorded: Run) -> None:
     assert losses(first) != losses(recorded)
 
 
-def test_a_record_teaches_what_the_teacher_says_but_for_rounding(live: Run, recorded: Run) -> None:
+def test_recorded_targets_train_like_live_ones_within_rounding(live: Run, recorded: Run) -> None:
     assert losses(recorded) == pytest.approx(losses(live), rel=2e-3)
     assert losses(recorded) != losses(live)
     assert recorded.directory.name != live.directory.name
@@ -872,6 +870,7 @@ def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded
     assert (steps_record(elsewhere) / "rows.bin").stat().st_size == 60 * 100 * 20
 
 
+@pytest.mark.slow
 def test_one_rank_replays_what_two_recorded(elsewhere: Path, recorded: Run) -> None:
     two = ("name=two", "targets=record", "trainer.devices=2", "trainer.strategy=ddp")
     done = command("train", *SETTINGS, *two, cwd=elsewhere)

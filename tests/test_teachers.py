@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from commands import QUICK, ROOT, command, environment
+from commands import QUICK, command, start
 from funmatch.runs.directory import Run
 
 # A teacher of a few hundred steps.
@@ -18,18 +16,6 @@ MADE_BY = ("data=digits", "data.images_per_class=null", "model=digits_teacher", 
 MADE_BY += ("schedule.warmup_steps=20", "validate_every=50", "checkpoint_every=50")
 TEACHER = f"teacher.finetune={json.dumps(MADE_BY)}"
 STUDENT = ("steps=4", "schedule.warmup_steps=1", TEACHER, *QUICK)
-
-
-def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
-    script = str(ROOT / "src" / "train.py")
-    return subprocess.Popen(
-        [sys.executable, script, *STUDENT, *overrides],
-        cwd=cwd,
-        env=environment(cwd),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def teacher(cwd: Path) -> Run:
@@ -45,8 +31,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return teacher(path)
 
 
-def test_two_commands_started_at_once_make_it_once(tmp_path: Path, plain: Run) -> None:
-    both = [start(tmp_path, f"seed={seed}") for seed in (0, 1)]
+def test_two_concurrent_commands_make_the_teacher_once(tmp_path: Path, plain: Run) -> None:
+    both = [start("train", *STUDENT, f"seed={seed}", cwd=tmp_path) for seed in (0, 1)]
     for process in both:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
@@ -58,7 +44,7 @@ def test_two_commands_started_at_once_make_it_once(tmp_path: Path, plain: Run) -
 def test_a_killed_training_leaves_no_teacher_and_is_gone_on_with(
     tmp_path: Path, plain: Run
 ) -> None:
-    process = start(tmp_path)
+    process = start("train", *STUDENT, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "logs").glob("teachers/*/checkpoints/*.ckpt")):
         assert process.poll() is None

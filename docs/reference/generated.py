@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from omegaconf import OmegaConf
 
-from funmatch.config import schema
+from funmatch.config import groups, schema
+from funmatch.config.groups import Option
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 COMMANDS = (
@@ -42,12 +44,20 @@ def _page() -> Iterator[str]:
         path = CONF / f"{name}.yaml"
         yield f"### {name}\n\n{_said(path)}\n\n{_source(path)}\n"
     yield "## Groups\n"
-    for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
-        yield f"### {group.name}\n"
-        for path in sorted(group.rglob("*.yaml")):
-            name = path.relative_to(group).with_suffix("").as_posix()
-            yield f"#### {group.name}={name} {{ #{group.name}-{name.replace('/', '-')} }}\n"
-            yield f"{_said(path)}\n\n{_source(path)}\n"
+    files = (path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
+    options: dict[str, Option | None] = {path.as_posix(): None for path in files}
+    options |= {option.path: option for option in groups.options()}
+    shown = ""
+    for place, option in sorted(options.items()):
+        group, _, name = place.partition("/")
+        if group != shown:
+            yield f"### {group}\n"
+            shown = group
+        yield f"#### {group}={name} {{ #{group}-{name.replace('/', '-')} }}\n"
+        path = CONF / f"{place}.yaml"
+        yield (
+            f"```yaml\n{_node(option)}\n```\n" if option else f"{_said(path)}\n\n{_source(path)}\n"
+        )
 
 
 def _keys() -> Iterator[str]:
@@ -60,6 +70,12 @@ def _keys() -> Iterator[str]:
         if field.name in said:
             default, meaning = said[field.name]
             yield f"| `{field.name}` | `{default}` | {meaning.replace('|', 'or')} |"
+
+
+def _node(option: Option) -> str:
+    """What an option takes from others, and what it adds."""
+    package = f"# @package {option.package}\n" if option.package else ""
+    return package + OmegaConf.to_yaml(OmegaConf.create(option.node)).rstrip()
 
 
 def _said(path: Path) -> str:

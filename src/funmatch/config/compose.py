@@ -22,3 +22,16 @@ def compose_context() -> Iterator[None]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         yield
+
+
+def config_groups() -> list[str]:
+    """Names of the Hydra config groups, of which one option each is chosen."""
+    with compose_context():
+        found = GlobalHydra.instance().config_loader().list_groups("")
+    return [group for group in found if group != "hydra"]
+
+
+def group_options(group: str) -> list[str]:
+    """Names of the options of a config group."""
+    with compose_context():
+        return GlobalHydra.instance().config_loader().get_group_options(group)

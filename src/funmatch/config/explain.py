@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from funmatch.config import errors, validation
-from funmatch.config.compose import compose_context, config_directory
+from funmatch.config.compose import compose_context, config_groups, group_options
 from funmatch.data.file_list import DataNotFoundError
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
-_MAX_LISTED_OPTIONS = 12  # options that a line has room for
+_MAX_LISTED_OPTIONS = 16  # options that a line has room for
 
 
 def print_error(error: Exception, config_name: str) -> None:
@@ -45,14 +45,17 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{group}={name}: no such {group}; {_advice(name, options)}"
     if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
         key, value = match.groups()
-        known = _keys(config_name) if "." in key else [*_groups(), *_keys(config_name)]
+        known = _keys(config_name) if "." in key else [*config_groups(), *_keys(config_name)]
         near = [name for name in get_close_matches(key, known) if name != key]
         hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
         return f"{key}={value}: no such key; {hint}"
     if match := re.search(r"Could not load '(.*)/(.*?)'", text):  # one of a list of options
         group, name = match.groups()
-        options = sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
-        return f"{group}={name}: no such {group}; {_advice(name, options)}"
+        return f"{group}={name}: no such {group}; {_advice(name, group_options(group))}"
+    if match := re.search(r"'(\w+)/(\S+)' is validated against ConfigStore schema", text):
+        return (
+            f"{match[1]}={match[2]}: a file of yours has the name of an option of ours; rename it"
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: give it a value: {error.full_key}=..."
     if match := re.search(r"Missing mandatory value: ([\w.]+)", text):  # asked for by another key
@@ -103,11 +106,6 @@ def _advice(name: str, options: Sequence[str]) -> str:
         return f"{meant}--help shows all {len(options)}"
     meant = f"did you mean {near[0]}? " if near else ""
     return f"{meant}choose {validation.either(options or ['null'])}"
-
-
-def _groups() -> list[str]:
-    """Those of which one option is chosen, as in recipe=consistent."""
-    return sorted(path.name for path in config_directory().iterdir() if path.is_dir())
 
 
 def _keys(config_name: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from funmatch.config import groups
 from funmatch.config.errors import UserError
 from funmatch.config.identity import run_id
 from funmatch.config.schema import Finetune, Train, total_steps
@@ -24,10 +25,11 @@ from funmatch.runtime import hardware
 
 
 def register() -> None:
-    """Makes the types and the resolvers known to Hydra."""
+    """Makes the types, the options that follow from others, and the resolvers known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="finetune_schema", node=Finetune)
+    groups.register(store)
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 

@@ -105,7 +105,7 @@ def _start(
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
     """Until all ranks have ended; one that leaves or fails takes the others with it."""
     asked, since = False, 0.0
-    while any(process.poll() is None for process in started):
+    while None in [process.poll() for process in started]:  # each is polled: any() would stop early
         now, codes = time.monotonic(), {process.returncode for process in started} - {None, 0}
         since = since or (now if codes else 0.0)
         late, left = codes and now > since + _GRACE, bool(codes & RESUMABLE_EXIT_CODES)

@@ -1,0 +1,165 @@
+"""A fork of the server of commands behaves as a new process does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import commands
+from commands import QUICK, command, environment, new_process
+from forkserver import Process, Server
+from small import only_run
+
+SHOW = """
+import json, os, random, signal, sys, tempfile, threading
+import numpy
+print(json.dumps({
+    "argv": sys.argv,
+    "path": sys.path,
+    "environ": dict(os.environ),
+    "cwd": os.getcwd(),
+    "temporary": tempfile.gettempdir(),
+    "files": len(os.listdir("/proc/self/fd")),
+    "threads": len(os.listdir("/proc/self/task")),
+    "leads": os.getsid(0) == os.getpid(),
+    "main": sys.modules["__main__"].__file__,
+    "flags": list(sys.flags),
+    "handlers": [str(signal.getsignal(number)) for number in (2, 10, 13, 15)],
+    "encodings": [sys.stdout.encoding, sys.stdout.errors, sys.stderr.errors],
+    "buffered": [sys.stdout.line_buffering, sys.stderr.line_buffering],
+    "funmatch": sorted(name for name in sys.modules if name.startswith("funmatch")),
+    "random": [random.random(), numpy.random.rand()],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(environment(tmp_path_factory.mktemp("home")))
+    yield server
+    server.close()
+
+
+def script(folder: Path, code: str) -> Path:
+    path = folder / "script.py"
+    path.write_text(code)
+    return path
+
+
+def forked(server: Server, path: Path, *given: str, **more: str) -> Process:
+    env = environment(path.parent, **more)
+    return server.start(path, given, cwd=path.parent, env=env)
+
+
+def test_server_has_one_thread(server: Server) -> None:
+    assert server.threads == 1
+
+
+def test_fork_starts_like_a_new_process(server: Server, tmp_path: Path) -> None:
+    path, more = script(tmp_path, SHOW), {"TMPDIR": str(tmp_path), "PYTHONPATH": "/a:/b"}
+    found: list[dict[str, Any]] = [
+        json.loads(forked(server, path, "a=1", "b", **more).communicate()[0]) for _ in range(2)
+    ]
+    new = subprocess.run(
+        [sys.executable, str(path), "a=1", "b"],
+        cwd=tmp_path,
+        env=environment(tmp_path, **more),
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        check=True,
+    )
+    found.append(json.loads(new.stdout))
+    assert len({draw for each in found for draw in each.pop("random")}) == 6
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("pass", 0),
+        ("raise SystemExit(75)", 75),
+        ("raise SystemExit('no')", 1),
+        ("1 / 0", 1),
+        ("import os; os._exit(3)", 3),
+        ("import os; os.abort()", -signal.SIGABRT),
+        ("raise KeyboardInterrupt", -signal.SIGINT),
+        ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
+    ],
+)
+def test_exit_code_is_that_of_the_script(
+    server: Server, tmp_path: Path, code: str, expected: int
+) -> None:
+    process = forked(server, script(tmp_path, code))
+    process.communicate(timeout=30)
+    assert process.returncode == expected
+
+
+def test_end_of_a_fork_waits_for_threads_and_calls_exit_handlers(
+    server: Server, tmp_path: Path
+) -> None:
+    code = """
+import atexit, threading, time, weakref
+class Cycle: pass
+cycle = Cycle(); cycle.itself = cycle; weakref.finalize(cycle, print, "finalized")
+atexit.register(print, "exit")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+"""
+    out, err = forked(server, script(tmp_path, code)).communicate(timeout=30)
+    assert (out.split(), err) == (["thread", "exit", "finalized"], "")
+
+
+def test_signals_reach_the_pid_of_a_fork(server: Server, tmp_path: Path) -> None:
+    code = "import time\nprint('ready', flush=True)\ntry: time.sleep(60)\n"
+    code += "except KeyboardInterrupt: raise SystemExit(130)"
+    for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)):
+        process = forked(server, script(tmp_path, code))
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+        os.killpg(process.pid, number)
+        process.communicate(timeout=30)
+        assert process.returncode == process.poll() == expected
+
+
+def test_forks_run_side_by_side(server: Server, tmp_path: Path) -> None:
+    path = script(tmp_path, "import time; time.sleep(1)")
+    began = time.monotonic()
+    processes = [forked(server, path) for _ in range(4)]
+    assert [process.wait(timeout=30) for process in processes] == [0] * 4
+    assert time.monotonic() - began < 3
+    for process in processes:
+        process.communicate()
+
+
+def test_what_is_read_at_start_is_left_to_a_new_process(server: Server, tmp_path: Path) -> None:
+    assert server.serves(environment(tmp_path, PYTHONPATH="/a", FUNMATCH_ALLOW="toys"))
+    for name in ("OMP_NUM_THREADS", "PYTHONHASHSEED", "TORCHINDUCTOR_CACHE_DIR", "WANDB_MODE"):
+        assert not server.serves(environment(tmp_path, **{name: "7"}))
+
+
+def test_command_that_takes_too_long_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_TIMEOUT", 0.1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        command("train", *QUICK, cwd=tmp_path)
+
+
+def test_forked_run_ends_with_the_bytes_of_a_new_process(workplace: Path) -> None:
+    given = ("steps=4", "schedule.warmup_steps=1", *QUICK)
+    for name, run in (("forked", command), ("unforked", new_process)):
+        done = run("train", *given, f"name={name}", cwd=workplace)
+        assert (done.returncode, done.stderr) == (0, "")
+    one, other = (only_run(workplace, name) for name in ("forked", "unforked"))
+    assert one.student.read_bytes() == other.student.read_bytes()
+    assert one.metrics.read_bytes() == other.metrics.read_bytes()
