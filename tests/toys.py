@@ -1,6 +1,7 @@
 """Small real parts that tests put together: sources, networks that remember, a training run."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def teacher_of(net: Network) -> Teacher:
 def learning(steps: int) -> Learning:
     """Optimiser and schedule of a short run."""
     return Learning(
-        optimizer=lambda module: adam.adam(module, lr=0.01, wd=1e-3),
+        optimizer=partial(adam.adam, lr=0.01, wd=1e-3),
         schedule=lambda step: schedules.warmup_cosine(step, total_steps=steps, warmup_steps=1),
         log_every=1,
         clip_norm=1.0,
