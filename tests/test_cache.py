@@ -186,7 +186,7 @@ RECIPES = [
 
 def same(one: Batch, other: Batch) -> bool:
     assert one.views.keys() == other.views.keys()
-    pairs = [(one.index, other.index), (one.label, other.label)]
+    pairs = [(one.index, other.index), (one.truth.label, other.truth.label)]
     pairs += [(one.views[network], other.views[network]) for network in one.views]
     return one.coefficient == other.coefficient and all(torch.equal(a, b) for a, b in pairs)
 

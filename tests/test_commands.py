@@ -13,7 +13,8 @@ from matplotlib import image
 
 from commands import QUICK, command, new_process, start
 from faults import inject
-from funmatch.runs.directory import COLUMNS, Run
+from funmatch.runs.directory import Run
+from funmatch.tasks.description import CLASSIFICATION, columns
 
 BUDGET = ("steps=6", "schedule.warmup_steps=2", "validate_every=3")
 SWEEP = ("-m", "recipe=fixed_teacher,consistent,function_matching")
@@ -36,7 +37,7 @@ def test_readme_sweep_writes_summary_and_figure(swept, workplace: Path) -> None:
         assert recipe in swept.stdout.split("on test, mean")[1]  # the table
     logs = workplace / "logs" / "swept"
     found = rows(logs / "summary.csv")
-    assert list(found[0]) == list(COLUMNS)
+    assert list(found[0]) == list(columns(CLASSIFICATION))
     assert [row["recipe"] for row in found] == ["fixed_teacher", "consistent", "function_matching"]
     for row in found:
         assert row["status"] == "completed"

@@ -13,8 +13,8 @@ from funmatch.analysis import tables
 from funmatch.analysis.seed_groups import group_runs
 from funmatch.analysis.training_curves import mean_curve
 from funmatch.config import identity
-from funmatch.runs import directory
 from funmatch.runs.directory import Run
+from funmatch.tasks.description import CLASSIFICATION, columns
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Pat
     leave("seed=1", status="failed", error="RuntimeError: boom")
     tables.write(tmp_path, group_runs([tmp_path]))
     rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
-    assert list(rows[0]) == list(directory.COLUMNS)
+    assert list(rows[0]) == list(columns(CLASSIFICATION))
     assert [row["status"] for row in rows] == ["completed", "failed"]
     assert rows[1]["student_test_top1"] == ""
     text = (tmp_path / "summary.md").read_text()
@@ -92,7 +92,7 @@ def test_the_figure_has_a_panel_for_patience_where_budgets_differ(leave, tmp_pat
 
 def test_summary_json_has_the_columns_of_the_table(leave) -> None:
     summary = json.loads((leave("seed=4", student_test_top1=0.5) / "summary.json").read_text())
-    assert list(summary)[: len(directory.COLUMNS)] == list(directory.COLUMNS)
+    assert list(summary)[: len(columns(CLASSIFICATION))] == list(columns(CLASSIFICATION))
     assert summary["seed"] == 4
     assert summary["kl_to_teacher"] is None
 

@@ -43,7 +43,7 @@ from funmatch.training.supervised import Supervision
 from funmatch.views.recipes import Fixed, Shared
 from funmatch.views.stream import Stream
 from small import only_run
-from toys import CLASSES, array_source, fit, learning, network, teacher_of
+from toys import CLASSES, TASK, array_source, fit, learning, network, teacher_of
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
 BATCH, STEPS, SIDE = 8, 3, 8
@@ -98,15 +98,15 @@ def batch(recipe: Any = MIXED, sides: dict[str, int] | None = None) -> Batch:
 )
 def test_pieces_are_the_batch_cut_in_order(size: int | None, rows: list[int]) -> None:
     whole = batch(sides={"student": SIDE, "teacher": 10})
-    pieces, shares = zip(*whole.pieces(size), strict=True)
+    pieces = list(whole.pieces(size))
     assert [len(piece.index) for piece in pieces] == rows
-    assert list(shares) == [count / 8 for count in rows]
+    assert all(piece.counts["rows"] == 8 for piece in pieces)  # of the whole batch
     assert [piece.first for piece in pieces] == [16 + sum(rows[:n]) for n in range(len(rows))]
     assert {(piece.step, piece.coefficient) for piece in pieces} == {(4, whole.coefficient)}
     for take in (
         lambda b: b.index,
-        lambda b: b.label,
-        lambda b: b.partner_label,
+        lambda b: b.truth.label,
+        lambda b: b.truth.partner,
         lambda b: b.view("student"),
         lambda b: b.view("teacher"),
     ):
@@ -114,8 +114,8 @@ def test_pieces_are_the_batch_cut_in_order(size: int | None, rows: list[int]) ->
 
 
 def test_pieces_of_unlabelled_batches_have_no_labels() -> None:
-    whole = replace(batch(), label=None, partner_label=None)
-    assert [(p.label, p.partner_label) for p, _ in whole.pieces(4)] == [(None, None)] * 2
+    whole = replace(batch(), truth=None)
+    assert [p.label for p in whole.pieces(4)] == [None] * 2
 
 
 class Exact:
@@ -147,7 +147,9 @@ class Exact:
 
     def distilled(self, words: Targets, recipe: Any = MIXED) -> dict[str, Tensor]:
         objective = FunctionMatching(300.0)
-        return self.given(Distillation(self.student, words, {}, objective, self.learning), recipe)
+        return self.given(
+            Distillation(self.student, words, {}, objective, self.learning, TASK), recipe
+        )
 
 
 def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -180,7 +182,7 @@ def test_a_distilled_student_is_the_same_in_pieces(size: int) -> None:
 def test_a_student_of_labels_is_the_same_in_pieces(size: int) -> None:
     """Also under mixup, whose partners are of other pieces."""
     taught = [Exact(each, lr=0.1, clip_norm=0.5) for each in (None, size)]
-    whole, cut = (t.given(Supervision(t.student, t.learning)) for t in taught)
+    whole, cut = (t.given(Supervision(t.student, t.learning, TASK)) for t in taught)
     close(cut, whole)
     assert learned(whole) > 0.01
 
@@ -189,7 +191,9 @@ def test_a_student_of_a_fixed_teacher_is_the_same_in_pieces(tmp_path: Path) -> N
     recipe = Fixed(name="fixed_teacher", crop="whole", min_area=0.3)
     how = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     teacher = teacher_of(network(10, seed=2))
-    words = [per_image.on_fixed_views(teacher, array_source(), recipe, **how) for _ in range(2)]
+    words = [
+        per_image.on_fixed_views(teacher, array_source(), recipe, TASK, **how) for _ in range(2)
+    ]
     close(Exact(3).distilled(words[0], recipe), Exact(None).distilled(words[1], recipe))
 
 
@@ -199,7 +203,7 @@ def test_a_record_serves_pieces_of_any_size(
 ) -> None:
     def recorded(net: Network) -> RecordedTargets:
         records = {"teacher": LogitStore(tmp_path, {"kind": "steps"}, "float32")}
-        return RecordedTargets(teacher_of(net), records, batch_size=BATCH, keep=True)
+        return RecordedTargets(teacher_of(net), records, TASK, batch_size=BATCH, keep=True)
 
     speaker, mute = network(10, seed=2), network(10, seed=2)
     first = Exact(recording).distilled(recorded(speaker))
@@ -229,7 +233,7 @@ def test_the_gradient_is_clipped_once_as_torch_clips_it(
     norms = []
     for step in range(STEPS):
         whole = stream[step].mixed()
-        said, logits = words(whole).logits / 300, net(whole.view("student")).logits / 300
+        said, logits = words(whole).prediction / 300, net(whole.view("student")).prediction / 300
         loss = F.kl_div(logits.log_softmax(1), said.softmax(1), reduction="batchmean")
         optimizer.zero_grad()
         (300**2 * loss).backward()
@@ -360,7 +364,7 @@ def test_a_teacher_in_bfloat16_speaks_float32_and_nearly_the_same(channels_last:
     frozen = Frozen(network, dtype=torch.bfloat16, channels_last=channels_last)
     said = frozen(pixels(4, 32))
     for one, other in (
-        (said.logits, exact.logits),
+        (said.prediction, exact.prediction),
         (said.features[names[0]], exact.features[names[0]]),
     ):
         assert one.dtype == torch.float32
@@ -379,12 +383,12 @@ def test_a_teacher_in_bfloat16_speaks_float32_and_nearly_the_same(channels_last:
 @pytest.mark.parametrize("around", [torch.bfloat16, torch.float16])
 def test_autocast_does_not_reach_a_teacher_in_bfloat16(around: torch.dtype) -> None:
     frozen = Frozen(wrapped(resnet()), dtype=torch.bfloat16)
-    alone = frozen(pixels(4, 32)).logits
+    alone = frozen(pixels(4, 32)).prediction
     with torch.autocast("cpu", around):
-        assert torch.equal(frozen(pixels(4, 32)).logits, alone)
+        assert torch.equal(frozen(pixels(4, 32)).prediction, alone)
         assert torch.is_autocast_enabled("cpu")  # for the student
-        reached = Frozen(wrapped(resnet()))(pixels(4, 32)).logits  # as it must, in 16-mixed
-    assert not torch.equal(reached.float(), Frozen(wrapped(resnet()))(pixels(4, 32)).logits)
+        reached = Frozen(wrapped(resnet()))(pixels(4, 32)).prediction  # as it must, in 16-mixed
+    assert not torch.equal(reached.float(), Frozen(wrapped(resnet()))(pixels(4, 32)).prediction)
 
 
 def test_facts_name_the_dtype() -> None:
@@ -457,7 +461,7 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
         kept: list[Tensor] = []
         stem = network.net.conv_stem
         stem.register_forward_hook(lambda *args, kept=kept: kept.extend((*args[1], args[2])))
-        said.append(network(pixels(4, 32)).logits.detach())
+        said.append(network(pixels(4, 32)).prediction.detach())
         layout = torch.channels_last if last else torch.contiguous_format
         assert all(tensor.is_contiguous(memory_format=layout) for tensor in kept)  # into it and out
     torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
@@ -513,15 +517,16 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
         for each in (plain_network, network):
             each.train(training)
         images = pixels(rows, SIDE)
-        assert torch.equal(network(images).logits, plain_network(images).logits)
+        assert torch.equal(network(images).prediction, plain_network(images).prediction)
     assert graphs() == 0
 
-    said, expected = (n.train()(pixels(4, SIDE)).logits for n in (network, plain_network))
+    said, expected = (n.train()(pixels(4, SIDE)).prediction for n in (network, plain_network))
     assert graphs() == 1
     torch.testing.assert_close(said, expected)
     torch.testing.assert_close(gradients(net, said), gradients(plain, expected))
     torch.testing.assert_close(
-        network(pixels(4, SIDE, seed=1)).logits, plain_network(pixels(4, SIDE, seed=1)).logits
+        network(pixels(4, SIDE, seed=1)).prediction,
+        plain_network(pixels(4, SIDE, seed=1)).prediction,
     )
     network(pixels(5, SIDE))
     assert graphs() == 1

@@ -18,7 +18,7 @@ from funmatch.training.distillation import Distillation
 from funmatch.training.supervised import Supervision
 from funmatch.views.recipes import Shared
 from funmatch.views.stream import Stream
-from toys import CLASSES, array_source, fit, learning, network, teacher_of
+from toys import CLASSES, TASK, array_source, fit, learning, network, teacher_of
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
 SIDES = {"student": 8, "teacher": 8}
@@ -28,7 +28,7 @@ def distillation(steps: int = 5, **how: object) -> tuple[Distillation, Network]:
     teacher = network(8, seed=2)
     words = online.OnlineTargets(teacher_of(teacher))
     learns = replace(learning(steps), **how)
-    return Distillation(network(8, seed=1), words, {}, FunctionMatching(1.0), learns), teacher
+    return Distillation(network(8, seed=1), words, {}, FunctionMatching(1.0), learns, TASK), teacher
 
 
 @pytest.mark.fault(12)
@@ -72,7 +72,10 @@ def test_one_step_is_the_formula() -> None:
     stream = Stream(source, MIXED, sides=SIDES, batch_size=8, seed=0)
     for step in range(2):
         batch = stream[step].mixed()
-        logits, said = by_hand(batch.view("student")).logits, teacher(batch.view("teacher")).logits
+        logits, said = (
+            by_hand(batch.view("student")).prediction,
+            teacher(batch.view("teacher")).prediction,
+        )
         loss = F.kl_div(logits.log_softmax(1), said.softmax(1), reduction="batchmean")
         optimizer.zero_grad()
         loss.backward()
@@ -87,7 +90,7 @@ def test_one_step_is_the_formula() -> None:
 def test_frozen_refuses_to_learn_and_keeps_no_graph() -> None:
     frozen = Frozen(network(8))
     out = frozen(torch.rand(2, 3, 8, 8, requires_grad=True))
-    assert not out.logits.requires_grad
+    assert not out.prediction.requires_grad
     assert not isinstance(frozen, torch.nn.Module)
 
 
@@ -114,8 +117,8 @@ def test_a_network_normalises_and_keeps_the_features_asked_for() -> None:
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 0.2])
     expected = net((pixels / 255 - mean[:, None, None]) / std[:, None, None])
     out = wrapped(pixels)
-    torch.testing.assert_close(out.logits, expected)
-    torch.testing.assert_close(out.features["1"].relu(), out.logits)
+    torch.testing.assert_close(out.prediction, expected)
+    torch.testing.assert_close(out.features["1"].relu(), out.prediction)
     with pytest.raises(ValueError, match="feature 'nope' is not a submodule of Sequential"):
         Network(net, mean=[0], std=[1], side=2, resize=2, features=["nope"])
 
@@ -126,19 +129,20 @@ def test_function_matching_refuses_a_temperature_of_zero() -> None:
 
 
 def test_supervision_shares_the_loss_between_mixing_partners() -> None:
-    learner = Supervision(network(8, seed=1), learning(2))
+    learner = Supervision(network(8, seed=1), learning(2), TASK)
     batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0].mixed()
     loss, _ = learner.loss(batch)
-    logp = learner.student(batch.view("student")).logits.log_softmax(1)
+    logp = learner.student(batch.view("student")).prediction.log_softmax(1)
     a = batch.coefficient
     by_hand = [
-        -(a * logp[i, batch.label[i]] + (1 - a) * logp[i, batch.partner_label[i]]) for i in range(8)
+        -(a * logp[i, batch.truth.label[i]] + (1 - a) * logp[i, batch.truth.partner[i]])
+        for i in range(8)
     ]
     torch.testing.assert_close(loss, torch.stack(by_hand).mean())
 
 
 def test_supervision_needs_labels() -> None:
-    learner = Supervision(network(8), learning(2))
+    learner = Supervision(network(8), learning(2), TASK)
     batch = Batch(torch.arange(2), None, 0, {"student": torch.rand(2, 3, 8, 8)})
     with pytest.raises(ValueError, match="labels are needed"):
         learner.loss(batch)
@@ -149,7 +153,7 @@ def test_kept_targets_look_up_by_index() -> None:
     batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
     out = per_image.PerImageTargets(teacher_of(network(8)), table[None])(batch)
     assert isinstance(out, Output)
-    assert torch.equal(out.logits, table[batch.index])
+    assert torch.equal(out.prediction, table[batch.index])
 
 
 def test_fidelity_is_the_mean_over_examples_of_uneven_batches() -> None:

@@ -20,7 +20,7 @@ from funmatch.targets import online, per_image
 from funmatch.training.distillation import Distillation
 from funmatch.views.recipes import Fixed, Shared
 from funmatch.views.stream import EpochPermutations, Stream
-from toys import CLASSES, MixedSizes, array_source, fit, learning, network
+from toys import CLASSES, TASK, MixedSizes, array_source, fit, learning, network
 
 SEED, STEPS, BATCH, MIN_AREA = 5, 4, 6, 0.3
 WEIGHTS = (0.5, 2.0)
@@ -34,7 +34,7 @@ def pair() -> dict[str, Network]:
 
 
 def ensemble(nets: dict[str, Network], **how: object) -> Teacher:
-    return Teacher({name: Frozen(net) for name, net in nets.items()}, **how)
+    return Teacher({name: Frozen(net) for name, net in nets.items()}, means=TASK.means, **how)
 
 
 def pixels(side: int, seed: int = 0) -> Tensor:
@@ -51,7 +51,7 @@ def batch() -> Batch:
 def said(pair: dict[str, Network], batch: Batch) -> Tensor:
     """What each network says by itself: [2, B, C]. Toy weights are large: T must be, too."""
     with torch.no_grad():
-        return torch.stack([net(batch.views[name]).logits for name, net in pair.items()])
+        return torch.stack([net(batch.views[name]).prediction for name, net in pair.items()])
 
 
 # --- what is said --------------------------------------------------------------------------------
@@ -62,11 +62,10 @@ def test_a_single_teacher_passes_its_output_through() -> None:
         network(8).net, mean=[0.0] * 3, std=[1 / 255] * 3, side=8, resize=8, features=["linear"]
     )
     found = Teacher({"teacher": Frozen(net)})({"teacher": pixels(8)}.__getitem__)
-    assert torch.equal(found.logits, net(pixels(8)).logits)
-    assert torch.equal(found.features["linear"], found.logits)  # kept, as the objective asked
-    [(weight, logits)] = found.terms
-    assert weight == 1
-    assert logits is found.logits
+    assert torch.equal(found.prediction, net(pixels(8)).prediction)
+    assert torch.equal(found.features["linear"], found.prediction)  # kept, as the objective asked
+    assert not found.members
+    assert found.summed(lambda prediction: prediction.sum()) == found.prediction.sum()
 
 
 def test_a_single_teacher_ignores_combination_and_temperature() -> None:
@@ -74,7 +73,7 @@ def test_a_single_teacher_ignores_combination_and_temperature() -> None:
     plain = Teacher({"teacher": frozen})
     other = Teacher({"teacher": frozen}, combine="logit", weights=(3.0,)).softened(7.0)
     views = {"teacher": pixels(8)}.__getitem__
-    assert torch.equal(plain(views).logits, other(views).logits)
+    assert torch.equal(plain(views).prediction, other(views).prediction)
     assert plain.fingerprint() == other.fingerprint() == frozen.fingerprint()
 
 
@@ -88,14 +87,14 @@ def test_the_combination_is_the_mean_it_names(pair, batch, said, weights, temper
         ("sum", ensembling.probability_mean),
     ):
         teacher = ensemble(pair, combine=combine, weights=weights).softened(temperature)
-        found = teacher(batch.view).logits
+        found = teacher(batch.view).prediction
         torch.testing.assert_close(found, mean(said, given, temperature=temperature))
 
 
 def test_the_combinations_differ(pair, batch) -> None:
     def find(combine: str) -> Tensor:
         said = ensemble(pair, combine=combine).softened(300.0)(batch.view)
-        return (said.logits / 300).softmax(dim=-1)
+        return (said.prediction / 300).softmax(dim=-1)
 
     assert not torch.allclose(find("probability"), find("logit"), atol=1e-3)
 
@@ -109,9 +108,8 @@ def test_to_soften_a_teacher_leaves_it_as_it_was(pair) -> None:
 @pytest.mark.parametrize("combine", ["probability", "logit"])
 def test_a_mean_is_matched_as_one_teacher(pair, batch, combine: str) -> None:
     found = ensemble(pair, combine=combine, weights=WEIGHTS)(batch.view)
-    [(weight, logits)] = found.terms
-    assert weight == 1
-    assert logits is found.logits
+    assert not found.members
+    assert found.summed(lambda prediction: prediction.sum()) == found.prediction.sum()
 
 
 def test_a_teacher_without_a_mean_or_with_wrong_weights_is_refused(pair) -> None:
@@ -203,14 +201,14 @@ def test_kept_words_of_an_ensemble_equal_live_ones_on_the_same_views(
     teacher = ensemble(pair, combine=combine, weights=WEIGHTS).softened(200.0)
     device = torch.device("cpu")
     kept = per_image.on_fixed_views(
-        teacher, source, recipe, seed=SEED, store=tmp_path, batch_size=4, device=device
+        teacher, source, recipe, TASK, seed=SEED, store=tmp_path, batch_size=4, device=device
     )
     sides = {"student": 8, **teacher.sides}
     stream = Stream(source, recipe, sides=sides, batch_size=BATCH, seed=SEED)
     for step in range(3):
         found, live = kept(stream[step]), online.OnlineTargets(teacher)(stream[step])
-        torch.testing.assert_close(found.logits, live.logits)
-        for (weight, logits), (same, expected) in zip(found.terms, live.terms, strict=True):
+        torch.testing.assert_close(found.prediction, live.prediction)
+        for (weight, logits), (same, expected) in zip(found.members, live.members, strict=True):
             assert weight == same
             torch.testing.assert_close(logits, expected)
 
@@ -218,13 +216,13 @@ def test_kept_words_of_an_ensemble_equal_live_ones_on_the_same_views(
 def test_members_are_asked_and_kept_one_by_one(pair, tmp_path: Path) -> None:
     """Another combination of the same networks asks none of them again."""
     arguments = {"store": tmp_path, "batch_size": 4, "device": torch.device("cpu")}
-    per_image.on_evaluation_views(ensemble(pair), array_source(), **arguments)
+    per_image.on_evaluation_views(ensemble(pair), array_source(), TASK, **arguments)
     asked = [len(net.net.seen) for net in pair.values()]
     assert asked == [5, 5]
     other = ensemble(pair, combine="logit", weights=WEIGHTS)
-    per_image.on_evaluation_views(other, array_source(), **arguments)
+    per_image.on_evaluation_views(other, array_source(), TASK, **arguments)
     single = Teacher({"teacher": Frozen(pair["teacher.small"])})
-    per_image.on_evaluation_views(single, array_source(), **arguments)
+    per_image.on_evaluation_views(single, array_source(), TASK, **arguments)
     assert [len(net.net.seen) for net in pair.values()] == asked
 
 
@@ -250,7 +248,7 @@ def teach(student: Network, teacher: Teacher, source) -> None:
     """A real training run of function matching."""
     recipe = Shared(name="function_matching", crop="inception", mixing=True, min_area=MIN_AREA)
     learner = Distillation(
-        student, online.OnlineTargets(teacher), {}, FunctionMatching(2.0), learning(STEPS)
+        student, online.OnlineTargets(teacher), {}, FunctionMatching(2.0), learning(STEPS), TASK
     )
     sides = {"student": student.side, **teacher.sides}
     fit(learner, source, recipe, sides=sides, steps=STEPS, batch_size=BATCH, seed=SEED)

@@ -65,7 +65,7 @@ def views(home: Path) -> NDArray[np.float32]:
 def student_says(home: Path, name: str) -> Tensor:
     run, cfg = load_run.open_run(str(home / "logs" / name), "cpu")
     with torch.no_grad():
-        return build.left(cfg, run).eval()(torch.from_numpy(views(home))).logits
+        return build.left(cfg, run).eval()(torch.from_numpy(views(home))).prediction
 
 
 def by_others(folder: Path, kind: str, pixels: NDArray[np.float32]) -> Tensor:

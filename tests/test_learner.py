@@ -13,7 +13,7 @@ from funmatch.models.network import Network
 from funmatch.training.datamodule import DataModule
 from funmatch.training.supervised import Supervision
 from funmatch.views.recipes import Shared
-from toys import CLASSES, array_source, learning, trainer
+from toys import CLASSES, TASK, array_source, learning, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
 
@@ -42,7 +42,7 @@ def taught(
         steps=steps,
         seed=0,
     )
-    learner = Supervision(student(), replace(learning(100), max_skipped=most))
+    learner = Supervision(student(), replace(learning(100), max_skipped=most), TASK)
     trainer(steps, callbacks=[NoNumber(broken)], plugins=plugins).fit(learner, data)
     return learner
 

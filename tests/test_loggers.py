@@ -91,7 +91,7 @@ def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> N
         history = [r.history for r in kept if r.HasField("history")]
         keys = {item.key or item.nested_key[0] for h in history for item in h.item}
         assert {"train/loss", "val/student_top1", "test/student_top1"} <= keys
-        shown = {"views", "test/answers"}
+        shown = {"views", "test/predictions"}
         shown |= {f"test/student_against_{other}_table" for other in ("label", "teacher")}
         assert shown <= keys, keys
         media = {path.name.partition("_")[0] for path in file.parent.rglob("*.png")}

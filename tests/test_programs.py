@@ -98,7 +98,7 @@ def test_a_program_computes_as_it_was_exported(written: Path, name: str) -> None
     inputs = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": SIDE, "resize": SIDE}
     pixels = (images(4) * 255).to(torch.uint8)
     said = [
-        Frozen(Network(net, **inputs), dtype=dtype)(pixels).logits
+        Frozen(Network(net, **inputs), dtype=dtype)(pixels).prediction
         for net, dtype in (
             (ExportedModel(written / name), torch.bfloat16),
             (classifier(), torch.float32),

@@ -19,7 +19,7 @@ from funmatch.targets import online, per_image
 from funmatch.training.distillation import Distillation
 from funmatch.views.recipes import Fixed, Independent, Shared
 from funmatch.views.stream import EpochPermutations
-from toys import MixedSizes, array_source, fit, learning, network, teacher_of
+from toys import TASK, MixedSizes, array_source, fit, learning, network, teacher_of
 
 RECIPES = ("fixed_teacher", "independent_noise", "consistent", "function_matching")
 SEED, STEPS, BATCH, MIN_AREA = 5, 6, 8, 0.3
@@ -36,6 +36,7 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
             words_of,
             source,
             recipe,
+            TASK,
             seed=SEED,
             store=folder,
             batch_size=3,
@@ -45,7 +46,7 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
         words = online.OnlineTargets(words_of)
     before = list(teacher.net.seen)
     teacher.net.seen.clear()
-    learner = Distillation(student, words, {}, FunctionMatching(2.0), learning(STEPS))
+    learner = Distillation(student, words, {}, FunctionMatching(2.0), learning(STEPS), TASK)
     fit(learner, source, recipe, sides=sides, steps=STEPS, batch_size=BATCH, seed=SEED)
     return student.net.seen, teacher.net.seen, before
 
@@ -150,7 +151,7 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
     frozen = Frozen(network(8, seed=2))
     arguments = {"seed": SEED, "store": tmp_path, "batch_size": 3, "device": torch.device("cpu")}
     said_by = Teacher({"teacher": frozen})
-    kept = per_image.on_fixed_views(said_by, source, recipe, **arguments)
+    kept = per_image.on_fixed_views(said_by, source, recipe, TASK, **arguments)
 
     every = np.arange(len(source))
     heights, widths = source.sizes(every)
@@ -163,8 +164,8 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
         )
         for place, image in enumerate(source.images(every)):
             view = render(image, boxes[place], 8, flip=bool(flips[place]))
-            expected[place] += frozen(view[None].float()).logits[0].double().softmax(0) / 5
-    said = kept._logits[0].double().softmax(dim=-1)
+            expected[place] += frozen(view[None].float()).prediction[0].double().softmax(0) / 5
+    said = kept._predictions[0].double().softmax(dim=-1)
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-7)
 
     student, teacher, _ = taught(recipe, source, tmp_path)

@@ -36,7 +36,7 @@ from funmatch.targets.store import LogitStore, encoding
 from funmatch.training.distillation import Distillation
 from funmatch.views.recipes import Fixed
 from small import only_run
-from toys import array_source, fit, learning, network, teacher_of
+from toys import TASK, array_source, fit, learning, network, teacher_of
 
 FORMS = ("float32", "float16", "top3")
 
@@ -270,14 +270,18 @@ class Lesson:
         self.cfg, self.nets, self.source = cfg, nets, source
         self.law = build.recipe(cfg)
         members = {name: Frozen(net) for name, net in nets.items()}
-        self.teacher = Teacher(members, **combination).softened(cfg.objective.temperature)
-        self.words, self.asked = target_policy.training_targets(cfg, self.teacher, self.law, source)
+        self.teacher = Teacher(members, means=TASK.means, **combination).softened(
+            cfg.objective.temperature
+        )
+        self.words, self.asked = target_policy.training_targets(
+            cfg, self.teacher, self.law, source, TASK
+        )
 
     def given(self, side: int = 8) -> Tensor:
         """The weights of the student in the end."""
         objective = FunctionMatching(self.cfg.objective.temperature)
         student = network(side, seed=1)
-        learner = Distillation(student, self.words, {}, objective, learning(self.cfg.steps))
+        learner = Distillation(student, self.words, {}, objective, learning(self.cfg.steps), TASK)
         sides = {"student": side, **(self.teacher.sides if self.asked else {})}
         budget = {"steps": self.cfg.steps, "batch_size": self.cfg.batch_size}
         fit(learner, self.source, self.law, sides=sides, seed=self.cfg.seed, **budget)
@@ -633,8 +637,8 @@ def ensemble_of_crops(folder: str | Path, fault: Callable[[], None] | None = Non
     net.net.forward = forward
     recipe = Fixed(name="x", teacher_crop="inception_ensemble", ensemble=3, min_area=0.3)
     asking = {"store": Path(folder), "batch_size": 6, "device": torch.device("cpu")}
-    kept = per_image.on_fixed_views(teacher_of(net), source, recipe, seed=0, **asking)
-    return kept._logits, len(net.net.seen), opened
+    kept = per_image.on_fixed_views(teacher_of(net), source, recipe, TASK, seed=0, **asking)
+    return kept._predictions, len(net.net.seen), opened
 
 
 def test_a_teacher_killed_while_it_is_asked_goes_on_with_what_is_missing(tmp_path: Path) -> None:
@@ -658,13 +662,13 @@ def test_damaged_evaluation_logits_are_computed_again(
 ) -> None:
     asking = {"store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     net, source = network(8, seed=2), array_source()
-    kept = per_image.on_evaluation_views(teacher_of(net), source, **asking)
+    kept = per_image.on_evaluation_views(teacher_of(net), source, TASK, **asking)
     (rows,) = tmp_path.glob("*/rows.bin")
     flip(rows, 100)
     with pytest.raises(ValueError, match=f"^{rows.parent}: 1 damaged rows, .*; the same command"):
-        per_image.on_evaluation_views(teacher_of(net), source, **asking)
-    again = per_image.on_evaluation_views(teacher_of(net), source, **asking)
-    assert torch.equal(again._logits, kept._logits)
+        per_image.on_evaluation_views(teacher_of(net), source, TASK, **asking)
+    again = per_image.on_evaluation_views(teacher_of(net), source, TASK, **asking)
+    assert torch.equal(again._predictions, kept._predictions)
 
 
 # --- identity ------------------------------------------------------------------------------------

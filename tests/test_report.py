@@ -19,7 +19,7 @@ from funmatch.analysis.seed_groups import group_runs
 from funmatch.analysis.training_curves import calibration_error, mean_curve, reliability_diagram
 from funmatch.core.render import render_view
 from funmatch.runs.directory import Run
-from funmatch.tasks.classification.predictions import COLUMNS, Predictions, table
+from funmatch.tasks.classification.predictions import COLUMNS, ClassPredictions
 from funmatch.views.example_views import contact_sheet, example_views
 from funmatch.views.recipes import Fixed, Independent, Shared
 from funmatch.views.stream import Stream
@@ -128,9 +128,9 @@ def test_what_was_not_measured_has_no_picture(workplace: Path) -> None:
     assert not any("against the length" in given["alt"] for given in page.images)
 
 
-def test_answers_are_those_of_the_networks(logs: Path) -> None:
+def test_predictions_are_those_of_the_networks(logs: Path) -> None:
     row = next(row for g in group_runs([logs]) for row in g.rows if row["status"] == "completed")
-    with Run(row["directory"]).answers.open() as file:
+    with Run(row["directory"]).predictions.open() as file:
         rows = list(csv.DictReader(file))
     assert [int(each["image"]) for each in rows] == list(range(360))
     right = np.mean([each["student"] == each["label"] for each in rows])
@@ -139,13 +139,13 @@ def test_answers_are_those_of_the_networks(logs: Path) -> None:
     assert agreed == pytest.approx(row["agreement_top1"])
 
 
-def test_answers_are_gathered_in_the_order_of_the_images() -> None:
+def test_predictions_are_gathered_in_the_order_of_the_images() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, 4, generator=generator)
-    label, answers = torch.tensor([0, 1, 2, 3, 0]), Predictions()
+    label, predictions = torch.tensor([0, 1, 2, 3, 0]), ClassPredictions()
     for rows in ([3, 1], [4, 0, 2]):
-        answers.update(torch.tensor(rows), student[rows], teacher[rows], label[rows])
-    lines = table(answers.compute()).splitlines()
+        predictions.update(torch.tensor(rows), student[rows], teacher[rows], label[rows])
+    lines = predictions.table(predictions.compute()).splitlines()
     assert lines[0] == ",".join(COLUMNS)
     for number, line in enumerate(lines[1:]):
         both = [
@@ -153,18 +153,18 @@ def test_answers_are_gathered_in_the_order_of_the_images() -> None:
         ]
         cells = ",".join(f"{best},{share:.6f}" for best, share in both)
         assert line == f"{number},{label[number]},{cells}"
-    nothing = Predictions()
+    nothing = ClassPredictions()
     nothing.update(torch.tensor([0]), student[:1], None, None)
-    assert table(nothing.compute()).splitlines()[1].endswith(",,")
+    assert nothing.table(nothing.compute()).splitlines()[1].endswith(",,")
 
 
 def test_the_calibration_error_is_that_of_torchmetrics(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = 2 * torch.randn(500, 6, generator=generator)
     label = torch.randint(0, 6, (500,), generator=generator)
-    answers = Predictions()
-    answers.update(torch.arange(500), logits, None, label)
-    (tmp_path / "answers.csv").write_text(table(answers.compute()))
+    predictions = ClassPredictions()
+    predictions.update(torch.arange(500), logits, None, label)
+    (tmp_path / "predictions.csv").write_text(predictions.table(predictions.compute()))
     expected = MulticlassCalibrationError(6, n_bins=15, norm="l1")(logits.softmax(1), label)
     assert calibration_error(reliability_diagram(tmp_path)) == pytest.approx(
         float(expected), abs=1e-5

@@ -57,15 +57,14 @@ def test_ranks_share_one_global_batch(source, recipe, ranks: int) -> None:
         for network in SIDES:
             joined = torch.cat([p.view(network) for p in parts])
             assert torch.equal(joined, whole.view(network))
-        if whole.label is not None:
-            assert torch.equal(torch.cat([p.label for p in parts]), whole.label)
-        if whole.partner_label is not None:
-            assert torch.equal(torch.cat([p.partner_label for p in parts]), whole.partner_label)
+        if whole.truth is not None:
+            for take in (lambda p: p.truth.label, lambda p: p.truth.partner)[: 1 + recipe.mixing]:
+                assert torch.equal(torch.cat([take(p) for p in parts]), take(whole))
 
 
 def test_the_partner_is_the_image_before_and_its_label_too() -> None:
     batch = stream(array_source())[0]
-    assert torch.equal(batch.partner_label, batch.label.roll(1))
+    assert torch.equal(batch.truth.partner, batch.truth.label.roll(1))
     mixed = batch.mixed()
     assert mixed.view("student").is_floating_point()
     assert len(mixed.view("student")) == len(mixed.index) == 8
@@ -98,7 +97,7 @@ def test_steps_are_those_left_but_their_length_is_the_whole_run() -> None:
 
 def test_a_batch_moves_as_one() -> None:
     batch = stream(array_source())[0].to("meta")
-    tensors = [batch.index, batch.label, batch.partner_label, *batch.views.values()]
+    tensors = [batch.index, batch.truth.label, batch.truth.partner, *batch.views.values()]
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert isinstance(batch, Batch)
 

@@ -6,7 +6,7 @@ import torch
 
 from funmatch.targets import per_image
 from funmatch.views.recipes import Fixed
-from toys import array_source, network, teacher_of
+from toys import TASK, array_source, network, teacher_of
 
 CPU = torch.device("cpu")
 
@@ -17,6 +17,7 @@ def kept(recipe: Fixed, folder: Path, *, seed: int = 0, teacher: int = 2, source
         teacher_of(net),
         array_source(seed=source),
         recipe,
+        TASK,
         seed=seed,
         store=folder,
         batch_size=6,
@@ -34,7 +35,7 @@ def test_a_second_run_does_not_ask_the_teacher(tmp_path: Path) -> None:
     again, asked_again = kept(fixed("resize"), tmp_path)
     assert asked == 4  # 20 images in batches of at most 6
     assert asked_again == 0
-    assert torch.equal(first._logits, again._logits)
+    assert torch.equal(first._predictions, again._predictions)
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -62,17 +63,19 @@ def test_images_are_opened_once_for_all_views(tmp_path: Path) -> None:
     source.images = lambda indices: (opened.extend(indices.tolist()), images(indices))[1]
     recipe = fixed("inception_ensemble", ensemble=5)
     arguments = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": CPU}
-    found = per_image.on_fixed_views(teacher_of(network(8, seed=2)), source, recipe, **arguments)
+    found = per_image.on_fixed_views(
+        teacher_of(network(8, seed=2)), source, recipe, TASK, **arguments
+    )
     assert opened == list(range(40))
-    assert found._logits.shape == (1, 40, 7)
+    assert found._predictions.shape == (1, 40, 7)
 
 
 def test_evaluation_views_are_kept_too(tmp_path: Path) -> None:
     net = network(8, seed=2)
     for _ in range(2):
         found = per_image.on_evaluation_views(
-            teacher_of(net), array_source(), store=tmp_path, batch_size=6, device=CPU
+            teacher_of(net), array_source(), TASK, store=tmp_path, batch_size=6, device=CPU
         )
     assert len(net.net.seen) == 4
     views = torch.cat(net.net.seen)
-    torch.testing.assert_close(found._logits[0], net.net.linear(views.flatten(1)))
+    torch.testing.assert_close(found._predictions[0], net.net.linear(views.flatten(1)))

@@ -1,6 +1,7 @@
 """Small real parts that tests put together: sources, networks that remember, a training run."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.optim import adam, schedules
+from funmatch.tasks.classification.task import Classification
 from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
 from funmatch.training.datamodule import DataModule
 from funmatch.training.learner import Learner, Learning
@@ -24,6 +26,7 @@ from funmatch.views.evaluation_views import EvaluationViews
 from funmatch.views.recipes import Recipe
 
 CLASSES = 7
+TASK = Classification(CLASSES)
 
 
 def array_source(n: int = 20, side: int = 12, seed: int = 0) -> ArraySource:
@@ -103,7 +106,7 @@ def teacher_of(net: Network) -> Teacher:
 def learning(steps: int) -> Learning:
     """Optimiser and schedule of a short run."""
     return Learning(
-        optimizer=lambda module: adam.adam(module, lr=0.01, wd=1e-3),
+        optimizer=partial(adam.adam, lr=0.01, wd=1e-3),
         schedule=lambda step: schedules.warmup_cosine(step, total_steps=steps, warmup_steps=1),
         log_every=1,
         clip_norm=1.0,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from funmatch.analysis import plots, tables
-from funmatch.analysis.seed_groups import SeedGroup, format_epochs
+from funmatch.analysis.seed_groups import SeedGroup, by_task, format_epochs
 from funmatch.analysis.summaries import command
 from funmatch.analysis.training_curves import calibration_error, reliability_diagrams
 from funmatch.runtime import atomic_files
@@ -36,24 +36,24 @@ nav ul { padding-left: 1.2rem; }
 .failed { border-left: 4px solid #b00; padding-left: .8rem; }
 """
 _WIDE = 2  # times as wide as high
-# Title of a section, its picture, what it shows, and what is said of it where it cannot be seen.
+# Of a section: its picture, its title, and its caption; {score} and {agreement} are the task's.
 _FIGURES = {
     "comparison": (
         plots.comparison,
         "Recipes side by side",
-        "Test accuracy of the student and how often its answer is the teacher's; bars are the "
-        "sample standard deviation over seeds, the dashed line is the teacher.",
+        "Test {score} of the student and {agreement}; bars are the sample standard deviation over "
+        "seeds, the dashed line is the teacher.",
     ),
     "learning": (
         plots.learning,
-        "Accuracy in the course of training",
-        "Accuracy on val, mean over seeds, of the longest runs of each recipe (as in figure 3 of "
+        "{Score} in the course of training",
+        "{Score} on val, mean over seeds, of the longest runs of each recipe (as in figure 3 of "
         "the paper).",
     ),
     "patience": (
         plots.patience,
         "Patience",
-        "Test accuracy against the length of training, on a logarithmic axis, with the teacher as "
+        "Test {score} against the length of training, on a logarithmic axis, with the teacher as "
         "a dashed line (as in figure 4 of the paper).",
     ),
     "losses": (
@@ -78,15 +78,29 @@ _FIGURES = {
 
 def write(directory: Path, groups: Sequence[SeedGroup]) -> list[Path]:
     """Writes report.html, with its figures and tables beside it; what was written."""
-    drawn, sections = [], [_section("results", "Results", _results(groups))]
-    for name, (draw, title, caption) in _FIGURES.items():
-        path = directory / f"{name}.png"
-        picture = draw(groups)
-        atomic_files.write_or_remove(path, picture)
-        if picture is None:
-            continue
-        drawn.append(path)
-        sections.append(_section(name, title, _figure(picture, f"{title}. {caption}", caption)))
+    drawn: list[Path] = []
+    sections: list[str] = []
+    tasks = by_task(groups)
+    for place, own in enumerate(tasks):
+        task, end = own[0].task, tables.suffix(place, own)
+        of = f" of {task.name}" if len(tasks) > 1 else ""
+        score = task.score.title
+        words = {
+            "score": score,
+            "Score": score[:1].upper() + score[1:],
+            "agreement": task.agreement.title,
+        }
+        sections.append(_section(f"results{end}", f"Results{of}", _results(own)))
+        for name, (draw, title, caption) in _FIGURES.items():
+            path = directory / f"{name}{end}.png"
+            picture = draw(own)
+            atomic_files.write_or_remove(path, picture)
+            if picture is None:
+                continue
+            drawn.append(path)
+            title, caption = title.format(**words), caption.format(**words)
+            figure = _figure(picture, f"{title}. {caption}", caption)
+            sections.append(_section(f"{name}{end}", f"{title}{of}", figure))
     sections += [
         _section("views", "What the networks saw", "\n".join(_views(groups))),
         _section("failed", "Failed runs", "\n".join(_failed(groups))),
@@ -135,23 +149,33 @@ def _figure(picture: bytes, alt: str, caption: str) -> str:
 
 
 def _results(groups: Sequence[SeedGroup]) -> str:
-    head = (*tables.HEAD, "accuracy, 95 % interval", "calibration error")
-    rows = [[*tables.row(g), _interval(g), _error(g)] for g in groups]
+    task = groups[0].task
+    head = (*tables.head(task), f"{task.score.title}, 95 % interval")
+    rows = [[*tables.row(g), _interval(g)] for g in groups]
     caption = (
         "On test, mean ± sample standard deviation over seeds; the interval is that of the mean, "
-        "by Student's law. KL in nats at T = 1. Calibration error: expected, of the student."
+        f"by Student's law. {task.note}"
     )
+    errors = [_error(g) for g in groups]
+    if any(error is not None for error in errors):
+        head = (*head, "calibration error")
+        rows = [[*row, error or "–"] for row, error in zip(rows, errors, strict=True)]
+        caption += " Calibration error: expected, of the student."
     return _table(head, rows, caption)
 
 
 def _interval(group: SeedGroup) -> str:
-    found = group.interval("student_test_top1")
-    return "–" if found is None else f"{max(found[0], 0):.3f} to {min(found[1], 1):.3f}"
+    found = group.interval(group.score)
+    if found is None:
+        return "–"
+    bounds = zip(found, group.task.bounds, (max, min), strict=True)
+    low, high = (end if bound is None else within(end, bound) for end, bound, within in bounds)
+    return f"{low:.3f} to {high:.3f}"
 
 
-def _error(group: SeedGroup) -> str:
+def _error(group: SeedGroup) -> str | None:
     known = [calibration_error(bins) for bins in reliability_diagrams(group)]
-    return f"{statistics.fmean(known):.3f}" if known else "–"
+    return f"{statistics.fmean(known):.3f}" if known else None
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str) -> str:

@@ -23,13 +23,17 @@ _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#
 
 
 def comparison(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Accuracy and agreement per recipe, and accuracy against epochs, of finished runs."""
+    """Score and agreement per recipe, and score against epochs, of finished runs of one task."""
     groups = [g for g in groups if g.completed]
     if not groups:
         return None
     labels = list(dict.fromkeys(g.label for g in groups))
     budgets = sorted({g.epochs for g in groups})
-    columns = {"student_test_top1": "test accuracy", "agreement_top1": "agreement with the teacher"}
+    task = groups[0].task
+    columns = {
+        groups[0].score: f"test {task.score.title}",
+        task.agreement.metric: task.agreement.title,
+    }
     columns = {
         c: title for c, title in columns.items() if any(g.mean(c) is not None for g in groups)
     }
@@ -55,33 +59,38 @@ def comparison(groups: Sequence[SeedGroup]) -> bytes | None:
 
 
 def patience(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Accuracy against the length of training, beside the teacher's; None for a single length.
+    """Test score against the length of training, beside the teacher's; None for a single length.
 
     Source: Beyer et al. 2022, fig. 4.
     """
-    groups = [g for g in groups if g.mean("student_test_top1") is not None]
+    groups = [g for g in groups if g.mean(g.score) is not None]
     if len({g.epochs for g in groups}) < 2:
         return None
     drawing, (axis,) = _sheet(1, 7.5, 4.5)
     _against_budget(axis, groups)
     for teacher in _teachers(groups):
         axis.axhline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
-    axis.set_ylabel("test accuracy")
+    axis.set_ylabel(f"test {groups[0].task.score.title}")
     _legend(drawing, axis)
     return _png(drawing)
 
 
 def learning(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Accuracy on val in the course of training, each recipe at its longest.
+    """Score on val in the course of training, each recipe at its longest.
 
     Source: Beyer et al. 2022, fig. 3.
     """
-    return _courses(_longest(groups), {"val/student_top1": "val accuracy"})
+    score = groups[0].task.score
+    return _courses(_longest(groups), {f"val/{score.metric}": f"val {score.title}"})
 
 
 def losses(groups: Sequence[SeedGroup]) -> bytes | None:
     """What is minimised on training views, and the distance to the teacher on val."""
-    columns = {"train/loss": "loss on training views", "val/kl_to_teacher": "KL to teacher on val"}
+    distance = groups[0].task.distance
+    columns = {
+        "train/loss": "loss on training views",
+        f"val/{distance.metric}": f"{distance.title} on val",
+    }
     return _courses(_longest(groups), columns, log=True)
 
 
@@ -143,7 +152,7 @@ def _longest(groups: Iterable[SeedGroup]) -> list[SeedGroup]:
 
 
 def _teachers(groups: Iterable[SeedGroup]) -> set[float]:
-    return {mean for g in groups if (mean := g.mean("teacher_test_top1")) is not None}
+    return {mean for g in groups if (mean := g.mean(g.task.teacher_score)) is not None}
 
 
 def _courses(
@@ -198,16 +207,16 @@ def _dots(
 
 
 def _against_budget(axis: "Axes", groups: Sequence[SeedGroup]) -> None:
-    """Accuracy against the length of training; points side by side so that none hides another."""
+    """Test score against the length of training; points side by side so that none hides another."""
     labels = list(dict.fromkeys(g.label for g in groups))
     budgets = sorted({g.epochs for g in groups})
     for place, label in enumerate(labels):
-        own = [g for g in groups if g.label == label and g.mean("student_test_top1") is not None]
+        own = [g for g in groups if g.label == label and g.mean(g.score) is not None]
         nudge = 1.04 ** (place - (len(labels) - 1) / 2)
         axis.errorbar(
             [g.epochs * nudge for g in own],
-            [g.mean("student_test_top1") or 0.0 for g in own],
-            yerr=[g.deviation("student_test_top1") or 0.0 for g in own],
+            [g.mean(g.score) or 0.0 for g in own],
+            yerr=[g.deviation(g.score) or 0.0 for g in own],
             **_style(place),
             capsize=3,
             label=label,
@@ -216,7 +225,7 @@ def _against_budget(axis: "Axes", groups: Sequence[SeedGroup]) -> None:
     axis.set_xticks(budgets, [*map(format_epochs, budgets)])
     axis.minorticks_off()
     axis.set_xlabel("epochs")
-    axis.set_title("test accuracy against patience")
+    axis.set_title(f"test {groups[0].task.score.title} against patience")
     axis.grid(alpha=0.3)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from funmatch.analysis import summaries
+from funmatch.tasks.description import TaskDescription
 
 # The order in which the paper tells the story.
 _RECIPE_ORDER = ("labels", "fixed_teacher", "independent_noise", "consistent", "function_matching")
@@ -34,6 +35,16 @@ class SeedGroup:
     @property
     def label(self) -> str:
         return f"{self.recipe} {self.variant}".strip()
+
+    @property
+    def task(self) -> TaskDescription:
+        """The names of its figures."""
+        return TaskDescription.of(self.rows[0])
+
+    @property
+    def score(self) -> str:
+        """The column of the student's score on test."""
+        return self.task.student_score("test")
 
     @property
     def completed(self) -> list[dict[str, Any]]:
@@ -68,7 +79,7 @@ class SeedGroup:
         return style.format(mean) + (f" ± {style.format(deviation)}" if deviation else "")
 
     def _values(self, column: str) -> list[float]:
-        return [row[column] for row in self.completed if row[column] is not None]
+        return [row[column] for row in self.completed if row.get(column) is not None]
 
 
 def group_runs(directories: Iterable[Path]) -> list[SeedGroup]:
@@ -91,6 +102,14 @@ def group_runs(directories: Iterable[Path]) -> list[SeedGroup]:
         for key, seeds in found.items()
     ]
     return sorted(groups, key=lambda g: (g.epochs, _rank(g.recipe), _natural(g.variant)))
+
+
+def by_task(groups: Iterable[SeedGroup]) -> list[list[SeedGroup]]:
+    """The groups of each task, whose figures cannot be compared with those of another."""
+    found: dict[str, list[SeedGroup]] = {}
+    for group in groups:
+        found.setdefault(group.task.name, []).append(group)
+    return list(found.values())
 
 
 def format_epochs(epochs: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from funmatch.runs.directory import COLUMNS
+from funmatch.tasks.description import TaskDescription, columns
 
 
 def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
@@ -22,6 +22,7 @@ def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
         try:
             row = json.loads(path.read_text())
             row["settings"], row["seed"], row["status"]
+            TaskDescription.of(row)
         except (ValueError, KeyError, TypeError, OSError) as error:
             print(f"skipped {path}: damaged ({type(error).__name__})", file=sys.stderr)
         else:
@@ -46,8 +47,9 @@ def command(row: Mapping[str, Any]) -> list[str] | None:
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Summaries as CSV text; what a run has not measured is an empty cell."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    rows, text = list(rows), io.StringIO(newline="")
+    tasks = map(TaskDescription.of, rows)
+    writer = csv.DictWriter(text, columns(*tasks), extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -7,21 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from funmatch.analysis import plots, summaries
-from funmatch.analysis.seed_groups import SeedGroup, format_epochs, group_runs
+from funmatch.analysis.seed_groups import SeedGroup, by_task, format_epochs, group_runs
 from funmatch.runtime import atomic_files
+from funmatch.tasks.description import TaskDescription
 
-_MEASURED = {
-    "accuracy": ("student_test_top1", "{:.3f}"),
-    "agreement": ("agreement_top1", "{:.3f}"),
-    "KL": ("kl_to_teacher", "{:.3f}"),
-    "teacher": ("teacher_test_top1", "{:.3f}"),
-}
-HEAD = ("epochs", "recipe", "seeds", *_MEASURED)
-
-_NOTE = (
-    "On test, mean ± sample standard deviation over seeds. Accuracy of the student and of its "
-    "teacher and their agreement are fractions; KL to the teacher is in nats."
-)
+_STYLE = "{:.3f}"
+_NOTE = "On test, mean ± sample standard deviation over seeds."
 
 _RECIPE = 17  # columns of the terminal, for function_matching
 _LEAST = 80  # that the table takes, with longer names in several lines
@@ -31,20 +22,27 @@ def print_table(groups: Sequence[SeedGroup]) -> None:
     """Prints the table that ends a sweep."""
     console = Console()
     console.width = max(console.width, _LEAST if console.is_terminal else 120)
-    console.print(_table(groups))
-    if line := _best(groups):
-        print(line)
+    for own in by_task(groups):
+        console.print(_table(own))
+        if line := _best(own):
+            print(line)
 
 
 def _best(groups: Sequence[SeedGroup]) -> str:
     """Which settings to choose: test is no place to choose by."""
-    scores = {place: g.mean("student_val_top1") for place, g in enumerate(groups)}
+    task = groups[0].task
+    scores = {place: g.mean(task.student_score("val")) for place, g in enumerate(groups)}
     known = {place: score for place, score in scores.items() if score is not None}
     if len(known) < 2:
         return ""
-    place = max(known, key=known.__getitem__)
+    place = max(known, key=lambda each: task.score.rank(known[each]))
     best = groups[place]
     return f"best on val ({known[place]:.3f}): {best.label}, {format_epochs(best.epochs)} epochs"
+
+
+def head(task: TaskDescription) -> tuple[str, ...]:
+    """The heads of a table over runs of a task."""
+    return ("epochs", "recipe", "seeds", *task.table)
 
 
 def _table(groups: Sequence[SeedGroup]) -> Table:
@@ -55,7 +53,7 @@ def _table(groups: Sequence[SeedGroup]) -> Table:
         collapse_padding=True,
         header_style="underline",
     )
-    for title in HEAD:
+    for title in head(groups[0].task):
         left = title in ("recipe", "seeds")
         fold = title == "recipe"  # numbers are never cut
         table.add_column(
@@ -75,21 +73,24 @@ def _table(groups: Sequence[SeedGroup]) -> Table:
 
 
 def row(g: SeedGroup) -> list[str]:
-    """A row of the table: what stands below `HEAD`."""
+    """A row of the table: what stands below `head`."""
     others = [row["status"] for row in g.rows if row["status"] != "completed"]
     seeds = [f"{len(g.completed)} done" if others else str(len(g.completed))]
     seeds += [f"{others.count(status)} {status}" for status in sorted(set(others))]
-    measured = [g.text(column, style) for column, style in _MEASURED.values()]
+    measured = [g.text(column, _STYLE) for column in g.task.table.values()]
     return [format_epochs(g.epochs), g.label, ", ".join(seeds), *measured]
 
 
 def markdown(groups: Sequence[SeedGroup]) -> str:
     """summary.md: the same table, and what failed."""
-    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
-    lines += [f"| {' | '.join(row(g))} |" for g in groups]
-    lines += ["", _NOTE, "", _best(groups)]
+    lines: list[str] = []
+    for own in by_task(groups):
+        heads = head(own[0].task)
+        lines += [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+        lines += [f"| {' | '.join(row(g))} |" for g in own]
+        lines += ["", f"{_NOTE} {own[0].task.note}", "", _best(own), ""]
     failures = [row for g in groups for row in g.rows if row["status"] == "failed"]
-    lines += ["", *(f"- {row['run']} failed: {row.get('error', '')}" for row in failures)]
+    lines += [*(f"- {row['run']} failed: {row.get('error', '')}" for row in failures)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -115,4 +116,11 @@ def tables(directory: Path, groups: Sequence[SeedGroup]) -> list[Path]:
 def write(directory: Path, groups: Sequence[SeedGroup]) -> None:
     """Writes summary.csv, summary.md and comparison.png."""
     tables(directory, groups)
-    atomic_files.write_or_remove(directory / "comparison.png", plots.comparison(groups))
+    for place, own in enumerate(by_task(groups)):
+        path = directory / f"comparison{suffix(place, own)}.png"
+        atomic_files.write_or_remove(path, plots.comparison(own))
+
+
+def suffix(place: int, groups: Sequence[SeedGroup]) -> str:
+    """What the file names of a task's figures end with, where there are several tasks."""
+    return f"-{groups[0].task.name}" if place else ""

@@ -1,4 +1,4 @@
-"""What runs have written down on their way, read again for tables and figures."""
+"""Training curves and reliability diagrams, from metrics.csv and predictions.csv of runs."""
 
 import csv
 from pathlib import Path
@@ -35,10 +35,10 @@ def mean_curve(group: SeedGroup, column: str) -> Curve | None:
 def reliability_diagram(directory: Path) -> NDArray[np.float64] | None:
     """Sums over the images of each bin of confidence: confidence, right answers, images; [3, 15].
 
-    None where there are no labels, or no answers.
+    None where there are no labels, or predictions without a confidence.
     """
-    rows = [row for row in _read(directory / "answers.csv") if row["label"] and row["student"]]
-    if not rows:
+    rows = [row for row in _read(directory / "predictions.csv") if row["label"] and row["student"]]
+    if not rows or "student_confidence" not in rows[0]:
         return None
     confidence = np.array([float(row["student_confidence"]) for row in rows])
     right = np.array([row["student"] == row["label"] for row in rows], dtype=float)
@@ -48,7 +48,7 @@ def reliability_diagram(directory: Path) -> NDArray[np.float64] | None:
 
 
 def reliability_diagrams(group: SeedGroup) -> list[NDArray[np.float64]]:
-    """Those of the finished runs of a group that have labels and answers."""
+    """Those of the finished runs of a group that have labels and confidences."""
     found = (reliability_diagram(row["directory"]) for row in group.completed)
     return [bins for bins in found if bins is not None]
 

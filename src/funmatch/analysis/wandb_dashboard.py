@@ -85,7 +85,7 @@ def sections() -> list[Section]:
             is_open=True,
             panels=[
                 MediaBrowser(title="Views of the first step", media_keys=["views"]),
-                WeavePanelSummaryTable(table_name="test/answers"),
+                WeavePanelSummaryTable(table_name="test/predictions"),
             ],
         ),
         Section(

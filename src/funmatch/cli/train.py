@@ -15,6 +15,7 @@ from funmatch.experiment import launcher, warm_start
 from funmatch.experiment.run_lifecycle import format_result, run_to_completion
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, distributed
+from funmatch.tasks.description import TaskDescription
 
 
 def train() -> None:
@@ -69,8 +70,10 @@ def _launch(config_name: str, method: launcher.Method) -> None:
         print(f"  {format_result(row)}{note}")
         if cfg.get("save_as") is not None:
             print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
-        score = row["student_val_top1"]
-        return None if score is None else float(score)
+        described = TaskDescription.of(row)
+        score = row[described.student_score("val")]
+        # A search maximises, see conf/sweep/optuna.yaml.
+        return None if score is None else described.score.rank(float(score))
 
     def finish() -> None:
         for directory in directories:

@@ -55,6 +55,10 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         said = [key for key, value in data["splits"].items() if data.get(key) == value]
         for key in said:
             del data["splits"][key]
+        # A task of the data's own settings alone follows from the data.
+        told = data.get("task", {})
+        if all(key == "_target_" or data.get(key) == value for key, value in told.items()):
+            data.pop("task", None)
         for place in (data, data["splits"]):
             for key in _NOT_IDENTITY_OF_DATA:
                 place.pop(key, None)

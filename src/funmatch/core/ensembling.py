@@ -3,6 +3,8 @@
 Source: Hinton et al. 2014, sec. 2 (arithmetic and geometric mean); Beyer et al. 2022, table 1.
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -33,3 +35,11 @@ def logit_mean(logits: Tensor, weights: Tensor, *, temperature: float = 1.0) -> 
 def _shares(weights: Tensor, logits: Tensor) -> Tensor:
     weights = torch.as_tensor(weights, dtype=logits.dtype, device=logits.device)
     return (weights / weights.sum())[:, None, None]
+
+
+# Of classifiers, by name; the first is what several teachers stand for where distances are summed:
+# to sum the divergences from each is, up to a constant, to match the mean of their probabilities.
+MEANS: Mapping[str, Callable[..., Tensor]] = {
+    "probability": probability_mean,
+    "logit": logit_mean,
+}

@@ -29,7 +29,10 @@ class Source(Protocol):
         ...
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
-        """int64 [B]; bool [B, classes] where several are right; or None where there are none."""
+        """Labels [B, ...] as the task defines them; None where there are none.
+
+        For classes int64 [B], or bool [B, classes] where several are right.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -51,8 +54,8 @@ class ArraySource:
 
     Args:
         images: uint8 [N, C, H, W].
-        labels: int64 [N], or None where there are none.
-        classes: their names.
+        labels: [N, ...] as the task defines them, or None where there are none.
+        classes: their names; none for a task without classes.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None, classes: Sequence[str]) -> None:

@@ -27,6 +27,8 @@ from funmatch.models.network import Network
 from funmatch.models.teacher import NAME, Teacher
 from funmatch.runs.directory import Run
 from funmatch.runtime import distributed
+from funmatch.tasks.base import Task
+from funmatch.tasks.classification.task import Classification
 from funmatch.training.datamodule import DataModule
 from funmatch.training.learner import Learning
 from funmatch.views.recipes import Recipe
@@ -38,18 +40,29 @@ def say(text: str) -> None:
         print(f"  {text}", flush=True)
 
 
+def task(cfg: DictConfig) -> Task:
+    """The task of the data; classification for data that name none, as all did once."""
+    found = cfg.data.get("task")
+    return Classification(cfg.data.classes) if found is None else instantiate(found)
+
+
 def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Network:
     """The network that learns, `cfg.student` or `cfg.model`, with the weights it starts from."""
     part = cfg[role]
     bare = blank(part, features)
     if part.weights is not None:
         load_weights.load(bare.net, part.weights, head=part.head)
+    note_batch_norms(cfg, bare, role)
+    return tuned(cfg, bare, role)
+
+
+def note_batch_norms(cfg: DictConfig, module: nn.Module, role: str) -> None:
+    """Says that BatchNorm normalises over fewer images where a batch is cut into micro-batches."""
     share, piece = cfg.batch_size // schema.rank_count(cfg), _rows(cfg)
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in bare.modules())
+    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     if norms and piece < share:
         told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
         say(f"trainer.micro_batch={piece}: {told}")
-    return tuned(cfg, bare, role)
 
 
 def left(cfg: DictConfig, run: Run) -> Network:
@@ -87,6 +100,7 @@ def teacher(cfg: DictConfig, load: Callable[[DictConfig], Network]) -> Teacher:
         {f"{NAME}.{name}": network for name, network in networks.items()},
         combine=cfg.teacher.combine,
         weights=None if shares is None else tuple(float(shares[name]) for name in networks),
+        means=task(cfg).means,
     )
 
 
@@ -169,7 +183,7 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 
 def stream(
-    cfg: DictConfig, data: Splits, law: Recipe, sides: dict[str, int], brings: Brings
+    cfg: DictConfig, data: Splits, law: Recipe, sides: dict[str, int], brings: Brings, task: Task
 ) -> DataModule:
     """The data module of a run, over images to train on and views to measure on."""
     return DataModule(
@@ -181,6 +195,7 @@ def stream(
         seed=cfg.seed,
         workers=cfg.trainer.workers,
         brings=brings,
+        truth_in_view=task.truth_in_view,
     )
 
 

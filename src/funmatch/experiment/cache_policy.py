@@ -14,13 +14,16 @@ from funmatch.data.sources import ArraySource, Source, Splits
 from funmatch.experiment import build
 from funmatch.models.network import Network
 from funmatch.runtime import hardware
+from funmatch.tasks.base import Task
 from funmatch.views.evaluation_views import EvaluationViews
 
 _SHARE = 4  # auto takes at most one part in so many of what is free
 _SAMPLE = 64  # images by whose sizes auto estimates those of all
 
 
-def apply_cache(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits, Brings]:
+def apply_cache(
+    cfg: DictConfig, data: Splits, student: Network, task: Task
+) -> tuple[Splits, Brings]:
     """What a run reads its images from.
 
     Returns:
@@ -33,7 +36,8 @@ def apply_cache(cfg: DictConfig, data: Splits, student: Network) -> tuple[Splits
     """
     steps, train = schema.total_steps(cfg), data.train
     val, test = (
-        EvaluationViews(data.part(part), student.resize, student.side) for part in ("val", "test")
+        EvaluationViews(data.part(part), student.resize, student.side, task.truth_in_view)
+        for part in ("val", "test")
     )
     decoded_there = cfg.data.get("decode") == "device"
     if not isinstance(train, ArraySource) and not decoded_there:

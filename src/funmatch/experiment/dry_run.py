@@ -124,7 +124,7 @@ def _backward(
 def _pass(network: Network | Frozen, views: Tensor) -> None:
     learns = isinstance(network, Network) and network.training
     with torch.set_grad_enabled(learns):
-        logits = network(views).logits
+        logits = network(views).prediction
     if learns:
         logits.float().logsumexp(dim=-1).mean().backward()
 

@@ -5,54 +5,55 @@ import torch
 from omegaconf import DictConfig
 
 from funmatch.config.errors import UserError
-from funmatch.data.batch import Batch
+from funmatch.data.batch import Batch, Truth
 from funmatch.experiment import build, fitting, target_policy
 from funmatch.experiment.teachers import load_teacher
 from funmatch.models.frozen import Frozen
 from funmatch.runs.directory import Run
-from funmatch.tasks.classification.metrics import Fidelity
+from funmatch.tasks.description import column
+from funmatch.tasks.metrics import MeanMetrics
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 
 
 def evaluate_student(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
-    """The fidelity of the student that a run has left, on one split."""
+    """The metrics of the student that a run has left, on one split."""
     fitting.prepare(cfg)
-    source = build.evaluation(cfg).part(split)
+    source, task = build.evaluation(cfg).part(split), build.task(cfg)
     student = build.left(cfg, run)
     words = None
     if "teacher" in cfg:
         teacher = load_teacher(cfg)
         if run.result.get("teacher_fingerprint", teacher.fingerprint()) != teacher.fingerprint():
             raise UserError(f"{run.directory}: was taught by another teacher than the one at hand")
-        words = target_policy.evaluation_targets(cfg, teacher, source)
+        words = target_policy.evaluation_targets(cfg, teacher, source, task)
     place = build.device(cfg)
-    fidelity, frozen = Fidelity().to(place), Frozen(student)
-    views = EvaluationViews(source, student.resize, student.side)
+    metrics, frozen = task.metrics().to(place), Frozen(student)
+    views = EvaluationViews(source, student.resize, student.side, task.truth_in_view)
     stream = EvaluationStream(views, batch_size=cfg.batch_size)
     for number in range(len(stream)):
         batch = stream[number].to(place)
-        said = None if words is None else words(batch).logits
-        fidelity.update(frozen(batch.view("student")).logits, said, batch.label)
-    return _columns(fidelity, split)
+        said = None if words is None else words(batch).prediction
+        metrics.update(frozen(batch.view("student")).prediction, said, batch.label)
+    return _columns(metrics, split)
 
 
 def evaluate_teacher(cfg: DictConfig, split: str) -> dict[str, float]:
-    """The accuracy of a teacher on one split."""
+    """The score of a teacher on one split."""
     fitting.prepare(cfg)
-    source = build.evaluation(cfg).part(split)
+    source, task = build.evaluation(cfg).part(split), build.task(cfg)
     index = np.arange(len(source))
     label = source.labels(index)
     if label is None:
         raise UserError(f"data={cfg.data.name}: has no labels to measure a teacher by")
-    words = target_policy.evaluation_targets(cfg, load_teacher(cfg), source)
-    fidelity = Fidelity()
-    views = {"student": torch.empty(0)}  # the teacher has spoken already
-    said = words(Batch(torch.from_numpy(index), label, 0, views)).logits
-    fidelity.update(said, said, label)
-    found = _columns(fidelity, split)
+    words = target_policy.evaluation_targets(cfg, load_teacher(cfg), source, task)
+    metrics = task.metrics()
+    views = {"student": torch.empty(0)}  # its predictions are computed already
+    said = words(Batch(torch.from_numpy(index), Truth(label), 0, views)).prediction
+    metrics.update(said, said, label)
+    found = _columns(metrics, split)
     return {name: value for name, value in found.items() if name.startswith("teacher")}
 
 
-def _columns(fidelity: Fidelity, split: str) -> dict[str, float]:
-    found = fidelity.compute()
-    return {fitting.column(f"{split}/{name}"): float(mean) for name, mean in found.items()}
+def _columns(metrics: MeanMetrics, split: str) -> dict[str, float]:
+    found = metrics.compute()
+    return {column(f"{split}/{name}"): float(mean) for name, mean in found.items()}

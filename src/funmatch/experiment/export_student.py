@@ -23,10 +23,10 @@ from funmatch.export import timm_safetensors as safetensors
 from funmatch.models import timm_models
 from funmatch.models.exported import ExportedModel
 from funmatch.models.network import Network
-from funmatch.runs import directory
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, hardware
-from funmatch.tasks.classification.metrics import is_correct
+from funmatch.tasks.base import Task
+from funmatch.tasks.description import TaskDescription
 from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
 
 _BATCH = 32
@@ -62,7 +62,7 @@ def export(cfg: DictConfig) -> None:
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    _report(facts, out)
+    _report(facts, out, TaskDescription.of(run.result))
 
 
 def _refuse_to_replace(out: Path, kind: str) -> None:
@@ -96,7 +96,8 @@ def _written(
     place = build.device(there)
     if isinstance(found, ExportedModel) and not found.takes(place):
         place = torch.device("cpu")  # for all, lest a file be compared with another device
-    compared = _compared(cfg, data.part(cfg.split), student.to(place), found.to(place))
+    task = build.task(there)
+    compared = _compared(cfg, data.part(cfg.split), student.to(place), found.to(place), task)
     contenders = {
         "this file": _contender(found, student, size, place),
         "student": _contender(
@@ -138,34 +139,35 @@ def _batches(source: Source, student: Network, most: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _compared(
-    cfg: DictConfig, source: Source, student: Network, found: nn.Module
+    cfg: DictConfig, source: Source, student: Network, found: nn.Module, task: Task
 ) -> dict[str, Any]:
     place = student.scale.device
     pairs = []
     for pixels in _batches(source, student, cfg.images):
         given = pixels.to(place)
-        pairs.append((student(given).logits.cpu(), found(given).cpu()))
-    own, theirs = (torch.cat(list(said)) for said in zip(*pairs, strict=True))
+        pairs.append((student(given).prediction.cpu(), found(given).cpu()))
+    own, theirs = (torch.cat(list(predicted)) for predicted in zip(*pairs, strict=True))
     difference, largest = float((own - theirs).abs().max()), float(own.abs().max())
     if cfg.format != "int8" and not difference <= _LIMIT * max(1.0, largest):
         raise UserError(
             f"format={cfg.format}: the file differs from the student by {difference:.2g} in its "
-            f"logits, of at most {largest:.2g}; it is not kept"
+            f"predictions, of at most {largest:.2g}; it is not kept"
         )
-    label = source.labels(evenly_spaced(source, cfg.images))
+    index = evenly_spaced(source, cfg.images)
+    views = EvaluationViews(source, student.resize, student.side, task.truth_in_view)
+    metrics, named = task.metrics(), task.description
+    metrics.update(theirs, own, views.labels(index))  # the file against the student, as its teacher
+    figures = {name: float(value) for name, value in metrics.compute().items()}
+    score = named.score.metric
     return {
         "split": cfg.split,
         "images": len(own),
         "max_logit_difference": difference,
         "largest_logit": largest,
-        "agreement_top1": _share(own.argmax(1) == theirs.argmax(1)),
-        "student_top1": None if label is None else _share(is_correct(own, label)),
-        "exported_top1": None if label is None else _share(is_correct(theirs, label)),
+        named.agreement.metric: figures[named.agreement.metric],
+        score: figures.get(score.replace("student_", "teacher_", 1)),
+        score.replace("student_", "exported_", 1): figures.get(score),
     }
-
-
-def _share(of: Tensor) -> float:
-    return float(of.double().mean())
 
 
 def _contender(net: nn.Module, student: Network, size: int, place: torch.device) -> _Contender:
@@ -186,7 +188,7 @@ def _teacher(there: DictConfig, place: torch.device) -> _Contender:
     }
 
     def run(rows: int) -> None:
-        teacher(lambda name: views[name][:rows]).logits.cpu()
+        teacher(lambda name: views[name][:rows]).prediction.cpu()
 
     return run, sum(member.size for member in teacher.members.values())
 
@@ -237,13 +239,11 @@ def _facts(
         "student": f"{_called(schema.student(there))}, "
         f"{sum(p.numel() for p in student.net.parameters()):,} weights",
     }
-    measured = {
-        name: result[name]
-        for name in directory.COLUMNS
-        if name.endswith(("top1", "top5", "to_teacher")) and result.get(name) is not None
-    }
+    task = TaskDescription.of(result)
+    measured = {name: result[name] for name in task.columns if result.get(name) is not None}
     return card.Facts(
         title=f"{_called(schema.student(there))} for {there.data.name}",
+        task=task,
         kind=cfg.format,
         file=verification["file"],
         made=made,
@@ -273,17 +273,17 @@ def _called(part: DictConfig) -> str:
     return Path(str(name)).name  # where it lies is nobody's business
 
 
-def _report(facts: dict[str, Any], out: Path) -> None:
+def _report(facts: dict[str, Any], out: Path, task: TaskDescription) -> None:
     kind, largest = facts["format"], facts["largest_logit"]
+    agreement, score = task.agreement.metric, task.score
     print(
-        f"{kind}: {facts['images']} images of {facts['split']}: logits differ by at most "
-        f"{facts['max_logit_difference']:.2g} (of {largest:.3g}), the same answer for "
-        f"{facts['agreement_top1']:.2%}"
+        f"{kind}: {facts['images']} images of {facts['split']}: predictions differ by at most "
+        f"{facts['max_logit_difference']:.2g} (of {largest:.3g}), {agreement} "
+        f"{facts[agreement]:.4f}"
     )
-    if facts["exported_top1"] is not None:
-        print(
-            f"  accuracy {facts['exported_top1']:.4f}, of the student {facts['student_top1']:.4f}"
-        )
+    if (own := facts[score.metric]) is not None:
+        exported = facts[score.metric.replace("student_", "exported_", 1)]
+        print(f"  {score.title} {exported:.4f}, of the student {own:.4f}")
     for name, row in facts["speed"].items():
         print(
             f"  {name:10} {row['latency_ms']:9.2f} ms an image {row['images_per_second']:10,.1f} "

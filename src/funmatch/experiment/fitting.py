@@ -28,7 +28,7 @@ from funmatch.runs import checkpoint_files
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, distributed
 from funmatch.runtime.preemption import STOP
-from funmatch.tasks.classification import predictions
+from funmatch.tasks.description import column
 from funmatch.training.callbacks.best_student import BestStudent, step_of
 from funmatch.training.callbacks.checkpoint import PeriodicCheckpoint, VerifiedCheckpointIO
 from funmatch.training.callbacks.progress import ProgressBar
@@ -51,7 +51,8 @@ def fit(
     steps = schema.total_steps(cfg)
     if distributed.rank() == 0:
         atomic_files.write(run.model, _description(cfg))
-    best = BestStudent(run.student)
+    task = learner.task.description
+    best = BestStudent(run.student, task)
     latest = PeriodicCheckpoint(
         run.checkpoints,
         every=cfg.checkpoint_every,
@@ -60,7 +61,7 @@ def fit(
         total=steps,
     )
     label = run.directory.name.removeprefix(f"{cfg.recipe.name}-")
-    bar = ProgressBar(label, steps, stopwatch)
+    bar = ProgressBar(label, steps, stopwatch, task.score.metric)
     callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
     state = _beginning(cfg, run)
     loggers: list[Logger] = []
@@ -79,14 +80,14 @@ def fit(
         trainer.test(learner, data, verbose=False)
         measured = {k: float(v) for k, v in trainer.callback_metrics.items() if "test/" in k}
         figures = {
-            "student_val_top1": best.score,
+            task.student_score("val"): best.score,
             **{column(name): value for name, value in measured.items()},
             **stopwatch.figures(),
             "best_step": best.step,
             "skipped_steps": learner.skipped,
         }
         if distributed.rank() == 0:
-            atomic_files.write(run.answers, predictions.table(learner.answered))
+            atomic_files.write(run.predictions, learner.predictions.table(learner.predicted))
             _tell(loggers, "conclude", run, classes, figures)
         failed = False
         return figures
@@ -99,13 +100,6 @@ def _tell(loggers: list[Logger], what: str, *args: Any, **more: Any) -> None:
     for logger in loggers:
         if hasattr(logger, what):
             getattr(logger, what)(*args, **more)
-
-
-def column(metric: str) -> str:
-    """The column of a metric: `test/student_top1` is `student_test_top1`."""
-    split, name = metric.split("/")
-    network, _, figure = name.partition("_")
-    return f"{network}_{split}_{figure}" if network in ("student", "teacher") else name
 
 
 def prepare(cfg: DictConfig) -> None:

@@ -12,6 +12,7 @@ from funmatch.data.sources import Source
 from funmatch.experiment import build
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
+from funmatch.tasks.base import Task
 from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
 
 _Network = Frozen | Network
@@ -26,7 +27,7 @@ _NORMALISATIONS = {
 
 
 def check_network(
-    cfg: DictConfig, key: str, part: DictConfig, network: _Network, source: Source
+    cfg: DictConfig, key: str, part: DictConfig, network: _Network, source: Source, task: Task
 ) -> None:
     """Shows a network evaluation views of a source, if it asks for it by `trial_images`.
 
@@ -36,9 +37,10 @@ def check_network(
         part: its configuration.
         network: itself.
         source: images, labelled or not.
+        task: what a prediction means.
 
     Raises:
-        UserError: it does not take the views, or says something else than C finite logits of each.
+        UserError: it does not take the views, or its predictions are not those of the task.
     """
     if "trial_images" not in part:
         return
@@ -46,21 +48,21 @@ def check_network(
     index = evenly_spaced(source, wanted)
     views = EvaluationViews(source, network.resize, network.side)
     pixels = torch.stack(list(views.images(index[:_FEW]))).to(build.device(cfg))
-    _check(cfg, key, part, _said(key, network, pixels), len(pixels))
+    _check(cfg, key, part, _said(key, network, pixels), len(pixels), task)
     label = views.labels(index)
     if part.trial_images <= 0 or label is None or len(network.mean) != 3:
         return
     pixels = torch.stack(list(views.images(index))).to(pixels.device)
-    if found := _suggest_normalization(network, pixels, label.to(pixels.device)):
+    if found := _suggest_normalization(network, pixels, label.to(pixels.device), task):
         build.say(f"{key}: {found}")
 
 
 def _asked(network: _Network, pixels: Tensor) -> Tensor:
     if isinstance(network, Frozen):
-        return network(pixels).logits
+        return network(pixels).prediction
     place = next(network.parameters()).device  # one that learns is not on the device yet
     with torch.no_grad():
-        said = network.eval()(pixels.to(place)).logits
+        said = network.eval()(pixels.to(place)).prediction
     network.train()
     return said.to(pixels.device)
 
@@ -78,24 +80,29 @@ def _said(key: str, network: _Network, pixels: Tensor) -> Tensor:
         ) from error
 
 
-def _check(cfg: DictConfig, key: str, part: DictConfig, logits: Tensor, images: int) -> None:
-    if logits.dim() != 2 or len(logits) != images:
+def _check(
+    cfg: DictConfig, key: str, part: DictConfig, prediction: Tensor, images: int, task: Task
+) -> None:
+    wanted = task.prediction_shape
+    if prediction.dim() != 1 + len(wanted) or len(prediction) != images:
+        shape = ", ".join(map(str, (images, "classes" if len(wanted) == 1 else wanted)))
         raise UserError(
-            f"{key}: gives {list(logits.shape)} for {images} images; a classifier gives "
-            f"[{images}, classes]"
+            f"{key}: gives {list(prediction.shape)} for {images} images; an "
+            f"{task.description.model} gives [{shape}]"
         )
-    if logits.shape[1] != part.classes:
+    if len(wanted) == 1 and prediction.shape[1] != part.classes:
         raise UserError(
-            f"{key}.classes={part.classes}: the network gives {logits.shape[1]} for each image; "
-            f"data={cfg.data.name} has {cfg.data.classes} classes"
-            + _remedy(key, cfg, logits.shape[1])
+            f"{key}.classes={part.classes}: the network gives {prediction.shape[1]} for each "
+            f"image; data={cfg.data.name} has {cfg.data.classes} classes"
+            + _remedy(key, cfg, prediction.shape[1])
         )
-    if not logits.isfinite().all():
+    if not prediction.isfinite().all():
         raise UserError(f"{key}: gives no finite numbers; look at its weights, mean and std")
-    sums = logits.float().sum(1)
-    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        remedy = f"give {key}.output=probabilities" if "output" in part else "let it give logits"
-        raise UserError(f"{key}: gives probabilities, as after a softmax; {remedy}")
+    if found := task.misfit(prediction):
+        what, _, remedy = found.partition("; ")
+        if "output" in part:  # of an exported model, which may give either
+            remedy = f"give {key}.output=probabilities"
+        raise UserError(f"{key}: {what}; {remedy}")
 
 
 def _remedy(key: str, cfg: DictConfig, classes: int) -> str:
@@ -104,21 +111,25 @@ def _remedy(key: str, cfg: DictConfig, classes: int) -> str:
     return "; fine-tune it on this data, or choose another"
 
 
-def _suggest_normalization(network: _Network, pixels: Tensor, label: Tensor) -> str:
+def _suggest_normalization(network: _Network, pixels: Tensor, label: Tensor, task: Task) -> str:
     """Whether the network knows clearly more under another normalisation than under its own."""
 
-    def right(mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    def right(mean: Sequence[float], std: Sequence[float]) -> Tensor | None:
         """As if the network normalised by these: what it undoes is done before."""
         ours, theirs = (
             [torch.tensor(list(v), device=pixels.device)[:, None, None] for v in pair]
             for pair in ((network.mean, network.std), (mean, std))
         )
         shown = ((pixels / 255 - theirs[0]) / theirs[1] * ours[1] + ours[0]) * 255
-        said = [_asked(network, piece).argmax(1) for piece in torch.split(shown, 16)]
-        return torch.cat(said) == label
+        predictions = [_asked(network, piece) for piece in torch.split(shown, 16)]
+        return task.is_correct(torch.cat(predictions), label)
 
     own = right(network.mean, network.std)
-    others = {name: right(*values) for name, values in _NORMALISATIONS.items()}
+    if own is None:
+        return ""
+    others = {
+        name: found for name, v in _NORMALISATIONS.items() if (found := right(*v)) is not None
+    }
     name = max(others, key=lambda each: int(others[each].sum()))
     gained, lost = int((others[name] & ~own).sum()), int((own & ~others[name]).sum())
     if gained - lost <= _CLEAR * math.sqrt(gained + lost):

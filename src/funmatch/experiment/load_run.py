@@ -10,6 +10,7 @@ from funmatch.analysis import summaries
 from funmatch.config import identity
 from funmatch.config.errors import UserError
 from funmatch.runs.directory import Run
+from funmatch.tasks.description import TaskDescription
 
 
 def open_run(
@@ -63,12 +64,15 @@ def _best(place: Path) -> Run:
     done = [row for row in summaries.collect([place]) if row["status"] == "completed"]
     if not done:
         raise UserError(f"run={place}: no finished run there; give the directory of one")
-    if len(done) > 1 and any(row["student_val_top1"] is None for row in done):
+    tasks = [TaskDescription.of(row) for row in done]
+    if len({task.name for task in tasks}) > 1:
+        raise UserError(f"run={place}: runs of several tasks there; give that of one")
+    task, score = tasks[0].score, tasks[0].student_score("val")
+    if len(done) > 1 and any(row[score] is None for row in done):
         raise UserError(
             f"run={place}: {len(done)} runs there, and no labels to choose by; give that of one"
         )
-    best = max(done, key=lambda row: row["student_val_top1"] or 0.0)
+    best = max(done, key=lambda row: task.rank(row[score] or 0.0))
     if len(done) > 1:
-        score = f"{best['student_val_top1']:.4f}"
-        print(f"{best['directory']}: the best on val of {len(done)} runs ({score})")
+        print(f"{best['directory']}: the best on val of {len(done)} runs ({best[score]:.4f})")
     return Run(best["directory"])

@@ -13,13 +13,15 @@ from funmatch.config.errors import UserError
 from funmatch.experiment import warm_start
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files
+from funmatch.tasks.description import TaskDescription
 
 Train = Callable[[DictConfig, Run], dict[str, Any]]
 
 
 def format_result(row: dict[str, Any]) -> str:
     """What a run has come to, in a line."""
-    shown = ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher")
+    task = TaskDescription.of(row)
+    shown = [name for name in task.columns if name in task.table.values()]
     figures = [f"{name} {row[name]:.4f}" for name in shown if row[name] is not None]
     return f"{', '.join(figures)} in {row['wall_seconds']:.0f} s"
 
@@ -62,6 +64,7 @@ def _run_to_completion(cfg: DictConfig, run: Run, train: Train) -> dict[str, Any
         "epochs": round(steps * cfg.batch_size / schema.train_size(cfg), 3),
         "steps": steps,
         "settings": identity.identity(cfg),
+        "task": _task(cfg),
     }
     run.write_summary({**facts, "status": "running"})
     try:
@@ -73,6 +76,12 @@ def _run_to_completion(cfg: DictConfig, run: Run, train: Train) -> dict[str, Any
         raise
     run.write_summary({**facts, **figures, "status": "completed"})
     return run.result
+
+
+def _task(cfg: DictConfig) -> dict[str, Any]:
+    from funmatch.experiment import build  # imports torch
+
+    return build.task(cfg).description.as_json()
 
 
 def _write_or_verify_config(path: Path, cfg: DictConfig) -> None:

@@ -16,6 +16,7 @@ from funmatch.models.teacher import Teacher
 from funmatch.runtime import distributed, hardware
 from funmatch.targets import base, online, per_image, recorded, store
 from funmatch.targets.store import LogitStore
+from funmatch.tasks.base import Task
 from funmatch.views.recipes import Fixed, Recipe
 
 _BLOCK = 4096  # steps whose rows are looked for at a time
@@ -23,7 +24,7 @@ _SHARE = 4  # auto takes at most one part in so many of what is free
 
 
 def training_targets(
-    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source
+    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source, task: Task
 ) -> tuple[base.Targets, bool]:
     """The teacher's word on training batches, and whether it must see their views for it.
 
@@ -32,6 +33,7 @@ def training_targets(
         teacher: with the temperature of the run.
         law: which views it gets.
         source: the images.
+        task: what a prediction means.
 
     Raises:
         UserError: there is no record to replay, or no room for one.
@@ -40,7 +42,7 @@ def training_targets(
         if cfg.targets.mode != "live":
             _say(f"targets={cfg.targets.mode} changes nothing: a fixed teacher is always recorded")
         asking = _asking(cfg, teacher)
-        return per_image.on_fixed_views(teacher, source, law, seed=cfg.seed, **asking), False
+        return per_image.on_fixed_views(teacher, source, law, task, seed=cfg.seed, **asking), False
     if cfg.targets.mode == "live":
         return online.OnlineTargets(teacher), True
     about = {
@@ -64,6 +66,7 @@ def training_targets(
     words = recorded.RecordedTargets(
         teacher,
         kept,
+        task,
         batch_size=cfg.batch_size,
         complete=not needed,
         keep=keep,
@@ -72,9 +75,11 @@ def training_targets(
     return words, needed
 
 
-def evaluation_targets(cfg: DictConfig, teacher: Teacher, source: Source) -> base.Targets:
+def evaluation_targets(
+    cfg: DictConfig, teacher: Teacher, source: Source, task: Task
+) -> base.Targets:
     """The teacher's word on an evaluation split."""
-    return per_image.on_evaluation_views(teacher, source, **_asking(cfg, teacher))
+    return per_image.on_evaluation_views(teacher, source, task, **_asking(cfg, teacher))
 
 
 def store_size(cfg: DictConfig, steps: int) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from funmatch.tasks.description import TaskDescription
+
 _UNSTATED = "not stated"
 _IMAGE = """\
 image = Image.open("image.jpg").convert("{mode}")
@@ -38,6 +40,7 @@ class Facts:
 
     Attributes:
         title: of the model.
+        task: names its figures.
         kind: safetensors, onnx, torch_export or int8.
         file: its name.
         made: how it was made, as lines of a table.
@@ -50,6 +53,7 @@ class Facts:
     """
 
     title: str
+    task: TaskDescription
     kind: str
     file: str
     made: Mapping[str, str]
@@ -67,22 +71,26 @@ def card(facts: Facts) -> str:
     parts = (
         _front(facts),
         f"# {facts.title}\n",
-        f"An image classifier that was {way} with funmatch.\n",
+        f"An {facts.task.model} that was {way} with funmatch.\n",
         _table("How it was made", "", "", facts.made),
         _table("Figures of the run", "", "", _shown(facts.measured)),
-        _table("The file", "compared with the student", "", _compared(facts.verification)),
+        _table(
+            "The file", "compared with the student", "", _compared(facts.verification, facts.task)
+        ),
         _speed(facts.verification),
         _use(facts),
         _table(
             "Licences", "of", "", {name: said or _UNSTATED for name, said in facts.licenses.items()}
         ),
-        f"## Classes\n\n{', '.join(facts.classes)}\n",
+        f"## Classes\n\n{', '.join(facts.classes)}\n" if facts.classes else "",
     )
     return "\n".join(parts)
 
 
 def _front(facts: Facts) -> str:
-    lines = ["---", "pipeline_tag: image-classification"]
+    lines = ["---"]
+    if facts.task.pipeline_tag is not None:
+        lines.append(f"pipeline_tag: {facts.task.pipeline_tag}")
     if own := facts.licenses.get("student"):
         lines.append(f"license: {own}")
     if facts.timm:
@@ -103,16 +111,18 @@ def _shown(figures: Mapping[str, float]) -> dict[str, str]:
     return {f"`{name}`": f"{value:.4f}" for name, value in figures.items()}
 
 
-def _compared(found: Mapping[str, Any]) -> dict[str, str]:
+def _compared(found: Mapping[str, Any], task: TaskDescription) -> dict[str, str]:
+    agreement, score = task.agreement, task.score
     rows = {
         "images": f"{found['images']} of {found['split']}",
-        "largest difference of a logit": f"{found['max_logit_difference']:.2g}",
-        "largest logit": f"{found['largest_logit']:.3g}",
-        "same answer (top-1)": f"{found['agreement_top1']:.4f}",
+        "largest difference of a prediction": f"{found['max_logit_difference']:.2g}",
+        "largest prediction": f"{found['largest_logit']:.3g}",
+        agreement.title.replace("the teacher", "the student"): f"{found[agreement.metric]:.4f}",
     }
-    if found["exported_top1"] is not None:
-        rows["accuracy, student"] = f"{found['student_top1']:.4f}"
-        rows["accuracy, this file"] = f"{found['exported_top1']:.4f}"
+    if (own := found[score.metric]) is not None:
+        exported = found[score.metric.replace("student_", "exported_", 1)]
+        rows[f"{score.title}, student"] = f"{own:.4f}"
+        rows[f"{score.title}, this file"] = f"{exported:.4f}"
     return rows
 
 

@@ -18,7 +18,7 @@ class Frozen:
 
     Args:
         network: is changed when it is first asked: what its weights alone decide is computed once.
-        dtype: of its weights and activations; its logits are float32.
+        dtype: of its weights and activations; its predictions are float32.
         channels_last: memory layout of its activations.
         compiled: rows of the batches for which it is compiled, or None.
     """
@@ -54,13 +54,18 @@ class Frozen:
         with torch.autocast(pixels.device.type, enabled=False):
             said = self._network(pixels)
         features = {name: feature.float() for name, feature in said.features.items()}
-        return Output(said.logits.float(), features)
+        return Output(said.prediction.float(), features)
 
     @property
     def size(self) -> int:
         """Bytes of its weights."""
         own = sum(tensor.nbytes for tensor in self._network.state_dict().values())
         return own + int(getattr(self._network.net, "bytes", 0))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of its weights, by name, as far as no convolution is folded yet."""
+        weights = self._network.net.named_parameters()
+        return {name: weight.detach().clone() for name, weight in weights}
 
     def fingerprint(self) -> str:
         """A digest of the architecture, the weights and the normalisation."""

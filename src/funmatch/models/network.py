@@ -12,27 +12,32 @@ from funmatch.models.compiled import Compiled
 
 @dataclass
 class Output:
-    """What a network says about a batch.
+    """The output of a network, or of several teachers as one, for a batch.
 
     Attributes:
-        logits: [B, C].
-        features: by module name, what the objective asked for.
-        terms: (weight, logits) of what a distance is summed over: by default these logits alone.
+        prediction: [B, ...], as the task defines it; logits [B, C] for classification.
+        features: by module name, those the objective asked for.
+        mask: bool [B], the rows that count; None: all.
+        members: (weight, prediction) of each teacher, where an objective is to sum its distances to
+            them (`teacher.combine=sum`); empty where `prediction` stands for all.
     """
 
-    logits: Tensor
+    prediction: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
-    terms: Sequence[tuple[float, Tensor]] = ()
+    mask: Tensor | None = None
+    members: Sequence[tuple[float, Tensor]] = ()
 
-    def __post_init__(self) -> None:
-        self.terms = self.terms or ((1.0, self.logits),)
+    def summed(self, distance: Callable[[Tensor], Tensor]) -> Tensor:
+        """The weighted sum of a scalar distance over the members, or that to the prediction."""
+        members = self.members or ((1.0, self.prediction),)
+        return torch.stack([weight * distance(each) for weight, each in members]).sum()
 
 
 class Network(nn.Module):
     """Pixels in, `Output` out: normalises the views and keeps the features that were asked for.
 
     Args:
-        net: maps normalised images [B, channels, S, S] to logits [B, C].
+        net: maps normalised images [B, channels, S, S] to predictions [B, ...].
         mean: per channel, of pixels in [0, 1].
         std: per channel.
         side: of its views, pixels.
@@ -74,9 +79,9 @@ class Network(nn.Module):
     def forward(self, pixels: Tensor) -> Output:
         """Args: pixels [B, channels, S, S] in [0, 255], uint8 or floating point."""
         images = (pixels * self.scale - self.shift).to(self._dtype, memory_format=self._layout)
-        logits = self.net(images) if self._compiled is None else self._compiled(images)
+        prediction = self.net(images) if self._compiled is None else self._compiled(images)
         features, self._features = self._features, {}
-        return Output(logits, features)
+        return Output(prediction, features)
 
     def tuned(
         self,

@@ -1,24 +1,19 @@
 """The teacher: one frozen network, or several that speak as one."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from funmatch.core import ensembling
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Output
 
 NAME = "teacher"
-_MEANS: dict[str, Callable[..., Tensor]] = {
-    "probability": ensembling.probability_mean,
-    "logit": ensembling.logit_mean,
-    # To sum the divergences from each teacher is, up to a constant, to match the mean of their
-    # probabilities; what is shown and measured is that mean.
-    "sum": ensembling.probability_mean,
-}
+SUM = "sum"
+# Of predictions [K, B, ...] and weights [K], at a temperature: [B, ...].
+Mean = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,10 +23,11 @@ class Teacher:
     Attributes:
         members: by the name of the view that each sees: "teacher" for a single one,
             "teacher.<name>" for several.
-        combine: several members by the mean of their probabilities or of their logits, or by the
-            sum of the distances to each: probability, logit or sum.
+        combine: several members by a mean of their predictions, by its name, or by the sum of the
+            distances to each: sum. What is shown and measured then is the first of the means.
         weights: of the members, in their order; None for equal ones.
         temperature: at which probabilities are averaged.
+        means: of the task, by name.
 
     Raises:
         ValueError: the combination is unknown, or the weights are not a positive number each.
@@ -41,11 +37,13 @@ class Teacher:
     combine: str = "probability"
     weights: tuple[float, ...] | None = None
     temperature: float = 1.0
+    means: Mapping[str, Mean] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.combine not in _MEANS:
+        known = (*self.means, SUM)
+        if len(self.members) > 1 and self.combine not in known:
             raise ValueError(
-                f"teacher.combine must be one of {', '.join(_MEANS)}, got {self.combine!r}"
+                f"teacher.combine must be one of {', '.join(known)}, got {self.combine!r}"
             )
         if len(self._weights) != len(self.members) or not all(w > 0 for w in self._weights):
             raise ValueError(
@@ -66,25 +64,23 @@ class Teacher:
         return replace(self, temperature=temperature)
 
     def __call__(self, view: Callable[[str], Tensor]) -> Output:
-        """What the teacher says of the views [B, channels, S, S] that `view` gives by name."""
-        return self.heard([member(view(name)) for name, member in self.members.items()])
-
-    def heard(self, outputs: Sequence[Output]) -> Output:
-        """What the members say, in their order, as the word of one teacher."""
+        """The teacher's output for the views [B, channels, S, S] that `view` gives by name."""
+        outputs = [member(view(name)) for name, member in self.members.items()]
         if len(outputs) == 1:
             return outputs[0]
-        return self.combined(torch.stack([output.logits for output in outputs]))
+        return self.combined(torch.stack([output.prediction for output in outputs]))
 
-    def combined(self, logits: Tensor) -> Output:
-        """The members' logits [K, B, C] as those of one teacher."""
-        if len(logits) == 1:
-            return Output(logits[0])
-        mean = _MEANS[self.combine](
-            logits, torch.tensor(self._weights), temperature=self.temperature
-        )
-        if self.combine != "sum":
-            return Output(mean)
-        return Output(mean, terms=tuple(zip(self._weights, logits, strict=True)))
+    def combined(self, predictions: Tensor) -> Output:
+        """The members' predictions [K, B, ...], in their order, as those of one teacher."""
+        if len(predictions) == 1:
+            return Output(predictions[0])
+        summed = self.combine == SUM
+        mean = next(iter(self.means.values())) if summed else self.means[self.combine]
+        weights = torch.tensor(self._weights)
+        combined = mean(predictions, weights, temperature=self.temperature)
+        if not summed:
+            return Output(combined)
+        return Output(combined, members=tuple(zip(self._weights, predictions, strict=True)))
 
     def fingerprint(self) -> str:
         """A digest of all members and of how they are combined."""

@@ -1,6 +1,6 @@
 """Adam with decoupled weight decay and an optional dtype for the first moment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     momentum_dtype: torch.dtype | None = None,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """The paper's Adam over the trainable parameters of a module.
 
@@ -46,11 +47,14 @@ def adam(
         betas: decay rates of the two moments.
         eps: added to the root of the second moment.
         momentum_dtype: dtype in which the first moment is kept; None for the parameters' own.
+        lr_factors: factor of the learning rate of a submodule, by its name.
 
     Raises:
         ValueError: lr is not positive or wd is negative.
 
     Source: Beyer et al. 2022, appendix C and the released code.
     """
-    groups = [{**group, "momentum_dtype": momentum_dtype} for group in decayed(module, lr, wd)]
+    groups = [
+        {**group, "momentum_dtype": momentum_dtype} for group in decayed(module, lr, wd, lr_factors)
+    ]
     return Adam(groups, lr=lr, betas=betas, eps=eps)

@@ -5,6 +5,7 @@ is the optimiser's direction. The schedule s(t) acts through `group["lr"]`, so t
 step is wd * lr_now / lr.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -13,11 +14,20 @@ from torch.nn.modules.conv import _ConvNd
 _DECAYED = (_ConvNd, nn.Linear)
 
 
-def decayed(module: nn.Module, lr: float, wd: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups, with and without decay; empty ones are left out.
+def decayed(
+    module: nn.Module, lr: float, wd: float, lr_factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """The trainable parameters in groups, with and without decay; empty ones are left out.
 
     The `weight_decay` of a group is what an optimiser that takes lr_now * weight_decay off a weight
     needs: divided by lr, wd * s(t) remains.
+
+    Args:
+        module: the weights of its convolutions and linear layers decay; norms and biases do not.
+        lr: learning rate at s = 1, positive.
+        wd: share of a weight that one step at s = 1 takes away, whatever its learning rate.
+        lr_factors: by the name of a submodule, the factor of the learning rate of its parameters;
+            they are in groups of their own, with an `lr`. Of nested submodules the inner counts.
 
     Raises:
         ValueError: lr is not positive or wd is negative.
@@ -28,8 +38,20 @@ def decayed(module: nn.Module, lr: float, wd: float) -> list[dict[str, Any]]:
         raise ValueError(f"wd must not be negative, got {wd}")
     weights = {m.weight for m in module.modules() if isinstance(m, _DECAYED)}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p in weights], "weight_decay": wd / lr},
-        {"params": [p for p in parameters if p not in weights], "weight_decay": 0.0},
-    ]
+    factors = dict.fromkeys(parameters, 1.0)
+    for name, factor in sorted((lr_factors or {}).items(), key=lambda each: each[0].count(".")):
+        own = module.get_submodule(name).parameters()
+        factors |= dict.fromkeys((p for p in own if p.requires_grad), factor)
+    groups = []
+    for factor in dict.fromkeys((1.0, *factors.values())):
+        alike = [p for p in parameters if factors[p] == factor]
+        rate = {} if factor == 1.0 else {"lr": lr * factor}
+        groups += [
+            {
+                "params": [p for p in alike if p in weights],
+                "weight_decay": wd / (lr * factor),
+                **rate,
+            },
+            {"params": [p for p in alike if p not in weights], "weight_decay": 0.0, **rate},
+        ]
     return [group for group in groups if group["params"]]

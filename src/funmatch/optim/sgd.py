@@ -1,6 +1,6 @@
 """SGD with decoupled weight decay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -27,7 +27,13 @@ class SGD(torch.optim.SGD):
 
 
 def sgd(
-    module: nn.Module, *, lr: float, wd: float = 0.0, momentum: float = 0.9, nesterov: bool = False
+    module: nn.Module,
+    *,
+    lr: float,
+    wd: float = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """SGD with momentum over the trainable parameters of a module.
 
@@ -37,6 +43,7 @@ def sgd(
         wd: share of a weight that one step at s = 1 takes away.
         momentum: of the gradient, in [0, 1).
         nesterov: look ahead.
+        lr_factors: factor of the learning rate of a submodule, by its name.
 
     Raises:
         ValueError: lr is not positive or wd is negative.
@@ -44,7 +51,8 @@ def sgd(
     Source: Kolesnikov et al. 2020 (BiT-HyperRule: momentum 0.9, no decay).
     """
     groups = [
-        {"params": group["params"], "decay": group["weight_decay"]}
-        for group in decayed(module, lr, wd)
+        # PyTorch's own decay, in the momentum, stays 0.
+        {"decay": group.pop("weight_decay"), **group}
+        for group in decayed(module, lr, wd, lr_factors)
     ]
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)

@@ -6,6 +6,7 @@ SVD of 2048 x 2048 at each step, and no grafting, so its steps have no scale tha
 rates would fit; Meta's distributed-shampoo is not on PyPI.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ def shampoo(
     block_size: int = 128,
     every: int = 1,
     start: int = 1,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Shampoo over the trainable parameters of a module.
 
@@ -92,6 +94,7 @@ def shampoo(
         block_size: of the preconditioners; larger layers are cut into blocks.
         every: steps between two computations of the preconditioners.
         start: step of the first preconditioned update.
+        lr_factors: factor of the learning rate of a submodule, by its name.
 
     Raises:
         ValueError: lr is not positive or wd is negative.
@@ -99,7 +102,7 @@ def shampoo(
     Source: Beyer et al. 2022, appendix D; Anil et al. 2020.
     """
     return Shampoo(
-        decayed(module, lr, wd),
+        decayed(module, lr, wd, lr_factors),
         lr=lr,
         betas=(betas[0], betas[1]),  # a config gives a list
         decoupled_weight_decay=True,

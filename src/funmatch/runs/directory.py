@@ -9,25 +9,7 @@ from filelock import FileLock
 
 from funmatch.runs.checkpoint_files import Checkpoints
 from funmatch.runtime import atomic_files
-
-COLUMNS = (
-    "run",
-    "recipe",
-    "seed",
-    "epochs",
-    "steps",
-    "student_val_top1",
-    "student_test_top1",
-    "teacher_test_top1",
-    "agreement_top1",
-    "agreement_top5",
-    "kl_to_teacher",
-    "images_per_second",
-    "teacher_seconds",
-    "student_seconds",
-    "wall_seconds",
-    "status",
-)
+from funmatch.tasks.description import TaskDescription, columns
 
 
 class Run:
@@ -46,7 +28,7 @@ class Run:
         self.summary = directory / "summary.json"
         self.tracker_id = directory / "tracker-id.txt"
         self.views = directory / "views.png"
-        self.answers = directory / "answers.csv"
+        self.predictions = directory / "predictions.csv"
         self.begun = directory / "slurm-job.txt"
 
     def lock(self, *, wait: bool) -> FileLock:
@@ -82,7 +64,7 @@ class Run:
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
         """Writes summary.json: the columns of the table, empty where not given, and the rest."""
-        row = {column: values.get(column) for column in COLUMNS}
+        row = {name: values.get(name) for name in columns(TaskDescription.of(values))}
         extra = {key: value for key, value in values.items() if key not in row}
         content = {**row, "run": self.directory.name, **extra}
         atomic_files.write(self.summary, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -91,7 +73,7 @@ class Run:
         """Forgets what an earlier session did, so that the run starts anew."""
         self.checkpoints.clear()
         left = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
-        for path in (*left, self.views, self.answers):
+        for path in (*left, self.views, self.predictions):
             path.unlink(missing_ok=True)
 
     def sweep_up(self) -> None:

@@ -19,7 +19,7 @@ _OURS = tuple(
     f"funmatch.{part}"
     for part in (
         *("data.datasets", "models", "objectives", "optim"),
-        *("training.callbacks", "training.loggers", "views.recipes"),
+        *("tasks", "training.callbacks", "training.loggers", "views.recipes"),
     )
 )
 _CLASSES = (

@@ -11,19 +11,21 @@ from funmatch.models.network import Output
 from funmatch.models.teacher import Teacher
 from funmatch.targets.base import Targets
 from funmatch.targets.store import LogitStore
+from funmatch.tasks.base import Task
 
 
 class RecordedTargets(Targets):
-    """Reads what the teacher said of the same views in an earlier run, and asks it of all others.
+    """Reads the teacher's predictions of the same views from an earlier run; computes all others.
 
-    What it says now is rounded as a record rounds it: so a run ends the same, to the last bit,
-    whichever of its targets were recorded.
+    A prediction that is computed now is rounded as a record rounds it: so a run ends the same, to
+    the last bit, whichever of its targets were recorded.
 
     Args:
-        teacher: whose word it is.
+        teacher: combines the members' predictions.
         records: by member.
+        task: turns predictions into rows of a record and back.
         batch_size: of the global batch.
-        keep: record what is asked; else the teacher's word is lost.
+        keep: store newly computed predictions.
         complete: nothing will be missing, and the batches come without the teacher's views.
         verify: steps at which a recorded word is compared with the teacher's.
     """
@@ -32,6 +34,7 @@ class RecordedTargets(Targets):
         self,
         teacher: Teacher,
         records: Mapping[str, LogitStore],
+        task: Task,
         *,
         batch_size: int,
         keep: bool,
@@ -39,38 +42,37 @@ class RecordedTargets(Targets):
         verify: frozenset[int] = frozenset(),
     ) -> None:
         self._teacher, self._records, self._batch_size = teacher, records, batch_size
+        self._task = task
         self._complete, self._keep, self._verify = complete, keep, verify
         self._pending: deque[tuple[LogitStore, int, Tensor, torch.cuda.Event | None]] = deque()
 
     def __call__(self, batch: Batch) -> Output:
         first = batch.step * self._batch_size + batch.first
-        said = [self._said(name, batch, first) for name in self._records]
-        return self._teacher.combined(torch.stack(said))
+        rows = [self._rows(name, batch, first) for name in self._records]
+        predictions = [self._task.from_rows(each) for each in rows]
+        return self._teacher.combined(torch.stack(predictions))
 
-    def _said(self, name: str, batch: Batch, first: int) -> Tensor:
+    def _rows(self, name: str, batch: Batch, first: int) -> Tensor:
         record = self._records[name]
         recorded = record.read(slice(first, first + len(batch.index)))
         if recorded is None and self._complete:
             gone = "is no longer there; the same command asks the teacher for it"
             raise ValueError(f"{record.folder}: step {batch.step} {gone} with targets=auto")
         if recorded is None:
-            rows = record.packed(self._logits(name, batch))
+            rows = record.packed(self._computed(name, batch))
             self._write(record, first, rows)
             return record.unpacked(rows)
         recorded = recorded.to(batch.index.device, non_blocking=True)
         if batch.step in self._verify:
-            self._compare(
-                record, recorded, self._teacher.members[name](batch.view(name)).logits, batch.step
-            )
+            self._compare(record, recorded, self._computed(name, batch), batch.step)
         return recorded
 
-    def _logits(self, name: str, batch: Batch) -> Tensor:
-        return self._teacher.members[name](batch.view(name)).logits
+    def _computed(self, name: str, batch: Batch) -> Tensor:
+        return self._task.to_rows(self._teacher.members[name](batch.view(name)).prediction)
 
-    def _compare(self, record: LogitStore, recorded: Tensor, said: Tensor, step: int) -> None:
-        now = record.unpacked(record.packed(said))
-        there, now = (logits - logits.mean(dim=-1, keepdim=True) for logits in (recorded, now))
-        difference = float((there - now).norm() / now.norm().clamp(min=1e-12))
+    def _compare(self, record: LogitStore, recorded: Tensor, computed: Tensor, step: int) -> None:
+        now = record.unpacked(record.packed(computed))
+        difference = self._task.relative_difference(recorded, now)
         if not difference < _TOLERANCE:
             raise ValueError(
                 f"targets.verify: step {step} in {record.folder} differs from what the teacher "

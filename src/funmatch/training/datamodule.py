@@ -16,7 +16,7 @@ from funmatch.data.sources import Splits
 from funmatch.runtime import hardware
 from funmatch.views.evaluation_views import EvaluationStream
 from funmatch.views.recipes import Recipe
-from funmatch.views.stream import Steps, Stream
+from funmatch.views.stream import Steps, Stream, TruthInView
 
 _PATIENCE = 600.0  # seconds that a worker may take for a batch
 
@@ -34,6 +34,7 @@ class DataModule(LightningDataModule):
         workers: processes that render; 0 renders in the main process.
         brings: what comes from the workers: views; or cuts, for training images that are all kept
             on the device; or files, which are decoded there.
+        truth_in_view: of the task: the labels of training views; None: those of the images.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class DataModule(LightningDataModule):
         seed: int,
         workers: int = 0,
         brings: Brings = "views",
+        truth_in_view: TruthInView | None = None,
     ) -> None:
         super().__init__()
         self._splits, self._recipe = splits, recipe
         self._sides, self._batch_size, self._steps, self._seed = sides, batch_size, steps, seed
-        self._workers, self._brings = workers, brings
+        self._workers, self._brings, self._truth_in_view = workers, brings, truth_in_view
         self._images: Images | None = None  # all of them, on the device
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -67,6 +69,7 @@ class DataModule(LightningDataModule):
             batch_size=self._batch_size,
             seed=self._seed,
             brings=self._brings,
+            truth_in_view=self._truth_in_view,
             **self._ranks(),
         )
         return self._loader(stream, Steps(start, steps or self._steps))

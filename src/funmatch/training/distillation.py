@@ -7,21 +7,23 @@ from torch import Tensor
 
 from funmatch.data.batch import Batch
 from funmatch.models.network import Network
-from funmatch.objectives.base import Objective
+from funmatch.objectives.base import Objective, heads_lr
 from funmatch.runtime.timer import Timer
 from funmatch.targets.base import Targets
+from funmatch.tasks.base import Task
 from funmatch.training.learner import Learner, Learning
 
 
 class Distillation(Learner):
-    """Teaches a student to say what the teacher says.
+    """Trains a student to predict what the teacher predicts.
 
     Args:
         student: the network that learns.
-        targets: the teacher's word on a training batch.
-        references: the teacher's word on the batches of "val" and "test".
+        targets: the teacher's output for a training batch.
+        references: the teacher's output for the batches of "val" and "test".
         objective: distance of student and teacher; heads of its own are trained along.
         learning: optimiser, schedule and log.
+        task: what a prediction means.
         teacher_clock: adds up the seconds that the targets take.
     """
 
@@ -32,9 +34,10 @@ class Distillation(Learner):
         references: Mapping[str, Targets],
         objective: Objective,
         learning: Learning,
+        task: Task,
         teacher_clock: Timer | None = None,
     ) -> None:
-        super().__init__(student, learning)
+        super().__init__(student, learning, task)
         self.objective, self._teacher_clock = objective, teacher_clock or Timer()
         # In no `Module`: the teacher behind them is neither trained nor saved nor synchronised.
         self._targets, self._references = targets, references
@@ -45,9 +48,19 @@ class Distillation(Learner):
         loss = self.objective(self.student(batch.view("student")), target, batch)
         return loss.total, loss.parts
 
+    def prior(self, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
+        prior = self.objective.prior(self.student, step)
+        return None if prior is None else (prior.total, prior.parts)
+
+    def after_step(self) -> None:
+        self.objective.after_step()
+
+    def lr_factors(self) -> dict[str, float]:
+        return heads_lr(self.objective, "objective")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         self._targets.flush()  # a run that goes on from here does not ask for them again
 
     def reference(self, batch: Batch, split: str) -> Tensor:
-        return self._references[split](batch).logits
+        return self._references[split](batch).prediction

@@ -13,8 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from funmatch.core import geometry
 from funmatch.data.batch import Batch
 from funmatch.models.network import Network
-from funmatch.tasks.classification.metrics import Fidelity
-from funmatch.tasks.classification.predictions import Predictions
+from funmatch.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Learning:
     """How a learner learns.
 
     Attributes:
-        optimizer: makes the optimiser of a module.
+        optimizer: makes the optimiser of a module; given `lr_factors`, where there are any.
         schedule: multiplier of the learning rate at a step.
         log_every: steps between two rows of training metrics.
         seed: of the noise in the student, such as dropout.
@@ -32,7 +31,7 @@ class Learning:
         fused: update all weights in one kernel, where the optimiser knows how.
     """
 
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    optimizer: Callable[..., torch.optim.Optimizer]
     schedule: Callable[[int], float]
     log_every: int
     seed: int = 0
@@ -48,26 +47,43 @@ class Learner(LightningModule):
     Args:
         student: the only network that learns.
         learning: its optimiser, schedule and log.
+        task: what a prediction means: how it is scored, and shown.
     """
 
-    def __init__(self, student: Network, learning: Learning) -> None:
+    def __init__(self, student: Network, learning: Learning, task: Task) -> None:
         super().__init__()
-        self.student, self._learning = student, learning
-        self.fidelity, self.answers = Fidelity(), Predictions()
+        self.student, self._learning, self.task = student, learning, task
+        self.metrics, self.predictions = task.metrics(), task.predictions()
         self.skipped, self._in_a_row = 0, 0  # steps
         # Ours, so that the gradient of a step may come from several backward passes.
         self.automatic_optimization = False
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised on a training batch, and its named parts for the log."""
+        """The part of a piece in the loss of its step, and named parts of it for the log.
+
+        All are means over the counts of the global batch, see `Batch.mean`: those of the pieces
+        add up.
+        """
         raise NotImplementedError
 
+    def prior(self, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """A loss on the weights, once per step, and its parts for the log; None: there is none."""
+        return None
+
+    def after_step(self) -> None:
+        """Called after each optimiser step that was taken."""
+
+    def lr_factors(self) -> dict[str, float]:
+        """Factors of the learning rate of submodules, by name."""
+        return {}
+
     def reference(self, batch: Batch, split: str) -> Tensor | None:
-        """The teacher's logits [B, C] on a batch of "val" or "test", if there is a teacher."""
+        """The teacher's prediction on a batch of "val" or "test", if there is a teacher."""
         return None
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
-        optimizer = self._learning.optimizer(self)
+        factors = self.lr_factors()
+        optimizer = self._learning.optimizer(self, **({"lr_factors": factors} if factors else {}))
         for group in optimizer.param_groups if self._learning.fused else ():
             # Not by the constructor: then the gradient would not be scaled back before it is
             # clipped, in float16.
@@ -101,16 +117,22 @@ class Learner(LightningModule):
 
         def gradient() -> None:
             optimizer.zero_grad()
-            for piece, share in batch.pieces(self._learning.micro_batch):
+            for number, piece in enumerate(batch.pieces(self._learning.micro_batch)):
                 loss, parts = self.loss(piece)
+                # In one backward pass with the first piece: in one of its own, DDP would wait for
+                # the gradient of weights that it does not reach.
+                if number == 0 and (prior := self.prior(batch.step)) is not None:
+                    loss, parts = loss + prior[0], {**parts, **prior[1]}
                 # A loss that is no number gives such a gradient too, and so to all ranks.
-                self.manual_backward(loss * share * (1 + 0 * loss.detach()))
+                self.manual_backward(loss * (1 + 0 * loss.detach()))
                 for name, value in {"loss": loss, **parts}.items() if logs else ():
                     name = f"train/{name}"
-                    shown[name] = shown.get(name, 0) + share * value.detach()
+                    shown[name] = shown.get(name, 0) + value.detach()
 
         optimizer.step(gradient)
         schedule.step()
+        if not self._in_a_row:
+            self.after_step()
         if logs:
             mean = self.trainer.strategy.reduce  # over the ranks
             self._log({name: mean(value) for name, value in shown.items()}, batch.step + 1)
@@ -177,25 +199,25 @@ class Learner(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
-        self.answered = self.answers.compute()
-        self.answers.reset()
+        self.predicted = self.predictions.compute()
+        self.predictions.reset()
 
     def _measure(self, batch: Batch, split: str) -> None:
-        student = self.student(batch.view("student")).logits
+        student = self.student(batch.view("student")).prediction
         teacher = self.reference(batch, split)
-        self.fidelity.update(student, teacher, batch.label)
+        self.metrics.update(student, teacher, batch.label)
         if split == "test":
-            self.answers.update(batch.index, student, teacher, batch.label)
+            self.predictions.update(batch.index, student, teacher, batch.label)
 
     def _report(self, split: str) -> None:
-        named = {f"{split}/{name}": value for name, value in self.fidelity.compute().items()}
+        named = {f"{split}/{name}": value for name, value in self.metrics.compute().items()}
         step = self.trainer.global_step
         for name, value in named.items():
             if not torch.isfinite(value):
                 diverged = "the student diverged; lower optimizer.lr"
                 raise ValueError(f"{name} is {float(value)} at step {step}: {diverged}")
         self._log(named, step)
-        self.fidelity.reset()
+        self.metrics.reset()
 
     def _log(self, values: dict[str, Tensor], step: int) -> None:
         """Logs under the number of steps done, at once.

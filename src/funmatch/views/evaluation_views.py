@@ -6,10 +6,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from funmatch.core import geometry
+from funmatch.core.geometry import View
 from funmatch.core.images import Images
 from funmatch.core.render import evaluation_view
-from funmatch.data.batch import Batch
+from funmatch.data.batch import Batch, Truth
 from funmatch.data.sources import Source
+from funmatch.views.stream import TruthInView
 
 
 class EvaluationViews:
@@ -19,11 +22,14 @@ class EvaluationViews:
         source: the images.
         resize: shorter side of an image before the central crop, pixels.
         side: of the crop.
+        truth_in_view: of the task: the labels of the views; None: those of the images.
     """
 
-    def __init__(self, source: Source, resize: int, side: int) -> None:
+    def __init__(
+        self, source: Source, resize: int, side: int, truth_in_view: TruthInView | None = None
+    ) -> None:
         self.classes, self._source = source.classes, source
-        self._resize, self._side = resize, side
+        self._resize, self._side, self._truth_in_view = resize, side, truth_in_view
 
     def __len__(self) -> int:
         return len(self._source)
@@ -37,7 +43,13 @@ class EvaluationViews:
         return Images.of(evaluation_view(i, resize=self._resize, crop=self._side) for i in images)
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
-        return self._source.labels(indices)
+        label = self._source.labels(indices)
+        if label is None or self._truth_in_view is None:
+            return label
+        sizes = self._source.sizes(indices)
+        boxes = geometry.centre(*sizes, resize=self._resize, crop=self._side)
+        view = View(boxes, np.zeros(len(boxes), dtype=bool))
+        return self._truth_in_view(label, view, self._side)
 
     def fingerprint(self) -> str:
         return f"{self._source.fingerprint()} {self._resize} {self._side}"
@@ -81,4 +93,5 @@ class EvaluationStream(Dataset[Batch]):
         indices = self._batches[number]
         views = torch.stack(list(self._views.images(indices)))
         label = self._views.labels(indices)
-        return Batch(torch.from_numpy(indices), label, number, {"student": views})
+        truth = None if label is None else Truth(label)
+        return Batch(torch.from_numpy(indices), truth, number, {"student": views})

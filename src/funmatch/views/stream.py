@@ -4,19 +4,23 @@ Order, crops, flips and mixing are functions of (seed, step). So a run goes on f
 once, ranks and workers take slices of one and the same batch, and any view can be drawn again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from funmatch.core import geometry, mixing
 from funmatch.core.geometry import Purpose, View
-from funmatch.data.batch import Batch, Brings, PendingViews
+from funmatch.data.batch import Batch, Brings, PendingViews, Truth
 from funmatch.data.sources import Encoded, Source
 from funmatch.views.recipes import Recipe
+
+# The truth of views from that of their images [B, ...], the views, and their side in pixels.
+TruthInView = Callable[[Tensor, View, int], Tensor]
 
 
 class EpochPermutations:
@@ -67,6 +71,7 @@ class Stream(Dataset[Batch]):
         ranks: number of processes.
         brings: views; or cuts alone, for whoever has the images; or cuts and files, for whoever
             decodes them (see `Batch.rendered`).
+        truth_in_view: of the task: the labels of the student's views; None: those of the images.
 
     Raises:
         ValueError: the ranks do not divide the batch, or the batch is larger than the source.
@@ -83,18 +88,19 @@ class Stream(Dataset[Batch]):
         rank: int = 0,
         ranks: int = 1,
         brings: Brings = "views",
+        truth_in_view: TruthInView | None = None,
     ) -> None:
         if batch_size % ranks:
             raise ValueError(f"batch_size={batch_size} is not divisible by {ranks} ranks")
         if batch_size > len(source):
             raise ValueError(f"batch_size={batch_size} is more than the {len(source)} images")
         self._source, self._recipe, self._sides, self._seed = source, recipe, sides, seed
-        self._brings = brings
+        self._brings, self._truth_in_view = brings, truth_in_view
         self._order = EpochPermutations(len(source), batch_size, seed)
         share = batch_size // ranks
         first = rank * share - recipe.mixing  # the partner of the first row comes along
         self._rows = np.arange(first, (rank + 1) * share) % batch_size
-        self._first = rank * share
+        self._first, self._share = rank * share, share
 
     def __getitem__(self, step: int) -> Batch:
         every = self._order.indices(step)
@@ -112,8 +118,17 @@ class Stream(Dataset[Batch]):
                 views[network] = (view[self._rows], side)
 
         label = self._source.labels(indices)
-        cuts = PendingViews(indices, views)
-        batch = Batch(torch.from_numpy(indices), label, step, {}, cuts=cuts, first=self._first)
+        if label is not None and self._truth_in_view is not None:
+            label = self._truth_in_view(label, *views["student"])
+        batch = Batch(
+            torch.from_numpy(indices),
+            None if label is None else Truth(label),
+            step,
+            {},
+            cuts=PendingViews(indices, views),
+            first=self._first,
+            counts={"rows": self._share},
+        )
         if self._brings == "views":
             batch = batch.rendered(self._source.images(indices))
         elif self._brings == "files":
@@ -126,8 +141,7 @@ class Stream(Dataset[Batch]):
         return replace(
             batch,
             index=batch.index[1:],
-            label=None if label is None else label[1:],
-            partner_label=None if label is None else label[:-1],
+            truth=None if label is None else Truth(label[1:], label[:-1], coefficient),
             coefficient=coefficient,
         )
 

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 
-from funmatch.data.sources import ArraySource, Splits
+from funmatch.data.sources import ArraySource, Source, Splits
 
 # Of the split, not of a run: every run is measured on the same images.
 _SPLIT_SEED = 0
@@ -57,3 +58,34 @@ def digits(*, images_per_class: int | None = None) -> Splits:
         )
 
     return Splits(source(train), source(val), source(test))
+
+
+def ink(*, images_per_class: int | None = None) -> Splits:
+    """The digits with a number for each image, the amount of its ink, in place of its class.
+
+    Args:
+        images_per_class: keep only so many training images of each class; None for all.
+
+    Returns:
+        The images and splits of `digits`. A label is the mean grey level of an image, float32, in
+        standard deviations from the mean over all 1077 training images.
+
+    Raises:
+        ValueError: there are not so many images of a class.
+    """
+    everything = _ink(digits().train)
+    mean, deviation = everything.mean(), everything.std()
+
+    def measured(source: Source) -> ArraySource:
+        rows = np.arange(len(source))
+        return ArraySource(
+            torch.stack(list(source.images(rows))), (_ink(source) - mean) / deviation, ()
+        )
+
+    splits = digits(images_per_class=images_per_class)
+    return Splits(measured(splits.train), measured(splits.val), measured(splits.test))
+
+
+def _ink(source: Source) -> Tensor:
+    images = torch.stack(list(source.images(np.arange(len(source)))))
+    return images.float().mean(dim=(1, 2, 3))

@@ -8,6 +8,7 @@ import safetensors.torch
 from lightning import Callback, LightningModule, Trainer
 
 from funmatch.runtime import atomic_files
+from funmatch.tasks.description import TaskDescription
 from funmatch.training.learner import Learner
 
 
@@ -21,28 +22,34 @@ def step_of(path: Path) -> int:
 
 
 class BestStudent(Callback):
-    """Writes the student's weights whenever it is as good on val as never before.
+    """Writes the student's weights whenever its validation score reaches a new best.
 
     Args:
         path: of the .safetensors file.
+        task: names the score and its direction.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.score, self.step = -1.0, 0
+    def __init__(self, path: Path, task: TaskDescription) -> None:
+        self._path, self._task = path, task
+        self.score, self.step = task.score.worst, 0
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.step and self.step > step_of(self._path):
             if trainer.is_global_zero:
                 print(f"  {self._path} is gone; the best student is sought from here on")
-            self.score, self.step = -1.0, 0
+            self.score, self.step = self._task.score.worst, 0
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, Learner)
-        metrics = trainer.callback_metrics  # without labels, the most faithful student is the best
-        score = float(metrics.get("val/student_top1", metrics.get("val/agreement_top1", 0.0)))
+        metrics = trainer.callback_metrics
+        # Without labels, the most faithful student is the best; without a teacher too, the last.
+        known = [
+            f for f in (self._task.score, self._task.agreement) if f"val/{f.metric}" in metrics
+        ]
+        figure = known[0] if known else self._task.score
+        score = float(metrics[f"val/{figure.metric}"]) if known else 0.0
         # Of equals the later one: patience still brings the student closer to its teacher.
-        if score >= self.score:
+        if not self.step or figure.improves(score, on=self.score):
             self.score, self.step = score, trainer.global_step
             if trainer.is_global_zero:
                 weights = {

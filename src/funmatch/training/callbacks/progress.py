@@ -22,17 +22,19 @@ _PAUSE = 0.5  # seconds between two drawings
 
 
 class ProgressBar(Callback):
-    """One line per run: steps done, time left, speed, loss and accuracy, where the time goes.
+    """One line per run: steps done, time left, speed, loss and score, where the time goes.
 
     Args:
         label: of the run.
         total: steps of the run.
         stopwatch: of the run, called before this.
+        score: the metric of the student that is shown, without the split.
     """
 
-    def __init__(self, label: str, total: int, stopwatch: Stopwatch) -> None:
+    def __init__(self, label: str, total: int, stopwatch: Stopwatch, score: str) -> None:
         self._label, self._total, self._bars = label, total, _bars()
         self._stopwatch, self._drawn, self._task = stopwatch, 0.0, TaskID(-1)
+        self._score = f"val/{score}"
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         done = trainer.global_step
@@ -46,7 +48,7 @@ class ProgressBar(Callback):
             return
         self._drawn = now
         metrics = trainer.callback_metrics
-        names = {"loss": "train/loss", "val": "val/student_top1"}
+        names = {"loss": "train/loss", "val": self._score}
         figures = [f"{n} {float(metrics[k]):.3f}" for n, k in names.items() if k in metrics]
         if speed := self._bars.tasks[0].speed:
             figures.insert(0, f"{speed * self._stopwatch.batch_size:,.0f} img/s")

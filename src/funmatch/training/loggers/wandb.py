@@ -51,24 +51,26 @@ class Wandb(WandbLogger):
             self._unless_lost(lambda: self.experiment.log({"views": picture, STEP: 0}))
 
     def conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
-        """Shows figures and answers on test, and uploads the best student if that is asked for."""
+        """Shows figures and predictions on test; uploads the best student if that is asked for."""
         self._unless_lost(lambda: self._conclude(run, classes, figures))
 
     def _conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
         length = {key: run.result[key] for key in ("epochs", "steps")}
         self.experiment.summary.update({**length, **figures})  # as in summary.csv
-        with run.answers.open(newline="") as file:
+        with run.predictions.open(newline="") as file:
             columns, *rows = csv.reader(file)
-        shown: dict[str, Any] = {"test/answers": wandb.Table(columns=[*columns], data=rows[:_ROWS])}
-        answers = dict(zip(columns, zip(*rows, strict=True), strict=True))
+        shown: dict[str, Any] = {
+            "test/predictions": wandb.Table(columns=[*columns], data=rows[:_ROWS])
+        }
+        predicted = dict(zip(columns, zip(*rows, strict=True), strict=True))
         for other in ("label", "teacher"):
-            known = all(answers[other]) and all(answers["student"])
+            known = all(predicted[other]) and all(predicted["student"])
             if known and 0 < len(classes) <= _CLASSES:
                 shown[f"test/student_against_{other}"] = wandb.plot.confusion_matrix(
-                    y_true=[int(each) for each in answers[other]],
-                    preds=[int(each) for each in answers["student"]],
+                    y_true=[int(each) for each in predicted[other]],
+                    preds=[int(each) for each in predicted["student"]],
                     class_names=list(classes),
-                    title=f"the student's answers against those of the {other}",
+                    title=f"the student's predictions against those of the {other}",
                 )
         self.experiment.log(shown)
         if self._artifact:

@@ -1,0 +1,77 @@
+"""Sets up an objective: collects the facts of a run that it may need, and makes its heads."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from funmatch.data.sources import Source
+from funmatch.models.network import Network, Output
+from funmatch.models.teacher import Teacher
+from funmatch.objectives.base import Context, Objective
+from funmatch.tasks.base import Task
+
+_ROWS = 2  # examples that are enough to see the shape of a feature
+
+
+def set_up(
+    objective: Objective,
+    task: Task,
+    student: Network,
+    teacher: Teacher,
+    source: Source,
+    *,
+    total_steps: int,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Calls the objective's `setup`.
+
+    What it draws, the first weights of its heads, is a function of `seed`, and no draw of any other
+    part of the run changes by it.
+
+    Args:
+        objective: has named the features that it needs.
+        task: what a prediction means.
+        student: keeps these features.
+        teacher: likewise.
+        source: the training examples.
+        total_steps: length of the run.
+        seed: of the initial weights.
+        device: on which the teacher computes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        student_shapes, teacher_shapes = {}, {}
+        if objective.student_features:
+            student_shapes = _shapes(_evaluated(student, task.example(student, _ROWS)))
+        if objective.teacher_features:
+            (member,) = teacher.members.values()
+            teacher_shapes = _shapes(member(task.example(member, _ROWS).to(device)))
+        torch.default_generator.manual_seed(seed)
+        context = Context(
+            task=task,
+            train_size=len(source),
+            labels=source.labels(np.arange(len(source))),
+            student_shapes=student_shapes,
+            teacher_shapes=teacher_shapes,
+            total_steps=total_steps,
+            seed=seed,
+            teacher_weights=lambda: {
+                f"{name}.{weight}": value
+                for name, member in teacher.members.items()
+                for weight, value in member.weights().items()
+            },
+        )
+        objective.setup(context)
+
+
+@torch.no_grad()
+def _evaluated(student: Network, pixels: Tensor) -> Output:
+    """The student's output in evaluation mode, in which BatchNorm learns nothing of the example."""
+    output = student.eval()(pixels)
+    student.train()
+    return output
+
+
+def _shapes(output: Output) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(feature.shape[1:]) for name, feature in output.features.items()}

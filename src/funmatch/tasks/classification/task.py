@@ -1,0 +1,65 @@
+"""Classification: a prediction is the logits of C classes."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from funmatch.core import ensembling
+from funmatch.tasks.base import Task
+from funmatch.tasks.classification.metrics import Fidelity, is_correct
+from funmatch.tasks.classification.predictions import ClassPredictions
+from funmatch.tasks.description import CLASSIFICATION
+
+
+class Classification(Task):
+    """Logits [B, C] against class numbers [B], or bool [B, C] where several are right.
+
+    Args:
+        classes: C.
+    """
+
+    description = CLASSIFICATION
+    means = ensembling.MEANS
+    is_distribution = True
+
+    def __init__(self, classes: int) -> None:
+        self.prediction_shape = (classes,)
+
+    def example_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy, nats: [B]."""
+        return F.cross_entropy(prediction, label, reduction="none")
+
+    def metrics(self) -> Fidelity:
+        return Fidelity()
+
+    def predictions(self) -> ClassPredictions:
+        return ClassPredictions()
+
+    def view_average(self, predictions: Iterable[Tensor]) -> Tensor:
+        """The logarithm of the mean of the probabilities; the logits themselves of one view."""
+        first, total, number = torch.empty(0), torch.empty(0), 0
+        for number, logits in enumerate(predictions, 1):
+            if number == 1:
+                first, total = logits, logits.double().softmax(dim=-1)
+            else:
+                total += logits.double().softmax(dim=-1)
+        return first if number == 1 else (total / number).log().float()
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        return rows  # of as many classes as the teacher has
+
+    def relative_difference(self, rows: Tensor, others: Tensor) -> float:
+        """As of any rows; a shift of all logits of an example makes no difference."""
+        centred = (logits - logits.mean(dim=-1, keepdim=True) for logits in (rows, others))
+        return super().relative_difference(*centred)
+
+    def is_correct(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return is_correct(prediction, label)
+
+    def misfit(self, prediction: Tensor) -> str:
+        sums = prediction.float().sum(1)
+        if (prediction >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+            return "gives probabilities, as after a softmax; let it give logits"
+        return ""
