@@ -543,7 +543,7 @@ NEED = 5 * 6 * (2 * 10 + 4)  # steps, images, float16 of ten classes with a chec
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(hardware, "disk", lambda folder: size)
+    monkeypatch.setattr(hardware, "free_disk_space", lambda folder: size)
 
 
 def test_record_is_refused_where_there_is_no_room(lesson, monkeypatch, tmp_path: Path) -> None:
