@@ -28,7 +28,7 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
     more = dict(each.split("=") for each in exports.split())
     more["PYTHONPATH"] = f"{workplace}:{ROOT / 'tests'}"
     found = _COMMAND.findall(guide)
-    assert len(found) == 4
+    assert len(found) == 5
     for number, (script, overrides) in enumerate(found):
         quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every=2")
         steps = () if "steps=" in overrides else quick
@@ -38,7 +38,7 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
         (summary,) = (workplace / "logs" / f"guide{number}").glob("*/summary.json")
         assert json.loads(summary.read_text())["status"] == "completed"
     metrics = next((workplace / "logs/guide0").glob("*/metrics.csv")).read_text()
-    assert {"train/said", "train/labels"} <= set(metrics.splitlines()[0].split(","))
+    assert {"train/soft", "train/hard"} <= set(metrics.splitlines()[0].split(","))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

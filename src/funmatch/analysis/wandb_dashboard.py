@@ -12,13 +12,20 @@ from wandb_workspaces.reports.v2.interface import (
 )
 from wandb_workspaces.workspaces import Metric, RunsetSettings, Section, Workspace
 
+from funmatch.tasks.description import CLASSIFICATION, TaskDescription
 from funmatch.training.loggers.wandb import STEP
 
 _RECIPE = Config("recipe.name")
-_COLUMNS = ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher", "epochs")
 
 
-def write(project: str, *, entity: str | None, group: str | None, view: str | None) -> str:
+def write(
+    project: str,
+    *,
+    entity: str | None,
+    group: str | None,
+    view: str | None,
+    task: TaskDescription = CLASSIFICATION,
+) -> str:
     """Saves the view; returns its address.
 
     Args:
@@ -26,6 +33,7 @@ def write(project: str, *, entity: str | None, group: str | None, view: str | No
         entity: user or team; None: as the key or WANDB_ENTITY says.
         group: of the runs that it shows at first; None: all.
         view: that is written over: what follows nw= in its address; None: a new one.
+        task: of the runs.
 
     Raises:
         wandb.errors.Error: W&B cannot be reached, or refuses the key.
@@ -37,24 +45,30 @@ def write(project: str, *, entity: str | None, group: str | None, view: str | No
     else:
         workspace = Workspace.from_url(f"{api.settings['base_url']}/{place}/{project}?nw={view}")
     workspace.name = f"funmatch: {group or 'all runs'}"
-    workspace.sections = sections()
+    workspace.sections = sections(task)
     chosen = [Metric("Group") == group] if group else []
-    columns = [f"summary:{column}" for column in _COLUMNS]
+    shown = (task.student_score("test"), task.teacher_score, *_distances(task), "epochs")
+    columns = [f"summary:{column}" for column in shown]
     workspace.runset_settings = RunsetSettings(filters=chosen, pinned_columns=columns)
     workspace.save()  # type: ignore[no-untyped-call]
     return str(workspace.url)
 
 
-def sections() -> list[Section]:
-    """The panels, each over all runs that are shown."""
+def sections(task: TaskDescription = CLASSIFICATION) -> list[Section]:
+    """The panels, each over all runs that are shown; they show the figures of a task."""
+    score, test, teacher = task.score, task.student_score("test"), task.teacher_score
+    title = _capital(score.title)
+    agreement = task.agreement
+    of_teacher = score.metric.replace("student_", "teacher_", 1)
+    lengths = {test: score.title, **_distances(task)}
     return [
         Section(
             name="Recipes",
             is_open=True,
             panels=[
-                _bars("Accuracy on test", "student_test_top1", "teacher_test_top1"),
-                _bars("Agreement with the teacher on test", "agreement_top1"),
-                _course("Accuracy on val", "val/student_top1", "val/teacher_top1"),
+                _bars(f"{title} on test", test, teacher),
+                _bars(f"{_capital(agreement.title)} on test", agreement.metric),
+                _course(f"{title} on val", f"val/{score.metric}", f"val/{of_teacher}"),
                 _course("Loss on training views", "train/loss"),
             ],
         ),
@@ -62,26 +76,27 @@ def sections() -> list[Section]:
             name="Patience",
             is_open=True,
             panels=[
-                _against_length("Accuracy against the length of training", "student_test_top1"),
-                _against_length("Agreement against the length of training", "agreement_top1"),
-                _against_length("Divergence against the length of training", "kl_to_teacher"),
+                _against_length(f"{_capital(name)} against the length of training", column)
+                for column, name in lengths.items()
             ],
         ),
         Section(
             name="Fidelity",
             is_open=True,
             panels=[
-                _course("Agreement on val", "val/agreement_top1"),
-                _course("Divergence from the teacher on val, nats", "val/kl_to_teacher"),
+                *(
+                    _course(f"{_capital(name)} on val", f"val/{metric}")
+                    for metric, name in _distances(task).items()
+                ),
                 ScatterPlot(
-                    title="Accuracy against agreement, on test",
-                    x=SummaryMetric("agreement_top1"),
-                    y=SummaryMetric("student_test_top1"),
+                    title=f"{title} against {agreement.title}, on test",
+                    x=SummaryMetric(agreement.metric),
+                    y=SummaryMetric(test),
                 ),
             ],
         ),
         Section(
-            name="What the networks saw, and said",
+            name="What the networks saw, and predicted",
             is_open=True,
             panels=[
                 MediaBrowser(title="Views of the first step", media_keys=["views"]),
@@ -96,6 +111,15 @@ def sections() -> list[Section]:
             ],
         ),
     ]
+
+
+def _distances(task: TaskDescription) -> dict[str, str]:
+    """Titles of agreement with the teacher and distance to it, by metric; they may be one."""
+    return {figure.metric: figure.title for figure in (task.agreement, task.distance)}
+
+
+def _capital(title: str) -> str:
+    return title[:1].upper() + title[1:]
 
 
 def _bars(title: str, *columns: str) -> BarPlot:
