@@ -107,7 +107,7 @@ def absent(server: Server) -> None:
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        (wrong_md5, "MD5 is not what the server says"),
+        (wrong_md5, "MD5 differs from that of the server"),
         (cut_short, f"1500000 of {len(CONTENT)} bytes arrived"),
         (absent, "HTTP Error 404"),
     ],
@@ -119,7 +119,7 @@ def test_what_arrives_otherwise_is_refused_and_leaves_nothing(
     with pytest.raises(ValueError, match=cause) as error:
         pretrained.fetch("released")
     said = str(error.value)
-    assert said.startswith(f"weights=released: cannot be fetched from {server.url}")
+    assert said.startswith(f"weights=released: cannot be downloaded from {server.url}")
     assert "teacher.weights=PATH" in said
     assert "\n" not in said
     assert [path.name for path in released.parent.iterdir()] == [".released.npz.lock"]
