@@ -140,7 +140,7 @@ def test_a_dry_run_names_what_is_missing(home: Path, tmp_path: Path) -> None:
     )
     assert found["steps"] == ["55,200 of 6 images (100 epochs of 3,312)"]
     data, weights = found["missing"]
-    assert data.startswith("data.root=data: no folder oxford-iiit-pet there; ")
+    assert data.startswith("data.root=data: folder oxford-iiit-pet does not exist; ")
     assert weights.startswith("teacher.weights=R152x2_T_pet128: not on this machine yet")
     assert found["not"] == ["ready: see what is missing"]
     assert "ready" not in found
@@ -229,7 +229,7 @@ def test_the_disk_that_is_told_is_enough(home: Path, made: Run, rehearse) -> Non
 def test_a_dry_run_downloads_nothing(home: Path, made: Run, rehearse, tmp_path: Path) -> None:
     data = ("data=imagenet", "data.classes=3", f"data.root={tmp_path}", "data.download=true")
     found = rehearse(*data, f"paths.logs={home}/logs", *STUDENT, *TEACHER, "steps=7")
-    assert found["missing"][0].startswith(f"data.root={tmp_path}: no folder train there; ")
+    assert found["missing"][0].startswith(f"data.root={tmp_path}: folder train does not exist; ")
     assert not list(tmp_path.iterdir())
 
 
