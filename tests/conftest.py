@@ -35,14 +35,14 @@ def _interrupts() -> None:
 
 
 FAULTS = {
-    1: "stopped and gone on with",
+    1: "stopped and resumed",
     2: "SIGKILL at random moments",
     3: "SIGTERM, SIGUSR1, SIGINT to any rank",
     4: "preempted and requeued by SLURM",
     5: "damaged checkpoint",
     6: "full disk",
     7: "other numbers of ranks and workers",
-    8: "loss that is no number on one rank",
+    8: "NaN loss on one rank",
     9: "broken and odd images",
     10: "killed worker",
     11: "failing job of a sweep",

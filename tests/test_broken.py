@@ -115,11 +115,14 @@ def test_broken_images_are_left_out_and_counted(
     assert (code, err) == (0, "")
     first = min(train)
     assert (
-        f"  broken: {len(train)} of {36 + len(train)} images, replaced by their neighbours; "
+        f"  broken: {len(train)} of {36 + len(train)} images, replaced by the next images; "
         f"first {root}/train/{CLASSES[1]}/{first}\n"
     ) in out
-    assert f"  broken: 1 of 25 images, not measured on; first {root}/test/{CLASSES[2]}/" in out
-    assert out.count("looking through") == 3
+    assert (
+        f"  broken: 1 of 25 images, left out of the evaluation; first {root}/test/{CLASSES[2]}/"
+        in out
+    )
+    assert out.count("broken: checking") == 3
     assert test
     run = small.only_run(tmp_path, "skipping")
     assert run.completed
@@ -132,7 +135,7 @@ def test_broken_images_are_left_out_and_counted(
         tmp_path, root, "name=skipping", "data.broken=skip", "resume=never", "trainer.workers=2"
     )
     assert code == 0
-    assert "looking through" not in out  # what was found is known
+    assert "broken: checking" not in out  # what was found is known
     assert run.student.read_bytes() == before
     record_property("injected", len(train) + len(test))
 

@@ -38,7 +38,7 @@ from funmatch.data.decoded_cache import Cached, cached
 from funmatch.data.file_list import FileList, images_below
 from funmatch.data.image_files import ImageFiles, decoded
 from funmatch.data.sources import Source, Splits
-from funmatch.experiment import cache_policy
+from funmatch.experiment import build, cache_policy
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Fixed, Independent, Recipe, Shared
 from funmatch.views.stream import Steps, Stream
@@ -367,7 +367,7 @@ def test_the_first_of_several_processes_builds_for_all(story: SimpleNamespace) -
     assert sorted(map(len, story.said)) == [0, 0, 2]
     opening, made = max(story.said, key=len)
     assert opening.startswith("cache: 300 images, 0.108 GB decoded, in ")
-    assert made.startswith("cache: made in ")
+    assert made.startswith("cache: built in ")
     name = story.left[1].removesuffix(".lock")
     assert sorted(path.name for path in (story.home / "kept").iterdir()) == [name, f"{name}.lock"]
     total = 300 * int(decoded(story.home / "album" / "000.jpg").sum())
@@ -443,8 +443,8 @@ def test_a_damaged_cache_is_made_again(
     capsys.readouterr()
     there = cached(source, tmp_path)
     said = capsys.readouterr().out
-    assert f"  cache: {folder} is not what its source holds; made again\n" in said
-    assert "  cache: made in " in said
+    assert f"  cache: {folder} does not match its source; rebuilding it\n" in said
+    assert "  cache: built in " in said
     assert equal(there.images(everything(source)), source.images(everything(source)))
     cached(source, tmp_path)
     assert capsys.readouterr().out == ""
@@ -468,7 +468,7 @@ def test_an_image_that_was_replaced_is_decoded_again(
     assert now.fingerprint() == before.fingerprint()  # by their size in bytes they are the same
     capsys.readouterr()
     there = cached(now, tmp_path / "kept")
-    assert "is not what its source holds; made again" in capsys.readouterr().out
+    assert "does not match its source; rebuilding it" in capsys.readouterr().out
     assert equal(there.images(everything(now)), now.images(everything(now)))
     assert there.images(np.array([11])).image(0)[:, 0, 0].tolist() != colour
 
@@ -487,7 +487,7 @@ def test_a_damaged_image_is_found_when_it_is_read_first(
     assert equal(there.images(rest), source.images(rest))
     for _ in range(2):
         line = refused(lambda: there.images(np.array([0, number])))
-        assert line == f"cache: {folder} is damaged; remove it, it is made again"
+        assert line == f"cache: {folder} is damaged; remove it, the next run rebuilds it"
     shutil.rmtree(folder)
     assert equal(cached(source, tmp_path).images(rest), source.images(rest))
 
@@ -507,7 +507,7 @@ def configured(
         place = f"paths.cache={tmp_path}/kept"
         cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", place, *more)
         splits = Splits(source, source, source)
-        return cache_policy.apply_cache(cfg, splits, toys.network())
+        return cache_policy.apply_cache(cfg, splits, toys.network(), build.task(cfg))
 
     return call
 
@@ -565,7 +565,9 @@ def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.Mon
 def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> None:
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
-    found, brings = cache_policy.apply_cache(cfg, Splits(digits, digits, digits), toys.network())
+    found, brings = cache_policy.apply_cache(
+        cfg, Splits(digits, digits, digits), toys.network(), build.task(cfg)
+    )
     assert found.train is digits
     assert brings == "cuts"
     assert not (tmp_path / "kept").exists()
@@ -639,8 +641,8 @@ def test_images_are_decoded_once_and_the_run_says_so(said, home: Path) -> None:
         opening, made, of_val, made_too = said[mode]
         assert re.match(rf"  cache: 36 images, \S+ GB decoded, in kept/{mode}/", opening)
         assert re.match(rf"  cache: 12 images, \S+ GB decoded, in kept/{mode}/", of_val)
-        assert made.startswith("  cache: made in ")
-        assert made_too.startswith("  cache: made in ")
+        assert made.startswith("  cache: built in ")
+        assert made_too.startswith("  cache: built in ")
     for name in ("none", "dry", "disk_in_workers", "device_in_workers"):
         assert said[name] == []
     assert sorted(path.name for path in (home / "kept").iterdir()) == ["auto", "device", "disk"]
@@ -656,7 +658,7 @@ def test_another_process_reads_what_is_there_and_names_what_is_damaged(said, hom
     assert done.returncode == 1
     assert "cache:" not in done.stdout
     place = folder.relative_to(home)
-    assert done.stderr == f"error: cache: {place} is damaged; remove it, it is made again\n"
+    assert done.stderr == f"error: cache: {place} is damaged; remove it, the next run rebuilds it\n"
     assert only_run(home, "damaged").result["status"] == "failed"
     students = [only_run(home, name).student.read_bytes() for name in ("none", "again")]
     assert students[0] == students[1]

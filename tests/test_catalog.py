@@ -107,7 +107,7 @@ def absent(server: Server) -> None:
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        (wrong_md5, "MD5 is not what the server says"),
+        (wrong_md5, "MD5 differs from that of the server"),
         (cut_short, f"1500000 of {len(CONTENT)} bytes arrived"),
         (absent, "HTTP Error 404"),
     ],
@@ -119,7 +119,7 @@ def test_what_arrives_otherwise_is_refused_and_leaves_nothing(
     with pytest.raises(ValueError, match=cause) as error:
         pretrained.fetch("released")
     said = str(error.value)
-    assert said.startswith(f"weights=released: cannot be fetched from {server.url}")
+    assert said.startswith(f"weights=released: cannot be downloaded from {server.url}")
     assert "teacher.weights=PATH" in said
     assert "\n" not in said
     assert [path.name for path in released.parent.iterdir()] == [".released.npz.lock"]
@@ -130,7 +130,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, cache: Path
     with Server() as server:  # its port is free again once it is closed
         url = server.url
     monkeypatch.setitem(pretrained.WEIGHTS, "released", pretrained.Download(url))
-    with pytest.raises(ValueError, match=r"Connection refused.*put it at .*released\.npz"):
+    with pytest.raises(ValueError, match=r"Connection refused.*copy it to .*released\.npz"):
         pretrained.fetch("released")
 
 
@@ -170,9 +170,9 @@ def test_a_file_put_there_by_hand_is_used(server: Server, released: Path) -> Non
 
 def test_two_processes_fetch_once(server: Server, released: Path) -> None:
     code = (
-        "import sys; from funmatch.models import catalog\n"
-        "catalog.WEIGHTS['released'] = catalog.Download(sys.argv[1])\n"
-        "print(catalog.fetch('released').stat().st_size)\n"
+        "import sys; from funmatch.models import pretrained\n"
+        "pretrained.WEIGHTS['released'] = pretrained.Download(sys.argv[1])\n"
+        "print(pretrained.fetch('released').stat().st_size)\n"
         "assert 'torch' not in sys.modules"
     )
     source = str(Path(pretrained.__file__).parents[2])

@@ -67,7 +67,7 @@ def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(three: Checkpoints
     os.truncate(newest, 1000)
     told: list[str] = []
     assert three.newest(told.append) == middle
-    assert told == [f"{newest} is damaged (its checksum differs); {middle} is taken instead"]
+    assert told == [f"{newest} is damaged (its checksum differs); using {middle} instead"]
     assert three.newest(told.append) == middle
     assert len(told) == 1
     assert newest.with_suffix(".damaged").exists()  # put aside
@@ -80,7 +80,7 @@ def test_no_run_begins_anew_because_all_are_damaged(three: Checkpoints) -> None:
     for path in three.all():
         os.truncate(path, 0)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"no checkpoint is whole.*resume=never"):
+        with pytest.raises(ValueError, match=r"all checkpoints are damaged.*resume=never"):
             three.newest(print)
     assert Checkpoints(three.folder / "none").newest(print) is None
 
@@ -141,5 +141,5 @@ def test_a_path_names_a_checkpoint_or_a_run(three: Checkpoints) -> None:
     assert checkpoint_files.at(run) == three.path(100_000_000)
     assert checkpoint_files.at(three.path(5)) == three.path(5)
     for wrong in (run / "nowhere", three.path(6), three.folder):
-        with pytest.raises(ValueError, match=r"resume=.*: no checkpoint there; give"):
+        with pytest.raises(ValueError, match=r"resume=.*: no checkpoint found; give"):
             checkpoint_files.at(wrong)

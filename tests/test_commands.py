@@ -246,7 +246,7 @@ def test_damaged_files_are_named_with_a_remedy(swept, workplace: Path) -> None:
         for _ in range(2):  # nor does it begin anew unasked
             done = command("train", *again, cwd=workplace)
             assert done.returncode == 1
-            assert "checkpoints: no checkpoint is whole; start the run anew with" in done.stderr
+            assert "checkpoints: all checkpoints are damaged; restart the run with" in done.stderr
         (directory / "config.yaml").write_text("[")
         done = command("train", *again, cwd=workplace)
         assert done.stderr.startswith(

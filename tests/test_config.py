@@ -26,6 +26,8 @@ PAPER = ("teacher=bit_r152x2", "student=bit_r50")
 COMPANY = {
     **{("data", name): PAPER for name in ("flowers102", "pets", "food101", "sun397", "imagenet")},
     ("data", "folder"): ("data.root={root}", "teacher=timm", "teacher.name=resnet18"),
+    ("data", "digits_ink"): ("teacher=digits_ink",),
+    ("teacher", "digits_ink"): ("data=digits_ink",),
     ("transfer", "folder"): ("transfer.folder.root={root}", "batch_size=8"),
     ("teacher", "bit_r152x2"): ("data=pets",),
     ("teacher", "bit_r152x2_384_224"): ("data=imagenet",),

@@ -165,12 +165,12 @@ BASES = {
 def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
     line = refused(lambda: getattr(builders, name)(str(tmp_path / "nowhere")))
     assert line.startswith(
-        f"root={tmp_path}/nowhere: no folder {BASES[name]} there; give the right"
+        f"root={tmp_path}/nowhere: folder {BASES[name]} does not exist; give the right"
     )
     assert "download=true" in line
     (tmp_path / BASES[name]).mkdir()
     line = refused(lambda: getattr(builders, name)(str(tmp_path)))
-    assert line.startswith(f"root={tmp_path}: the folder {BASES[name]} is empty; ")
+    assert line.startswith(f"root={tmp_path}: folder {BASES[name]} is empty; ")
 
 
 @pytest.mark.parametrize(
@@ -179,17 +179,17 @@ def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
         (
             "flowers102",
             "flowers-102/jpg/image_00003.jpg",
-            "1 of the 35 images that flowers-102/setid",
+            "1 of the 35 images listed in flowers-102/setid",
         ),
         (
             "pets",
             "oxford-iiit-pet/images/Bengal_0.jpg",
-            "1 of the 42 images that oxford-iiit-pet/ann",
+            "1 of the 42 images listed in oxford-iiit-pet/ann",
         ),
         (
             "food101",
             "food-101/images/sushi/1003.jpg",
-            "1 of the 42 images that food-101/meta names",
+            "1 of the 42 images listed in food-101/meta",
         ),
     ],
 )
@@ -229,7 +229,9 @@ def test_a_list_that_is_damaged_or_gone(name: str, file: str, content: str, tmp_
     if not (name == "sun397" and content == "truncated"):  # which is a shorter list of classes
         assert line.startswith(f"root={root}: {file} is damaged (")
     path.unlink()
-    assert refused(lambda: READ[name](root)).startswith(f"root={root}: no {file} there; ")
+    assert refused(lambda: READ[name](root)).startswith(
+        f"root={root}: file {file} does not exist; "
+    )
 
 
 def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
     [
         (
             lambda r: (r / "train" / trees.WNIDS[1]).rename(r / "gone"),
-            f"val/{trees.WNIDS[1]} is no c",
+            f"val/{trees.WNIDS[1]} is not a c",
         ),
         (
             lambda r: (r / "val" / trees.WNIDS[1]).rename(r / "gone"),
@@ -259,11 +261,11 @@ def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
         ),
         (
             lambda r: (r / "val").rename(r / "gone"),
-            "no folder val there; give the right root, or put",
+            "folder val does not exist; give the right root, or copy",
         ),
         (
             lambda r: [p.unlink() for p in (r / "train" / trees.WNIDS[0]).iterdir()],
-            "holds no images",
+            "contains no images",
         ),
         (
             lambda r: (
@@ -327,6 +329,6 @@ def test_a_damaged_v2(tmp_path: Path) -> None:
     assert f"v2={v2}: no such folder" in refused(lambda: imagenet.imagenet(root, v2))
     trees.imagenet_v2(v2)
     (v2 / "2").rename(v2 / "3")
-    assert f"v2={v2}: 3 is no class from 0 to 2" in refused(lambda: imagenet.imagenet(root, v2))
+    assert f"v2={v2}: 3 is not a class from 0 to 2" in refused(lambda: imagenet.imagenet(root, v2))
     (v2 / "3").rename(tmp_path / "gone")
     assert f"v2={v2}: some of the 3 class folders" in refused(lambda: imagenet.imagenet(root, v2))

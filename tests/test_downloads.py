@@ -117,7 +117,9 @@ def test_the_archives_of_imagenet_are_unpacked(
     table = trees.imagenet_archives(root, made)
     monkeypatch.setattr(official_imagenet, "ARCHIVE_META", table)
     line = refused(lambda: builders.imagenet(str(root)))
-    assert line.startswith(f"root={root}: no folder train there; unpack ILSVRC2012_img_train.tar")
+    assert line.startswith(
+        f"root={root}: folder train does not exist; unpack ILSVRC2012_img_train.tar"
+    )
     (root / "train.unfinished").mkdir()  # as after a kill
     (root / "train.unfinished" / "rest").write_text("")
 

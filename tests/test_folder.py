@@ -141,7 +141,7 @@ def test_a_table_for_folders_with_splits(tmp_path: Path) -> None:
         ("file,class\na.jpg,1\n", "no column whose name contains label"),
         ("file,label\na.jpg,1\nz.jpg,1\n", "1 of its 2 images are not below root="),
         ("file,label\na.jpg,1\nimages/a.jpg,1\n", "names an image twice"),
-        ("file,label\na.jpg,9\n", "label 9 is beyond classes=5"),
+        ("file,label\na.jpg,9\n", "label 9 is too large for classes=5"),
         ("file,label\ne.jpg,1\n", "e.jpg is ambiguous: images/e.jpg or more/e.jpg"),
     ],
 )
@@ -158,19 +158,19 @@ def test_a_table_that_does_not_fit(content: str, said: str, table: Path) -> None
     ("make", "said"),
     [
         (lambda r: None, "no such folder"),
-        (lambda r: r.mkdir(), "no images there"),
-        (lambda r: r.write_text("x"), "a file; give the folder that holds the images"),
+        (lambda r: r.mkdir(), "contains no images"),
+        (lambda r: r.write_text("x"), "is a file; give the folder with the images"),
         (
             lambda r: trees.class_folders(r, ("images",), 3),
-            "images is the only class folder; take all",
+            "images is the only class folder; use all",
         ),
         (
             lambda r: (trees.class_folders(r, ("a", "b"), 3), (r / "c").mkdir()),
-            "c holds no images; fill or remove it",
+            "c contains no images; add some or remove it",
         ),
         (
             lambda r: (trees.class_folders(r, ("a", "b"), 3), trees.photograph(r / "x.jpg")),
-            "the image x.jpg beside the folder a; take all images without labels with labels=none",
+            "the image x.jpg is beside the folder a; use all images without labels with",
         ),
         (
             lambda r: (
@@ -181,7 +181,7 @@ def test_a_table_that_does_not_fit(content: str, said: str, table: Path) -> None
         ),
         (
             lambda r: (trees.class_folders(r / "train", ("a", "b"), 3), (r / "val").mkdir()),
-            "val/ holds no images; fill or remove it",
+            "val/ contains no images; add some or remove it",
         ),
         (
             lambda r: (
@@ -205,7 +205,7 @@ def test_an_archive_is_to_be_extracted_first(tmp_path: Path) -> None:
     with tar(tmp_path / "mine.tar", "w"):
         pass
     line = refused(lambda: image_folder.folder(tmp_path / "mine.tar"))
-    assert line.endswith(f"an archive; extract it first: tar xf {tmp_path}/mine.tar")
+    assert line.endswith(f"is an archive; extract it first: tar xf {tmp_path}/mine.tar")
 
 
 @pytest.mark.parametrize("split", [[0.8, 0.1], [0.8, 0.3, 0.1], [1.1, -0.2, 0.1], [0.9, 0, 0.1]])

@@ -105,7 +105,7 @@ def test_a_sun397_with_some_official_classes_is_not_whole(tmp_path: Path) -> Non
     with (root / "SUN397/ClassName.txt").open("a") as file:
         file.write("/b/biology_laboratory\n")
     line = refused(lambda: torchvision_layouts.sun397(root))
-    assert line.startswith(f"root={root}: SUN397 is not whole: 1 of its 397 classes are whole")
+    assert line.startswith(f"root={root}: SUN397 is incomplete: 1 of its 397 classes are complete")
     assert "a/abbey has 10 images, not the 484 of the official list" in line
 
 
@@ -144,6 +144,6 @@ def test_a_sun397_without_a_class(file: str, said: str, tmp_path: Path) -> None:
     (root / "SUN397" / file).rename(root / "gone")
     assert said in refused(lambda: torchvision_layouts.sun397(root))
     trees.photograph(root / "SUN397/z/zoo/sun_mine.jpg")
-    assert "SUN397/z/zoo/sun_mine.jpg is of no class" in refused(
+    assert "the class of SUN397/z/zoo/sun_mine.jpg is not" in refused(
         lambda: torchvision_layouts.sun397(root)
     )

@@ -89,7 +89,7 @@ def test_a_program_says_what_the_network_said(written: Path, name: str) -> None:
         with torch.no_grad():
             torch.testing.assert_close(program(images(rows)), net(images(rows)), atol=1e-5, rtol=0)
     if name not in ("traced.pt", "traced.ts"):
-        assert program.said == {"side": SIDE}  # its shape tells
+        assert program.input_spec == {"side": SIDE}  # from the shape of its input
 
 
 @pytest.mark.parametrize("name", ["any.pt2", "traced.pt", "any.onnx"])
@@ -179,7 +179,7 @@ def test_a_program_holds_nothing_but_a_graph_and_tensors(
     shutil.copy(written / "any.pt2", path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", b"x")
-    with pytest.raises(ValueError, match=f"refused, it holds other things than tensors .{name}"):
+    with pytest.raises(ValueError, match=f"it contains more than a graph and tensors .{name}"):
         ExportedModel(path)
 
 
@@ -205,18 +205,20 @@ def test_weights_beside_an_onnx_file_are_part_of_it(
     assert identities[0] != identities[1]
     far = tmp_path / "far.onnx"
     onnx.save_model(onnx.load(tmp_path / "c.onnx"), far, location="weights.bin", **save)
-    with pytest.raises(ValueError, match=r"keeps weights in weights\.bin; save it in one file, or"):
+    with pytest.raises(
+        ValueError, match=r"stores weights in weights\.bin; save it in one file, or"
+    ):
         ExportedModel(far)
 
 
 def test_files_that_are_no_programs(tmp_path: Path) -> None:
     for name in ("broken.onnx", "broken.pt2", "broken.pt"):
         (tmp_path / name).write_bytes(b"nothing")
-        with pytest.raises(ValueError, match="damaged, or no "):
+        with pytest.raises(ValueError, match="damaged, or not a "):
             ExportedModel(tmp_path / name)
     with pytest.raises(ValueError, match="no such file"):
         ExportedModel(tmp_path / "missing.onnx")
-    with pytest.raises(ValueError, match=r"unknown kind of program; give a file, \.onnx"):
+    with pytest.raises(ValueError, match=r"unknown format of a model; give a file, \.onnx"):
         ExportedModel(tmp_path / "broken.h5")
 
 
@@ -224,8 +226,8 @@ def test_functions_are_called_with_what_they_take() -> None:
     assert from_path("test_programs:classifier", num_classes=5)(images(2)).shape == (2, 5)
     assert isinstance(from_path("test_programs:probable", num_classes=5), nn.Sequential)
     for path, told in {
-        "test_programs:nothing": "gives a str, not a torch.nn.Module",
-        "test_programs:failing": r"has failed \(RuntimeError: no licence for this\)",
+        "test_programs:nothing": "returns a str, not a torch.nn.Module",
+        "test_programs:failing": r"the function failed \(RuntimeError: no licence for this\)",
         "test_programs:SIDE": "is a int, not a function",
         "test_programs:missing": "has no attribute 'missing'; give package.module:function",
         "no_such_package:f": "No module named 'no_such_package'",
@@ -305,8 +307,8 @@ def test_what_does_not_fit_is_found_before_training(
         "teacher.classes=1000 teaches all that the teacher knows",
         (*module, f"{path}:probable", side): "error: teacher: gives probabilities, as after a",
         (*program, *NORMAL, "teacher.side=48"): "error: teacher: does not take images of 3 x 48 x",
-        program: "error: teacher.mean=null: the network does not say it; give a value, as [0.485",
-        (*module, f"{path}:nothing", side): "error: teacher.path=test_programs:nothing: gives a",
+        program: "error: teacher.mean=null: the network has no default for it; give a value",
+        (*module, f"{path}:nothing", side): "error: teacher.path=test_programs:nothing: returns a",
         ("teacher=program", "teacher.path=x.onnx"): "error: teacher.path=x.onnx: no such file",
         (*module, "teacher.path=x"): "error: teacher.path=x: give package.module:function",
         (*module, "teacher.path=os:getcwd"): "error: teacher.net.path=os:getcwd: a configuration "

@@ -14,7 +14,8 @@ from torch import nn
 import small
 from commands import command
 from funmatch.cli import app
-from funmatch.config import compose, schema, validation
+from funmatch.config import schema, validation
+from funmatch.config.compose import config_directory
 from funmatch.experiment import build, dry_run
 from funmatch.models import timm_models
 from funmatch.models.network import Network
@@ -140,7 +141,7 @@ def test_a_dry_run_names_what_is_missing(home: Path, tmp_path: Path) -> None:
     )
     assert found["steps"] == ["55,200 of 6 images (100 epochs of 3,312)"]
     data, weights = found["missing"]
-    assert data.startswith("data.root=data: no folder oxford-iiit-pet there; ")
+    assert data.startswith("data.root=data: folder oxford-iiit-pet does not exist; ")
     assert weights.startswith("teacher.weights=R152x2_T_pet128: not on this machine yet")
     assert found["not"] == ["ready: see what is missing"]
     assert "ready" not in found
@@ -193,7 +194,7 @@ def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
     def call(*overrides: str) -> dict[str, list[str]]:
         cfg = compose(*overrides, *SMALL)
         validation.check(cfg)
-        with hydra.initialize_config_dir(str(compose.config_directory()), version_base="1.3"):
+        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
             dry_run.dry_run(cfg)
         return lines(f"(dry run: nothing is written)\n{capsys.readouterr().out}")
 
@@ -229,7 +230,7 @@ def test_the_disk_that_is_told_is_enough(home: Path, made: Run, rehearse) -> Non
 def test_a_dry_run_downloads_nothing(home: Path, made: Run, rehearse, tmp_path: Path) -> None:
     data = ("data=imagenet", "data.classes=3", f"data.root={tmp_path}", "data.download=true")
     found = rehearse(*data, f"paths.logs={home}/logs", *STUDENT, *TEACHER, "steps=7")
-    assert found["missing"][0].startswith(f"data.root={tmp_path}: no folder train there; ")
+    assert found["missing"][0].startswith(f"data.root={tmp_path}: folder train does not exist; ")
     assert not list(tmp_path.iterdir())
 
 
@@ -320,7 +321,7 @@ GRID = {
 
 def sweep(*overrides: str) -> list[dict[str, str]]:
     """The jobs of `sweep=paper`, by key."""
-    with hydra.initialize_config_dir(str(compose.config_directory()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         cfg = hydra.compose("train", ["sweep=paper"], return_hydra_config=True)
     cfg.hydra.overrides.task = list(overrides)
     return [dict(override.split("=", 1) for override in job) for job in app.sweep(cfg)]

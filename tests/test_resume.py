@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     done = command("train", *SETTINGS, f"name={name}", cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
     place = run.checkpoints.folder.relative_to(workplace)
-    told = f"  {place}/{newest.name} is damaged (its checksum differs); {place}/{before.name} is"
+    told = f"  {place}/{newest.name} is damaged (its checksum differs); using {place}/{before.name}"
     assert told in done.stdout
     assert "going on from step 50 of 90" in done.stdout
     assert digests(run_of(workplace, name)) == digests(uninterrupted)

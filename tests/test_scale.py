@@ -163,14 +163,14 @@ def test_epochs_are_of_the_images_that_are_taught_on(
 
 # What of a source is damaged, and the start of the line about it.
 DAMAGED = {
-    "flowers102": "data.root=bad/flowers102: no flowers-102/setid.mat there; ",
+    "flowers102": "data.root=bad/flowers102: file flowers-102/setid.mat does not exist; ",
     "pets": "blind/oxford-iiit-pet/images/",
-    "food101": "data.root=bad/food101: 1 of the 42 images that food-101/meta names are missing, ",
+    "food101": "data.root=bad/food101: 1 of the 42 images listed in food-101/meta are missing, ",
     "sun397": "data.train_size=21: there are 22 training images; complete them, or give ",
     "imagenet": "bad/imagenet/val/n01440764/ILSVRC2012_val_00000001.JPEG: cannot be read as an ",
     "folder": "bad/folder/train/cat/",
     "worker": "bad/folder/train/cat/",
-    "transfer": "transfer.food101.root=nowhere: no folder food-101 there; ",
+    "transfer": "transfer.food101.root=nowhere: folder food-101 does not exist; ",
 }
 
 

@@ -126,7 +126,7 @@ def test_joined_sources_are_one_after_the_other() -> None:
 
 def test_grey_and_colour_are_not_joined() -> None:
     grey = ArraySource(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None, [])
-    with pytest.raises(ValueError, match=r"\[3, 1\] channels cannot be joined"):
+    with pytest.raises(ValueError, match=r"\[3, 1\] channels cannot be concatenated"):
         ConcatSource([array_source(3), grey])
 
 

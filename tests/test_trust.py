@@ -132,8 +132,8 @@ def test_a_secret_in_the_configuration_is_refused_before_it_is_written(
     assert code == 1
     key = override.removeprefix("+").partition("=")[0]
     assert err == (
-        f"error: {key}: holds what WANDB_API_KEY holds in the environment, and would be written to "
-        "files; leave it out\n"
+        f"error: {key}: contains the value of the environment variable WANDB_API_KEY, which would "
+        "be written to files; leave it out\n"
     )
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""python -m funmatch COMMAND: the console command without its place on the path."""
+"""python -m funmatch COMMAND: the console command, also where it is not on the PATH."""
 
 from funmatch.cli.main import main
 

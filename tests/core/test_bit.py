@@ -132,11 +132,11 @@ LEGACY_CONV = "resnet/block2/unit01/b/standardized_conv2d/kernel"
 @pytest.mark.parametrize(
     ("style", "damage", "message"),
     [
-        ("native", without("block1/unit02/gn3/bias"), "no weight block1/unit02/gn3/bias"),
-        ("native", without("head/kernel"), "no weight head/kernel"),
-        ("legacy", without(LEGACY_CONV), f"no weight {LEGACY_CONV}"),
-        ("native", reshaped("block3/unit01/a", (1,)), "no place for block3/unit01/a"),
-        ("legacy", reshaped("head/kernel", (256, 10)), "no place for head/kernel"),  # both styles
+        ("native", without("block1/unit02/gn3/bias"), "weight block1/unit02/gn3/bias is missing"),
+        ("native", without("head/kernel"), "weight head/kernel is missing"),
+        ("legacy", without(LEGACY_CONV), f"weight {LEGACY_CONV} is missing"),
+        ("native", reshaped("block3/unit01/a", (1,)), "has no weight block3/unit01/a"),
+        ("legacy", reshaped("head/kernel", (256, 10)), "has no weight head/kernel"),  # both styles
         ("native", reshaped("head/bias", (11,)), "head/bias has shape"),
         ("native", reshaped("head/kernel", (10, 256)), "head/kernel has shape"),  # not K x C
         ("native", reshaped("head/kernel", (2560,)), "head/kernel has shape"),
@@ -165,12 +165,12 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
 
 @pytest.mark.parametrize("depth", [(1, 1), (2, 2), (2, 1, 1)])
 def test_another_depth_is_refused(depth: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"no (weight|place for) block"):
+    with pytest.raises(ValueError, match=r"(weight|no weight) block"):
         bit.load_npz(bit.build(depth, width=0.5, num_classes=10), TINY)
 
 
 def test_another_network_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"conv1\.weight is not a weight of a BiT"):
+    with pytest.raises(ValueError, match=r"conv1\.weight is not a parameter of a BiT"):
         bit.load_npz(timm.create_model("resnet18"), TINY)
 
 

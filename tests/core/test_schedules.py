@@ -119,7 +119,7 @@ def test_staircase_stays_at_zero_from_the_end(step: int) -> None:
 
 @pytest.mark.parametrize("milestones", [[5, 5], [7, 5], [2, 5], [1], [5, 12], [13]])
 def test_milestones_must_rise_between_warmup_and_end(milestones: list[int]) -> None:
-    with pytest.raises(ValueError, match="must rise between warmup_steps=2 and 12") as caught:
+    with pytest.raises(ValueError, match="must increase between warmup_steps=2 and 12") as caught:
         warmup_staircase(0, total_steps=12, warmup_steps=2, milestones=milestones)
     assert str(caught.value).endswith(f"got {milestones}")
 

@@ -48,7 +48,7 @@ def launch(
             del os.environ["HYDRA_FULL_ERROR"]  # the ranks that a task starts inherit it
         try:
             if cfg.get("max_time") is not None:
-                STOP.within(schema.seconds(cfg.max_time))
+                STOP.set_deadline(schema.seconds(cfg.max_time))
             if cfg.get("resume") == "never":
                 again = "the same command with resume=auto"
             return task(cfg)
@@ -63,7 +63,7 @@ def launch(
         version_base="1.3", config_path=str(config_directory()), config_name=config_name
     )
     try:
-        with STOP.heard():
+        with STOP.install_handlers():
             main(guarded)()
             try:
                 finish()
@@ -71,8 +71,8 @@ def launch(
                 if not failed:  # by a full disk, say: then that was said
                     raise
     except Interrupted as stop:
-        STOP.fulfilled(stop.code)
-        told = stop.told or "what was saved is kept"
+        STOP.ignore_further(stop.code)
+        told = stop.message or "what was saved is kept"
         if distributed.rank() == 0:
             said = f"{told}; {again} goes on (exit code {stop.code})"
             print(f"interrupted by {stop.reason}: {said}", file=sys.stderr, flush=True)

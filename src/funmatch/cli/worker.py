@@ -33,11 +33,11 @@ def main(method: launcher.Method, directory: str, answers: str) -> int:
     cfg = identity.read(run.directory / "config.yaml")
     answer: dict[str, Any]
     try:
-        with compose.compose_context(), STOP.heard():
+        with compose.compose_context(), STOP.install_handlers():
             answer = {"figures": launcher.train_here(cfg, run, method)}
     except Interrupted as stop:
-        STOP.fulfilled(stop.code)
-        answer, code = {"interrupted": (stop.reason, stop.code, stop.told)}, stop.code
+        STOP.ignore_further(stop.code)
+        answer, code = {"interrupted": (stop.reason, stop.code, stop.message)}, stop.code
     except Exception as error:
         explain.print_traceback(error)
         answer, code = {"error": explain.explain(error, "train")}, 1

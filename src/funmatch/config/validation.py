@@ -242,7 +242,7 @@ def _check_path(key: str, network: DictConfig) -> None:
     path = network.get("path")
     if path is None:
         return
-    if network.net["_target_"].endswith(".call"):
+    if network.net["_target_"].endswith(".from_path"):
         if not allowlist.FUNCTION.fullmatch(path):
             raise UserError(f"{key}.path={path}: give package.module:function")
     elif not Path(path).is_file():

@@ -1,1 +1,1 @@
-"""Numbers in, numbers out: losses, mixing, ensembling, geometry, rendering."""
+"""Pure functions: losses, mixing, ensembling, crop geometry, rendering."""

@@ -1,4 +1,4 @@
-"""Several teachers as one: means of their predictions.
+"""Ensembling: means of the predictions of several teachers.
 
 Source: Hinton et al. 2014, sec. 2 (arithmetic and geometric mean); Beyer et al. 2022, table 1.
 """
@@ -10,29 +10,36 @@ from torch import Tensor
 
 
 def probability_mean(logits: Tensor, weights: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The arithmetic mean of softened distributions, as logits.
+    """Arithmetic mean of softened class distributions, as logits.
 
     Args:
-        logits: [K, B, C], of K teachers.
-        weights: [K], positive; only their proportions count.
-        temperature: T > 0, at which the distributions are averaged.
+        logits: [K, B, C], logits of K teachers.
+        weights: [K], positive; only their proportions matter.
+        temperature: T > 0 at which the distributions are averaged.
 
     Returns:
-        [B, C], z with softmax(z/T) = mean of softmax(logits/T).
+        [B, C], z with softmax(z/T) = weighted mean of softmax(logits/T).
     """
-    parts = (logits / temperature).log_softmax(dim=-1) + _shares(weights, logits).log()
-    return temperature * parts.logsumexp(dim=0)
+    terms = (logits / temperature).log_softmax(dim=-1) + _normalised(weights, logits).log()
+    return temperature * terms.logsumexp(dim=0)
 
 
 def logit_mean(logits: Tensor, weights: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The geometric mean of the distributions, renormalised: the mean of the logits [K, B, C].
+    """Weighted mean of logits: the renormalised geometric mean of the class distributions.
 
-    It is the same at every temperature.
+    Args:
+        logits: [K, B, C], logits of K teachers.
+        weights: [K], positive; only their proportions matter.
+        temperature: has no effect, since the geometric mean is the same at every temperature.
+
+    Returns:
+        [B, C], logits.
     """
-    return (logits * _shares(weights, logits)).sum(dim=0)
+    return (logits * _normalised(weights, logits)).sum(dim=0)
 
 
-def _shares(weights: Tensor, logits: Tensor) -> Tensor:
+def _normalised(weights: Tensor, logits: Tensor) -> Tensor:
+    """Weights [K, 1, 1] that sum to 1, in the dtype and on the device of the logits."""
     weights = torch.as_tensor(weights, dtype=logits.dtype, device=logits.device)
     return (weights / weights.sum())[:, None, None]
 

@@ -1,10 +1,11 @@
-"""Where a view is cut from its image: crop boxes and flips, drawn for a whole batch.
+"""Crop geometry: crop boxes and flips of a batch of views, and the random generators behind them.
 
-A box is (top, left, height, width) in pixels of the source image. Its dtype says what it means:
+A box is (top, left, height, width) in pixels of the source image. Its dtype selects the order of
+crop and resize:
 
-- **integers** cut that part out of the image first, so that a resize never looks beyond it;
-- **floats** are a window on the image resized as a whole, so that the edge of the window still
-  sees the pixels next to it.
+- **integers**: crop, then resize; the interpolation does not read pixels outside the box;
+- **floats**: resize the whole image, then crop; at the border of the box the interpolation reads
+  the neighbouring pixels outside it.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 
 Boxes = NDArray[np.generic]
 
-_ATTEMPTS = 100  # as in TensorFlow; after that the whole image is taken
+_MAX_ATTEMPTS = 100  # as in TensorFlow; after that the whole image is taken
 
 
 class Purpose(IntEnum):
-    """What a generator is for. Each purpose has draws of its own, which keeps recipes paired."""
+    """Purpose of a random generator.
+
+    Each purpose has an independent stream of draws, so that two recipes with one seed stay paired:
+    what one of them draws in addition does not shift the other draws.
+    """
 
     ORDER = 1
     MIXING = 2
@@ -31,12 +36,12 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, step: int, purpose: int = 0) -> np.random.Generator:
-    """The random numbers of one step: a counter-based generator, reached in O(1).
+    """Random generator of one step: counter-based, so that any step is reached in O(1).
 
     Args:
-        seed: of the run, from 0.
-        step: of the run, from 0.
-        purpose: keeps the draws of one step apart.
+        seed: seed of the run, from 0.
+        step: optimiser step, from 0.
+        purpose: a `Purpose`; each gives an independent stream within the step.
 
     Raises:
         ValueError: the seed or the step is negative or has more than 64 bits.
@@ -48,12 +53,12 @@ def generator(seed: int, step: int, purpose: int = 0) -> np.random.Generator:
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
-    """A 32-bit seed of the noise that networks draw in one step, such as dropout.
+    """32-bit seed of the noise that networks draw in one step, such as dropout.
 
     Args:
-        seed: of the run, from 0.
-        step: of the run, from 0.
-        rank: of the process; each has noise of its own.
+        seed: seed of the run, from 0.
+        step: optimiser step, from 0.
+        rank: rank of the process; each rank draws different noise.
     """
     return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest())
 
@@ -66,21 +71,21 @@ def inception(
     area: tuple[float, float] = (0.05, 1.0),
     aspect: tuple[float, float] = (0.75, 1.33),
 ) -> NDArray[np.int64]:
-    """Inception crops by the law of TensorFlow's `sample_distorted_bounding_box`.
+    """Inception crops with the distribution of TensorFlow's `sample_distorted_bounding_box`.
 
-    The aspect (w/h) is uniform, then the height is uniform between those of the smallest and the
-    largest area, so that small crops are likelier than under torchvision's `RandomResizedCrop`.
-    Box i depends on the size of image i alone, not on the others of the batch.
+    The aspect ratio (w/h) is uniform, then the height is uniform between those of the smallest and
+    the largest area, so that small crops are likelier than with torchvision's `RandomResizedCrop`.
+    Box i depends on the size of image i alone, not on the other images of the batch.
 
     Args:
-        heights: [B], pixels.
-        widths: [B], pixels.
+        heights: [B], heights of the images, pixels.
+        widths: [B], widths of the images, pixels.
         rng: source of the draws.
-        area: smallest and largest share of the image, 0 < smallest <= largest <= 1.
-        aspect: narrowest and widest w/h.
+        area: smallest and largest fraction of the image area, 0 < smallest <= largest <= 1.
+        aspect: smallest and largest aspect ratio w/h.
 
     Returns:
-        int64 [B, 4].
+        int64 [B, 4], boxes (top, left, height, width).
 
     Raises:
         ValueError: a range is empty or out of bounds.
@@ -94,8 +99,8 @@ def inception(
     h, w = np.asarray(heights, dtype=np.int64), np.asarray(widths, dtype=np.int64)
     boxes = np.stack([np.zeros_like(h), np.zeros_like(w), h, w], axis=1)
     pending = np.ones(len(h), dtype=bool)
-    for _ in range(_ATTEMPTS):
-        draws = rng.random((4, len(h)))  # as many for every image, whichever are still pending
+    for _ in range(_MAX_ATTEMPTS):
+        draws = rng.random((4, len(h)))  # for every image, including those that have a box already
         candidates, valid = _propose(h, w, draws, area, aspect)
         accepted = pending & valid
         boxes[accepted] = candidates[accepted]
@@ -112,7 +117,7 @@ def _propose(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """One attempt for every image: boxes [B, 4] and which of them obey the law [B]."""
+    """One attempt for every image: boxes [B, 4], and bool [B], True for valid boxes."""
     ratio = aspect[0] + draws[0] * (aspect[1] - aspect[0])
     smallest, largest = area[0] * h * w, area[1] * h * w
 
@@ -130,7 +135,7 @@ def _propose(
     width = _round(height * ratio)
     size = height * width
     valid = (smallest <= size) & (size <= largest) & (height <= h) & (width <= w) & (size > 0)
-    # TensorFlow's place is below h - height, not up to it: a crop never touches the far border.
+    # TensorFlow draws the offset below h - height, exclusive: a crop never touches the far border.
     top, left = _index(draws[2], h - height), _index(draws[3], w - width)
     return np.stack([top, left, height, width], axis=1), valid
 
@@ -140,7 +145,7 @@ def _round(x: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _index(draw: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Uniform integers in [0, count), and 0 where the count is not positive."""
+    """Maps uniform draws in [0, 1) to integers in [0, count), or to 0 if count is not positive."""
     return (draw * np.maximum(count, 1)).astype(np.int64)
 
 
@@ -155,14 +160,14 @@ def mild(
     """Random crops of crop x crop pixels after a resize to resize x resize (aspect not kept).
 
     Args:
-        heights: [B], pixels.
-        widths: [B], pixels.
+        heights: [B], heights of the images, pixels.
+        widths: [B], widths of the images, pixels.
         rng: source of the draws.
-        resize: side of the resized image.
-        crop: side of the crop, at most resize.
+        resize: side of the resized image, pixels.
+        crop: side of the crop, pixels, at most resize.
 
     Returns:
-        float64 [B, 4], fractional source coordinates.
+        float64 [B, 4], boxes in fractional coordinates of the source images.
 
     Raises:
         ValueError: the crop does not fit.
@@ -174,16 +179,16 @@ def mild(
 
 
 def centre(heights: ArrayLike, widths: ArrayLike, *, resize: int, crop: int) -> NDArray[np.float64]:
-    """The central crop x crop pixels after a resize of the shorter side to `resize`.
+    """Centre crops of crop x crop pixels after a resize of the shorter side to `resize`.
 
     Args:
-        heights: [B], pixels.
-        widths: [B], pixels.
-        resize: shorter side of the resized image.
-        crop: side of the crop, at most resize.
+        heights: [B], heights of the images, pixels.
+        widths: [B], widths of the images, pixels.
+        resize: shorter side of the resized image, pixels.
+        crop: side of the crop, pixels, at most resize.
 
     Returns:
-        float64 [B, 4], fractional source coordinates.
+        float64 [B, 4], boxes in fractional coordinates of the source images.
 
     Raises:
         ValueError: the crop does not fit.
@@ -197,19 +202,19 @@ def centre(heights: ArrayLike, widths: ArrayLike, *, resize: int, crop: int) -> 
 
 def shorter_side(size: NDArray[np.int64], resize: int) -> NDArray[np.int64]:
     """Heights and widths [..., 2] after a resize of the shorter of the two to `resize`."""
-    # In float32, as the reference: it decides which way a half is rounded.
+    # In float32, as in the reference code: the precision decides how a half is rounded.
     ratio = np.float32(resize) / size.min(axis=-1, keepdims=True).astype(np.float32)
     return np.rint(size.astype(np.float32) * ratio).astype(np.int64)
 
 
 def whole(heights: ArrayLike, widths: ArrayLike) -> NDArray[np.float64]:
-    """Whole images: float64 [B, 4]."""
+    """Boxes of whole images: float64 [B, 4]."""
     size = np.stack([np.asarray(heights), np.asarray(widths)], axis=1).astype(np.float64)
     return np.concatenate([np.zeros_like(size), size], axis=1)
 
 
 def flips(n: int, *, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which of n views are mirrored left to right, with probability 1/2 each: bool [n]."""
+    """Random horizontal flips of n views with probability 1/2: bool [n], True for mirrored."""
     return rng.random(n) < 0.5
 
 
@@ -220,7 +225,12 @@ def _fits(resize: int, crop: int) -> None:
 
 @dataclass(frozen=True)
 class View:
-    """How a batch is cut: boxes [B, 4] and flips [B] (see `geometry`)."""
+    """Crop boxes and flips of a batch of views.
+
+    Attributes:
+        boxes: [B, 4], (top, left, height, width); the dtype matters, see the module.
+        flips: bool [B], True for views mirrored left to right.
+    """
 
     boxes: Boxes
     flips: NDArray[np.bool_]

@@ -1,4 +1,4 @@
-"""Decoded images of any size as one run of pixels: cut from in place, wherever the run lies."""
+"""Decoded images of different sizes in one tensor of pixels, in memory, in a file or on a GPU."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Images:
-    """B images within a run of pixels that may hold others too.
+    """B images of different sizes in a shared tensor of pixels.
 
-    The run may be memory, a file mapped into memory, or a tensor on a GPU; to take some images from
-    it copies nothing.
+    The tensor may contain further images. It may be in memory, a memory-mapped file or on a GPU;
+    `take` copies no pixels.
 
     Attributes:
-        pixels: uint8 [P, channels], of image after image, each row by row.
-        starts: int64 [B], where in the run each image begins.
+        pixels: uint8 [P, channels], image after image, each row by row.
+        starts: int64 [B], index in `pixels` of the first pixel of each image.
         heights: int64 [B], pixels.
         widths: int64 [B], pixels.
     """
@@ -30,7 +30,7 @@ class Images:
 
     @classmethod
     def of(cls, images: Iterable[Tensor]) -> "Images":
-        """A copy of images [channels, H, W] of any sizes; at least one."""
+        """Copies at least one image, uint8 [channels, H, W], of any sizes."""
         rows = list(images)
         sizes = np.array([image.shape[1:] for image in rows], dtype=np.int64)
         pixels = [image.permute(1, 2, 0).reshape(-1, len(image)) for image in rows]
@@ -38,11 +38,11 @@ class Images:
 
     @classmethod
     def packed(cls, pixels: Tensor, sizes: NDArray[np.int64]) -> "Images":
-        """The images of a run that lie in it without gaps.
+        """Images that are stored one after the other without gaps; copies no pixels.
 
         Args:
             pixels: uint8 [P, channels].
-            sizes: heights and widths [B, 2].
+            sizes: int64 [B, 2], heights and widths, pixels.
         """
         heights, widths = np.ascontiguousarray(sizes.astype(np.int64).T)
         area = heights * widths
@@ -55,16 +55,16 @@ class Images:
         return (self.image(number) for number in range(len(self)))
 
     def image(self, number: int) -> Tensor:
-        """One of them, a view: uint8 [channels, H, W]."""
+        """One image, a view of the pixels: uint8 [channels, H, W]."""
         height, width = int(self.heights[number]), int(self.widths[number])
         start = int(self.starts[number])
         pixels = self.pixels[start : start + height * width]
         return pixels.view(height, width, -1).permute(2, 0, 1)
 
     def take(self, rows: NDArray[np.int64] | slice) -> "Images":
-        """Some of them, [B']."""
+        """A selection of the images, by row numbers [B'] or a slice."""
         return Images(self.pixels, self.starts[rows], self.heights[rows], self.widths[rows])
 
     def to(self, device: torch.device | str) -> "Images":
-        """The same with the whole run on another device."""
+        """The images on another device; copies all of `pixels`."""
         return replace(self, pixels=self.pixels.to(device))

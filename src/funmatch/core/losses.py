@@ -1,4 +1,4 @@
-"""Distances between the predictions of a student and of a teacher, one number per example.
+"""Losses: distances between the predictions of a student and a teacher, one number per example.
 
 The gradient flows into the student; the teacher's logits are constants.
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Under the root, so that the gradient of a distance is finite where student and teacher coincide.
+# Under the square root, so that the gradient is finite where student and teacher coincide.
 _EPSILON = 1e-12
 
 
@@ -42,17 +42,17 @@ def kl_divergence(student: Tensor, teacher: Tensor, *, temperature: float = 1.0)
 
 
 def euclidean(student: Tensor, teacher: Tensor) -> Tensor:
-    """Euclidean distance of the logits [B, C]: [B]."""
+    """Euclidean distance of the logits [B, C]: [B]. The gradient flows into the student."""
     return (squared_l2(student, teacher) + _EPSILON).sqrt()
 
 
 def squared_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared euclidean distance of the logits [B, C]: [B]."""
+    """Squared euclidean distance of the logits [B, C]: [B]. The gradient flows into the student."""
     return (student - teacher.detach()).square().sum(dim=-1)
 
 
 def hard(student: Tensor, teacher: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """KL to the teacher's most likely class, of which `smoothing` is shared by all other classes.
+    """KL divergence to the teacher's most likely class with label smoothing over the other classes.
 
     Args:
         student: logits [B, C], receives the gradient.
@@ -67,19 +67,19 @@ def hard(student: Tensor, teacher: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}")
-    # PyTorch's own label smoothing shares among all classes, the likeliest included.
+    # PyTorch's own label smoothing spreads over all classes, the most likely one included.
     target = torch.full_like(student, smoothing / max(student.shape[-1] - 1, 1))
     target.scatter_(-1, teacher.argmax(dim=-1, keepdim=True), 1.0 - smoothing)
     return F.kl_div(F.log_softmax(student, dim=-1), target, reduction="none").sum(dim=-1)
 
 
 def log_softmax_euclidean(student: Tensor, teacher: Tensor) -> Tensor:
-    """Euclidean distance of the log-probabilities, logits [B, C]: [B]."""
+    """Euclidean distance of the log-probabilities that follow from the logits [B, C]: [B]."""
     return euclidean(F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1))
 
 
 def agreement(student: Tensor, teacher: Tensor, *, k: int = 1) -> Tensor:
-    """1 where the teacher's most likely class is among the student's k most likely, else 0.
+    """Top-k agreement: 1 if the teacher's most likely class is among the student's top k, else 0.
 
     Args:
         student: logits [B, C].

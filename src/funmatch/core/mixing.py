@@ -1,4 +1,4 @@
-"""Mixup as function matching uses it: one coefficient and one set of partners for both networks.
+"""Mixup for function matching: one coefficient and one set of partners for both networks.
 
 Source: Zhang et al. 2018; Beyer et al. 2022, sec. 3.2 and the released code.
 """
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def folded_uniform(rng: np.random.Generator) -> float:
-    """A coefficient in [1/2, 1]: a ~ U(0, 1), folded to max(a, 1 - a)."""
+    """Mixing coefficient in [1/2, 1]: a ~ U(0, 1), folded to max(a, 1 - a)."""
     draw = rng.random()
     return float(max(draw, 1.0 - draw))
 
 
 def folded_beta(rng: np.random.Generator, alpha: float) -> float:
-    """A coefficient in [1/2, 1]: a ~ Beta(alpha, alpha), folded to max(a, 1 - a).
+    """Mixing coefficient in [1/2, 1]: a ~ Beta(alpha, alpha), folded to max(a, 1 - a).
 
     Args:
         rng: source of the draw.
         alpha: positive; 1 is uniform, as in function matching; 0.1, as in fine-tuning of BiT
-            models, mostly leaves the images alone.
+            models, leaves most images nearly unchanged.
 
     Raises:
         ValueError: alpha is not positive.
@@ -34,10 +34,10 @@ def folded_beta(rng: np.random.Generator, alpha: float) -> float:
 
 
 def mix(images: Tensor, coefficient: float) -> Tensor:
-    """Mixes every image with the one before it; the first with the last.
+    """Mixes every image with the previous one, and the first with the last.
 
     Args:
-        images: [B, ...]; integers are taken to float32.
+        images: [B, ...]; integers are converted to float32.
         coefficient: weight of the image itself; its partner has 1 - coefficient.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Sources of images, their splits, and the data module that streams them."""
+"""Data: image sources and their splits, batches, the cache of decoded images, data sets."""

@@ -1,4 +1,4 @@
-"""Images that cannot be read, and what a run does without them."""
+"""Corrupt images: finds image files that cannot be read and removes them from the splits."""
 
 import json
 from collections.abc import Callable
@@ -16,65 +16,67 @@ from funmatch.data.sources import Source, Splits
 from funmatch.runtime import atomic_files, hardware
 
 
-def without_corrupt_images(splits: Splits, store: Path, say: Callable[[str], object]) -> Splits:
-    """The splits without their broken images.
+def without_corrupt_images(splits: Splits, store: Path, log: Callable[[str], object]) -> Splits:
+    """The splits without their corrupt images.
 
-    In what is taught on, the next image takes the place of a broken one, so the numbers of images
-    and steps stay as they are; what is measured on becomes smaller. All images are opened once,
-    and what was found is kept.
+    In the training split the next readable image replaces a corrupt one, so that the numbers of
+    images and steps do not change; from the other splits corrupt images are removed. All images
+    are opened once, and the result is stored.
 
     Args:
-        splits: sources of other kinds than photographs are left as they are.
-        store: where it is kept which images are broken.
-        say: is told what was found.
+        splits: sources that are not `ImageFiles` are returned unchanged.
+        store: folder in which the list of corrupt images is stored.
+        log: called with each message for the user.
 
     Raises:
-        MissingData: no image is left.
+        DataNotFoundError: no image of a split can be read.
     """
     return replace(
         splits,
-        train=_sound(splits.train, store, say, fill=True),
-        val=_sound(splits.val, store, say, fill=False),
-        test=_sound(splits.test, store, say, fill=False),
-        others={name: _sound(part, store, say, fill=False) for name, part in splits.others.items()},
+        train=_readable(splits.train, store, log, fill=True),
+        val=_readable(splits.val, store, log, fill=False),
+        test=_readable(splits.test, store, log, fill=False),
+        others={n: _readable(part, store, log, fill=False) for n, part in splits.others.items()},
     )
 
 
-def _sound(source: Source, store: Path, say: Callable[[str], object], *, fill: bool) -> Source:
+def _readable(source: Source, store: Path, log: Callable[[str], object], *, fill: bool) -> Source:
     if not isinstance(source, ImageFiles) or not len(source):
         return source
-    found = _broken(source, store, say)
-    if not len(found):
+    corrupt = _find_corrupt(source, store, log)
+    if not len(corrupt):
         return source
-    first = source.path(int(found[0]))
-    if len(found) == len(source):
+    first = source.path(int(corrupt[0]))
+    if len(corrupt) == len(source):
         raise DataNotFoundError(f"root: none of {len(source)} images can be read, first {first}")
-    told = "replaced by their neighbours" if fill else "not measured on"
-    say(f"broken: {len(found)} of {len(source)} images, {told}; first {first}")
-    sound = np.setdiff1d(np.arange(len(source)), found)
+    action = "replaced by the next images" if fill else "left out of the evaluation"
+    log(f"broken: {len(corrupt)} of {len(source)} images, {action}; first {first}")
+    intact = np.setdiff1d(np.arange(len(source)), corrupt)
     if not fill:
-        return source.take(sound)
-    next_one = np.searchsorted(sound, np.arange(len(source))) % len(sound)
-    return source.take(sound[next_one])
+        return source.take(intact)
+    next_intact = np.searchsorted(intact, np.arange(len(source))) % len(intact)
+    return source.take(intact[next_intact])
 
 
-def _broken(source: ImageFiles, store: Path, say: Callable[[str], object]) -> NDArray[np.int64]:
-    """The places of images that cannot be read, looked for once."""
+def _find_corrupt(
+    source: ImageFiles, store: Path, log: Callable[[str], object]
+) -> NDArray[np.int64]:
+    """Increasing indices of the images that cannot be read, from the stored list if it exists."""
     path = store / f"{sha256(source.fingerprint().encode()).hexdigest()[:16]}.broken.json"
 
-    def look() -> bytes:
-        say(f"broken: looking through {len(source):,} images once")
+    def check_all() -> bytes:
+        log(f"broken: checking {len(source):,} images once")
         with ThreadPoolExecutor(hardware.available_cores()) as pool:
-            found = pool.map(lambda index: _reads(source, index), range(len(source)))
-            rows = [index for index, reads in enumerate(found) if not reads]
+            results = pool.map(lambda index: _is_readable(source, index), range(len(source)))
+            rows = [index for index, readable in enumerate(results) if not readable]
         return json.dumps({source.name(index): index for index in rows}, indent=1).encode()
 
     return np.array(
-        sorted(json.loads(atomic_files.write_once(path, look)).values()), dtype=np.int64
+        sorted(json.loads(atomic_files.write_once(path, check_all)).values()), dtype=np.int64
     )
 
 
-def _reads(source: ImageFiles, index: int) -> bool:
+def _is_readable(source: ImageFiles, index: int) -> bool:
     try:
         source.images(np.array([index]))
     except DataNotFoundError:

@@ -1,9 +1,10 @@
-"""Decoded images in a file that is mapped into memory: decoded once, shared by all who read it.
+"""Cache of decoded images in a memory-mapped file, shared by all processes.
 
-A cache is a folder. It appears in one piece when it is whole, so whoever finds it may read it, and
-a process that is killed while it builds leaves nothing that another would take for one.
+A cache is a folder that is built under a temporary name and renamed when it is complete, so that a
+process that is killed while building leaves no partial cache.
 """
 
+import math
 import os
 import shutil
 import time
@@ -28,20 +29,23 @@ from funmatch.data.file_list import DataNotFoundError
 from funmatch.data.sources import Source
 from funmatch.runtime import atomic_files, hardware
 
-_FORM = 1  # of the files: another one is another cache
-_COMPARED = 16  # images that are decoded again when a cache is opened
-_AT_A_TIME = 16  # images that a thread decodes
-_READ_AT_A_TIME = 1024  # images of which a thread reads the sizes
+_FORMAT_VERSION = 1  # part of the name of a cache
+_COMPARED_IMAGES = 16  # decoded again and compared when a cache is opened
+_DECODE_CHUNK_IMAGES = 16  # decoded by one task of a thread
+_SIZE_CHUNK_IMAGES = 1024  # whose sizes one task of a thread reads
 
 
 class Cached:
-    """A source whose images are decoded already.
+    """A source that reads its images from a cache of decoded images.
 
-    Each image is checked against its checksum the first time that this process reads it.
+    Each image is compared with its CRC-32 the first time that this process reads it.
 
     Args:
-        source: that the images are from; labels and classes are still its own.
-        folder: of the cache.
+        source: the original source; it still provides labels, classes and the fingerprint.
+        folder: folder of the cache, which must exist.
+
+    Raises:
+        ValueError: the file of pixels is truncated.
     """
 
     def __init__(self, source: Source, folder: Path) -> None:
@@ -52,17 +56,17 @@ class Cached:
         with (self._folder / _INDEX).open("rb") as file, np.load(file) as index:
             self._sums, sizes, channels = index["sums"], index["sizes"], int(index["channels"])
         self._checked = np.zeros(len(self._sums), dtype=bool)
-        # Read-only, not copy-on-write: that would be counted as memory of this process.
+        # Read-only, not copy-on-write, which would count as memory of this process.
         run = np.memmap(self._folder / _PIXELS, dtype=np.uint8, mode="r")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*not writable.*", UserWarning)
             pixels = torch.from_numpy(run.reshape(-1, channels))
         self._images = Images.packed(pixels, sizes)
         if int(sizes.prod(axis=1).sum()) != len(pixels) or len(sizes) != len(self._sums):
-            raise ValueError(f"cache: {self._folder} is cut off")
+            raise ValueError(f"cache: {self._folder} is truncated")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the pixels: another process maps the file itself."""
+        """State without the pixels: the process that unpickles it maps the file again."""
         return {key: self.__dict__[key] for key in ("classes", "_source", "_folder")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -76,15 +80,15 @@ class Cached:
         return self._images.heights[indices], self._images.widths[indices]
 
     def images(self, indices: NDArray[np.int64]) -> Images:
-        """A view of the file.
+        """The decoded images, as a view of the memory-mapped file.
 
         Raises:
-            MissingData: an image is not as it was written.
+            DataNotFoundError: the checksum of an image is wrong.
         """
         for index in indices[~self._checked[indices]]:
             if _checksum(self._images.image(index)) != self._sums[index]:
                 raise DataNotFoundError(
-                    f"cache: {self._folder} is damaged; remove it, it is made again"
+                    f"cache: {self._folder} is damaged; remove it, the next run rebuilds it"
                 )
             self._checked[index] = True
         return self._images.take(indices)
@@ -96,61 +100,67 @@ class Cached:
         return self._source.fingerprint()
 
     def fits(self) -> bool:
-        """Whether images taken all over the cache are those of the source."""
+        """Returns True if a sample of images, spread over the cache, equals that of the source."""
         if len(self) != len(self._source):
             return False
-        some = np.unique(np.linspace(0, len(self) - 1, _COMPARED).astype(np.int64))
-        pairs = zip(self._images.take(some), self._source.images(some), strict=True)
-        return all(torch.equal(here, there) for here, there in pairs)
+        sample = np.unique(np.linspace(0, len(self) - 1, _COMPARED_IMAGES).astype(np.int64))
+        pairs = zip(self._images.take(sample), self._source.images(sample), strict=True)
+        return all(torch.equal(stored, original) for stored, original in pairs)
 
 
 def is_cached(source: Source, store: Path) -> bool:
-    """Whether the source has a cache already."""
+    """Returns True if a cache of the source exists in the folder `store`."""
     return _folder(source, store).is_dir()
 
 
 def _folder(source: Source, store: Path) -> Path:
-    return store / sha256(f"{_FORM} {source.fingerprint()}".encode()).hexdigest()[:16]
+    return store / sha256(f"{_FORMAT_VERSION} {source.fingerprint()}".encode()).hexdigest()[:16]
 
 
 def cached(source: Source, store: Path) -> Cached:
-    """The source with its images decoded once, by the first of all processes that ask for it.
+    """The source with its images in a cache, which the first of several processes builds.
 
     Args:
-        source: the images.
-        store: where caches lie.
+        source: source of the images.
+        store: folder of all caches.
 
     Raises:
         OSError: the disk is full.
+        DataNotFoundError: an image cannot be read.
     """
     folder = _folder(source, store)
     with atomic_files.lock(store / f"{folder.name}.lock", wait=True):
         if folder.is_dir():
-            there = _opened(source, folder)
-            if there is not None and there.fits():
-                return there
-            print(f"  cache: {folder} is not what its source holds; made again", flush=True)
+            existing = _open_if_intact(source, folder)
+            if existing is not None and existing.fits():
+                return existing
+            print(f"  cache: {folder} does not match its source; rebuilding it", flush=True)
             shutil.rmtree(folder)
-        for rest in store.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
-            shutil.rmtree(rest)
+        for partial_build in store.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+            shutil.rmtree(partial_build)
         _build(source, folder)
     return Cached(source, folder)
 
 
 def size(source: Source, sample: int | None = None) -> int:
-    """Bytes of all images decoded, from their sizes, or from those of a sample."""
+    """Bytes of all images once decoded, from their headers.
+
+    Args:
+        source: source with at least one image.
+        sample: estimate the size from so many images, spread over the source; None for all.
+    """
     rows = np.arange(len(source))
     if sample is not None and sample < len(source):
         rows = np.linspace(0, len(source) - 1, sample).astype(np.int64)
-    pieces = np.array_split(rows, -(-len(rows) // _READ_AT_A_TIME))
+    pieces = np.array_split(rows, math.ceil(len(rows) / _SIZE_CHUNK_IMAGES))
     with ThreadPoolExecutor(hardware.available_cores()) as pool:
         area = sum(int((h * w).sum()) for h, w in pool.map(source.sizes, pieces))
     channels = source.images(rows[:1]).pixels.shape[1]
     return round(area / len(rows) * len(source)) * channels
 
 
-def _opened(source: Source, folder: Path) -> Cached | None:
-    """A cache, if it is whole."""
+def _open_if_intact(source: Source, folder: Path) -> Cached | None:
+    """Opens a cache; None if its files are missing or damaged."""
     try:
         return Cached(source, folder)
     except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -167,7 +177,7 @@ def _build(source: Source, folder: Path) -> None:
     temporary.mkdir(parents=True)
     try:
         sizes, sums, channels = [], [], 0
-        with (temporary / _PIXELS).open("wb") as file, _bar() as bar:
+        with (temporary / _PIXELS).open("wb") as file, _progress_bar() as bar:
             task = bar.add_task("  cache", total=len(source))
             for images in _decoded(source):
                 for image in images:
@@ -178,24 +188,24 @@ def _build(source: Source, folder: Path) -> None:
                 bar.update(task, advance=len(images))
             file.flush()
             os.fsync(file.fileno())
-        found = np.array(sums, dtype=np.uint32)
-        index = partial(np.savez, sizes=sizes, sums=found, channels=channels)
+        checksums = np.array(sums, dtype=np.uint32)
+        index = partial(np.savez, sizes=sizes, sums=checksums, channels=channels)
         atomic_files.write(temporary / _INDEX, index)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    print(f"  cache: made in {time.perf_counter() - start:.1f} s", flush=True)
+    print(f"  cache: built in {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def _decoded(source: Source) -> Iterator[Images]:
-    """All images in order, decoded by as many threads as there are cores."""
-    threads = hardware.available_cores()
+    """All images in order, decoded by one thread per core."""
+    threads, chunk = hardware.available_cores(), _DECODE_CHUNK_IMAGES
     rows = np.arange(len(source))
     with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(rows), 4 * threads * _AT_A_TIME):  # what is in memory at a time
-            block = rows[first : first + 4 * threads * _AT_A_TIME]
-            parts = [block[at : at + _AT_A_TIME] for at in range(0, len(block), _AT_A_TIME)]
+        for first in range(0, len(rows), 4 * threads * chunk):  # a block bounds the memory
+            block = rows[first : first + 4 * threads * chunk]
+            parts = [block[start : start + chunk] for start in range(0, len(block), chunk)]
             yield from pool.map(source.images, parts)
 
 
@@ -207,7 +217,7 @@ def _checksum(image: Tensor) -> int:
     return zlib.crc32(_bytes(image))
 
 
-def _bar() -> Progress:
+def _progress_bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TimeRemainingColumn())
     bar = Progress(*columns, expand=True, transient=True)
     bar.disable = not bar.console.is_terminal

@@ -1,6 +1,6 @@
-"""What a data set holds, before any image is opened: file names and labels.
+"""File lists: names and labels of the images of a data set, before any image is opened.
 
-Nothing here imports torch, so that data which is not there is found in a fraction of a second.
+Nothing here imports torch, so that missing data is reported in a fraction of a second.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.int64] | NDArray[np.bool_]
 
-# As torchvision's folders have it.
+# As in torchvision's `ImageFolder`.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 class DataNotFoundError(ValueError):
-    """Data that is not there, or damaged: one line with key, place and remedy.
+    """Raised for missing or damaged data, with a one-line message: key, path and remedy.
 
-    The caller puts in front where the key belongs: `data.` or `transfer.food101.`.
+    The caller prepends the group of the key, such as `data.` or `transfer.food101.`.
     """
 
 
@@ -31,9 +31,9 @@ class FileList:
     """Image files and their labels.
 
     Attributes:
-        root: the folder that the names are relative to.
-        names: [N], posix.
-        labels: int64 [N]; or bool [N, C] where several classes are right; or None.
+        root: folder to which the names are relative.
+        names: [N], relative paths with forward slashes.
+        labels: int64 [N]; bool [N, C] if an image may have several correct classes; or None.
     """
 
     root: Path
@@ -44,7 +44,7 @@ class FileList:
         return len(self.names)
 
     def take(self, indices: NDArray[np.int64]) -> "FileList":
-        """Some of the images, in the order of the indices."""
+        """A selection of the images, in the order of the indices."""
         names = tuple(self.names[i] for i in indices)
         return replace(
             self, names=names, labels=None if self.labels is None else self.labels[indices]
@@ -53,13 +53,13 @@ class FileList:
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """The parts of a data set.
+    """File lists of the splits of a data set.
 
     Attributes:
-        classes: their names; empty where there are no labels.
-        train: what is taught on.
-        val: what every choice is made on.
-        test: what is looked at once, at the end.
+        classes: class names; empty without labels.
+        train: training images.
+        val: validation images, for every choice such as the best checkpoint.
+        test: test images, evaluated once at the end.
         others: further test sets, by name.
     """
 
@@ -71,9 +71,9 @@ class DatasetFiles:
 
 
 def images_below(folder: Path) -> list[str]:
-    """The image files below a folder, at any depth: sorted posix names relative to it.
+    """Image files below a folder, at any depth: sorted paths relative to it, with forward slashes.
 
-    Hidden files and folders are no part of a data set: archives made on a Mac are full of them.
+    Hidden files and folders are skipped, since archives made on macOS contain many of them.
     """
     found: list[str] = []
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -85,65 +85,79 @@ def images_below(folder: Path) -> list[str]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name without folders is that of an image, and not hidden."""
+    """Returns True if a file name, without folders, has an image suffix and is not hidden."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def folders_in(folder: Path) -> list[str]:
-    """The sorted names of the sub-folders that are not hidden."""
+    """Sorted names of the sub-folders that are not hidden."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def require_folder(root: Path, name: str, remedy: str) -> Path:
-    """A folder of a layout.
+    """Path of a folder of a data set.
+
+    Args:
+        root: root of the data set.
+        name: path of the folder relative to root.
+        remedy: end of the error message, tells the user what to do.
 
     Raises:
-        MissingData: it is not there, or empty.
+        DataNotFoundError: the folder does not exist, or is empty.
     """
     folder = root / name
     if not folder.is_dir():
-        raise DataNotFoundError(f"root={root}: no folder {name} there; {remedy}")
+        raise DataNotFoundError(f"root={root}: folder {name} does not exist; {remedy}")
     if not any(folder.iterdir()):
-        raise DataNotFoundError(f"root={root}: the folder {name} is empty; {remedy}")
+        raise DataNotFoundError(f"root={root}: folder {name} is empty; {remedy}")
     return folder
 
 
 def require_files(root: Path, names: Iterable[str], by: str, remedy: str) -> None:
-    """Checks that the files which an official list names are there.
+    """Checks that all files of an official list exist.
+
+    Args:
+        root: folder to which the names are relative.
+        names: names of the files.
+        by: name of the list, for the error message.
+        remedy: end of the error message, tells the user what to do.
 
     Raises:
-        MissingData: some are not; says how many, and which is the first.
+        DataNotFoundError: files are missing; the message has their number and the first name.
     """
     names = sorted(set(names))
-    # One reading of each folder: a question per file takes minutes on a network drive.
-    there: dict[str, set[str]] = {}
+    # Lists each folder once: one query per file takes minutes on a network drive.
+    existing: dict[str, set[str]] = {}
     for folder in {name.rpartition("/")[0] for name in names}:
         path = root / folder
-        there[folder] = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-    missing = [n for n in names if n.rpartition("/")[2] not in there[n.rpartition("/")[0]]]
+        existing[folder] = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    missing = [n for n in names if n.rpartition("/")[2] not in existing[n.rpartition("/")[0]]]
     if missing:
         raise DataNotFoundError(
-            f"root={root}: {len(missing)} of the {len(names)} images that {by} names are missing, "
+            f"root={root}: {len(missing)} of the {len(names)} images listed in {by} are missing, "
             f"first {missing[0]}; {remedy}"
         )
 
 
 @contextmanager
 def reading(root: Path, name: str, remedy: str, key: str | None = None) -> Iterator[Path]:
-    """Reads an official list: whatever a parser makes of a damaged file becomes one line.
+    """Context in which a list is parsed: any exception becomes a `DataNotFoundError` of one line.
 
     Args:
-        root: the folder that the name is relative to.
-        name: of the list.
-        remedy: what to do where it cannot be read.
-        key: and value that led to it; `root=...` unless given.
+        root: folder to which the name is relative.
+        name: path of the list.
+        remedy: end of the error message, tells the user what to do.
+        key: start of the error message, the key and its value; `root=...` by default.
+
+    Yields:
+        The path of the list.
 
     Raises:
-        MissingData: the list is not there, or damaged.
+        DataNotFoundError: the list does not exist, or the block raises an exception.
     """
     key = key or f"root={root}"
     if not (root / name).is_file():
-        raise DataNotFoundError(f"{key}: no {name} there; {remedy}")
+        raise DataNotFoundError(f"{key}: file {name} does not exist; {remedy}")
     try:
         yield root / name
     except DataNotFoundError:
@@ -155,25 +169,25 @@ def reading(root: Path, name: str, remedy: str, key: str | None = None) -> Itera
 
 
 def in_one_line(error: Exception) -> str:
-    """What a library says of a failure, without its line breaks."""
+    """Type and message of an exception in one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def digest(root: Path, names: Iterable[str], labels: Labels | None) -> str:
-    """Of names, file sizes and labels: SHA-256 in hex.
+    """SHA-256 digest of names, file sizes and labels, in hex.
 
-    Not of the contents: those of ImageNet are 150 GB.
+    The contents of the files are not hashed: those of ImageNet are 150 GB.
     """
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in names:
-        found.update(f"{name}\0{(root / name).stat().st_size}\n".encode(errors="surrogateescape"))
+        sha.update(f"{name}\0{(root / name).stat().st_size}\n".encode(errors="surrogateescape"))
     if labels is not None:
-        found.update(f"{labels.dtype.str} {labels.shape}".encode())
-        found.update(np.ascontiguousarray(labels).tobytes())
-    return found.hexdigest()
+        sha.update(f"{labels.dtype.str} {labels.shape}".encode())
+        sha.update(np.ascontiguousarray(labels).tobytes())
+    return sha.hexdigest()
 
 
 def labelled(root: Path, pairs: Sequence[tuple[str, int]]) -> FileList:
-    """A listing from names with their classes."""
+    """A file list from pairs of a name and a class number."""
     labels = np.array([label for _, label in pairs], dtype=np.int64)
     return FileList(root, tuple(name for name, _ in pairs), labels)

@@ -1,4 +1,4 @@
-"""Sources: where image i and label i come from."""
+"""Image sources (protocol, in memory, concatenated) and the splits of a data set."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,18 +14,22 @@ from funmatch.core.images import Images
 
 
 class Source(Protocol):
-    """A set of images: what the stream and the evaluation read from."""
+    """A set of images with labels, read by index; the stream and the evaluation read from it.
+
+    Attributes:
+        classes: class names; empty without labels.
+    """
 
     classes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def sizes(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Heights and widths [B] in pixels."""
+        """Heights and widths of images, int64 [B] each, in pixels."""
         ...
 
     def images(self, indices: NDArray[np.int64]) -> Images:
-        """The decoded images, [B]."""
+        """Decoded images, B of them."""
         ...
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor | None:
@@ -36,21 +40,21 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A digest of images and labels."""
+        """Digest that changes when images or labels change."""
         ...
 
 
 @runtime_checkable
 class Encoded(Protocol):
-    """A source whose images may be decoded elsewhere."""
+    """A source that also returns encoded images, which are decoded on the device."""
 
     def encoded(self, indices: NDArray[np.int64]) -> list[Tensor]:
-        """Whatever they are decoded from."""
+        """Contents of the image files, one tensor per image, as `image_files.on_device` expects."""
         ...
 
 
 class ArraySource:
-    """Images of one size, held in memory.
+    """A source of images of one size in memory.
 
     Args:
         images: uint8 [N, C, H, W].
@@ -64,7 +68,7 @@ class ArraySource:
 
     @classmethod
     def of(cls, source: Source) -> "ArraySource":
-        """All of a source whose images are of one size."""
+        """Copies a source whose images are all of one size into memory."""
         rows = np.arange(len(source))
         return cls(torch.stack(list(source.images(rows))), source.labels(rows), source.classes)
 
@@ -89,12 +93,12 @@ class ArraySource:
 
 
 class ConcatSource:
-    """Several sources, one after the other, as one set of images to teach on.
+    """Concatenation of several sources, as a training set without labels.
 
-    Their labels are dropped, for those of different sets mean different things.
+    The labels are dropped, since those of different data sets mean different classes.
 
     Args:
-        sources: with images of the same number of channels.
+        sources: sources whose images have the same number of channels.
 
     Raises:
         ValueError: the numbers of channels differ.
@@ -108,7 +112,7 @@ class ConcatSource:
         first = np.zeros(1, dtype=np.int64)
         channels = [source.images(first).pixels.shape[1] for source in self._sources]
         if len(set(channels)) > 1:
-            raise ValueError(f"sets of images with {channels} channels cannot be joined")
+            raise ValueError(f"data sets with {channels} channels cannot be concatenated")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -135,7 +139,7 @@ class ConcatSource:
     def _parts(
         self, indices: NDArray[np.int64]
     ) -> Iterator[tuple[Source, NDArray[np.int64], NDArray[np.int64]]]:
-        """Each source that is asked for, the rows of the batch that it fills, its own indices."""
+        """For each source that occurs: the source, its rows in the batch, and its own indices."""
         owners = np.searchsorted(self._ends, indices, side="right")
         for owner in np.unique(owners):
             source, rows = self._sources[owner], np.flatnonzero(owners == owner)
@@ -144,12 +148,12 @@ class ConcatSource:
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a data set.
+    """Sources of the splits of a data set.
 
     Attributes:
-        train: what is taught on.
-        val: what every choice is made on.
-        test: what is looked at once, at the end.
+        train: training images.
+        val: validation images, for every choice such as the best checkpoint.
+        test: test images, evaluated once at the end.
         others: further test sets, by name.
     """
 
@@ -159,14 +163,14 @@ class Splits:
     others: Mapping[str, Source] = field(default_factory=dict)
 
     def part(self, name: str) -> Source:
-        """A part by its name: train, val, test, or one of the others.
+        """The split of a name: train, val, test, or one of the others.
 
         Raises:
-            ValueError: there is none of this name, or no image in it.
+            ValueError: no split has this name, or the split is empty.
         """
         parts = {"train": self.train, "val": self.val, "test": self.test, **self.others}
         if name not in parts:
             raise ValueError(f"split={name}: this data set has {', '.join(parts)}")
         if not len(parts[name]):
-            raise ValueError(f"split={name}: no images there; see data.split")
+            raise ValueError(f"split={name}: contains no images; see data.split")
         return parts[name]

@@ -70,7 +70,7 @@ def fit(
         loggers += _loggers(cfg, run, 0 if state is None else checkpoint_files.step(state))
         _tell(loggers, "begin", run)
         trainer = _trainer(cfg, steps, callbacks, loggers)
-        with STOP.minded():
+        with STOP.deferred():
             trainer.fit(learner, data, ckpt_path=None if state is None else str(state))
         # The trainer validates at multiples only; nor has it, if the best student was lost since.
         if steps % cfg.validate_every or not best.step:

@@ -69,7 +69,7 @@ def train(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
         port = free.getsockname()[1]
         free.close()
         started: list[subprocess.Popen[bytes]] = []
-        with STOP.minded():
+        with STOP.deferred():
             try:
                 for rank in range(number):
                     started.append(_start(rank, number, port, method, run, answers))

@@ -1,1 +1,1 @@
-"""Exporting a student: formats, verification, model card."""
+"""Export of a student: file formats and model card."""

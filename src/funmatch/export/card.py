@@ -1,4 +1,4 @@
-"""The card of an exported student: what it is, how it was made, how good it is, how to use it."""
+"""Model card of an exported student: training, metrics, verification, speed and usage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from funmatch.tasks.description import TaskDescription
 
 _UNSTATED = "not stated"
-_IMAGE = """\
+_PREPROCESSING_CODE = """\
 image = Image.open("image.jpg").convert("{mode}")
 scale = {resize} / min(image.size)
 image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
@@ -15,7 +15,7 @@ left, top = ((side - {side}) // 2 for side in image.size)
 pixels = np.asarray(image.crop((left, top, left + {side}, top + {side})), dtype=np.float32)
 pixels = pixels.reshape({side}, {side}, {channels}).transpose(2, 0, 1)[None]
 """
-_RUN = {
+_INFERENCE_CODE = {
     "onnx": """\
 session = onnxruntime.InferenceSession("{file}")
 (logits,) = session.run(None, {{"pixels": pixels}})
@@ -31,25 +31,25 @@ with torch.no_grad():
     logits = model(torch.from_numpy((pixels / 255 - mean) / std)).numpy()
 """,
 }
-_NEEDS = {"onnx": "onnxruntime", "torch_export": "torch", "safetensors": "timm\nimport torch"}
+_IMPORTS = {"onnx": "onnxruntime", "torch_export": "torch", "safetensors": "timm\nimport torch"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells.
+    """Content of a model card.
 
     Attributes:
-        title: of the model.
-        task: names its figures.
-        kind: safetensors, onnx, torch_export or int8.
-        file: its name.
-        made: how it was made, as lines of a table.
-        measured: figures of the run, by name.
-        verification: how the file compares with the student.
-        classes: names of the classes.
-        input: mean, std, side, resize.
-        licenses: of student, teacher and data; None where nobody has said it.
-        timm: whether `timm.create_model` makes it.
+        title: title of the card.
+        task: the task of the model, which names its metrics.
+        kind: format of the file: safetensors, onnx, torch_export or int8.
+        file: name of the file.
+        made: how the student was trained, as rows of a table.
+        measured: metrics of the run, by name.
+        verification: comparison of the file with the student, as in verification.json.
+        classes: class names; empty for a task without classes.
+        input: input specification: mean, std, side and resize (pixels).
+        licenses: licences of student, teacher and data; None if not stated.
+        timm: True if `timm.create_model` can build the network.
     """
 
     title: str
@@ -66,21 +66,24 @@ class Facts:
 
 
 def card(facts: Facts) -> str:
-    """The card, as Markdown with the front matter of the Hugging Face hub."""
-    way = "distilled" if "teacher" in facts.made else "trained"
+    """The model card in Markdown, with the front matter of the Hugging Face hub."""
+    method = "distilled" if "teacher" in facts.made else "trained"
     parts = (
         _front(facts),
         f"# {facts.title}\n",
-        f"An {facts.task.model} that was {way} with funmatch.\n",
-        _table("How it was made", "", "", facts.made),
-        _table("Figures of the run", "", "", _shown(facts.measured)),
+        f"An {facts.task.model} that was {method} with funmatch.\n",
+        _table("Training", "", "", facts.made),
+        _table("Metrics of the run", "", "", _formatted(facts.measured)),
         _table(
-            "The file", "compared with the student", "", _compared(facts.verification, facts.task)
+            "Verification",
+            "compared with the student",
+            "",
+            _compared(facts.verification, facts.task),
         ),
         _speed(facts.verification),
         _use(facts),
         _table(
-            "Licences", "of", "", {name: said or _UNSTATED for name, said in facts.licenses.items()}
+            "Licences", "of", "", {name: text or _UNSTATED for name, text in facts.licenses.items()}
         ),
         f"## Classes\n\n{', '.join(facts.classes)}\n" if facts.classes else "",
     )
@@ -107,8 +110,8 @@ def _table(title: str, left: str, right: str, rows: Mapping[str, str]) -> str:
     return "\n".join([f"## {title}\n", f"| {left} | {right} |", "| --- | --- |", *lines, ""])
 
 
-def _shown(figures: Mapping[str, float]) -> dict[str, str]:
-    return {f"`{name}`": f"{value:.4f}" for name, value in figures.items()}
+def _formatted(metrics: Mapping[str, float]) -> dict[str, str]:
+    return {f"`{name}`": f"{value:.4f}" for name, value in metrics.items()}
 
 
 def _compared(found: Mapping[str, Any], task: TaskDescription) -> dict[str, str]:
@@ -126,15 +129,15 @@ def _compared(found: Mapping[str, Any], task: TaskDescription) -> dict[str, str]
     return rows
 
 
-def _speed(found: Mapping[str, Any]) -> str:
+def _speed(verification: Mapping[str, Any]) -> str:
     lines = [
         "## Speed and size\n",
-        f"On {found['device']}, {found['threads']} threads, float32 but for int8; median of "
-        "turns that the networks took one after the other.\n",
-        "| | ms for one image | images / s, 32 at a time | MB |",
+        f"On {verification['device']}, {verification['threads']} threads, float32 except for int8; "
+        "median of interleaved timings.\n",
+        "| | ms for one image | images / s, batches of 32 | MB |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for name, row in found["speed"].items():
+    for name, row in verification["speed"].items():
         lines.append(
             f"| {name} | {row['latency_ms']:.2f} | {row['images_per_second']:,.0f} "
             f"| {row['bytes'] / 1e6:,.1f} |"
@@ -146,15 +149,16 @@ def _use(facts: Facts) -> str:
     kind = {"int8": "onnx"}.get(facts.kind, facts.kind)
     if kind == "safetensors" and not facts.timm:
         return (
-            "## Use\n\ntimm has no name for this network: `teacher=saved teacher.name=RUN` of "
-            "funmatch, or `format=onnx`, makes it.\n"
+            "## Use\n\ntimm cannot build this network. Load it with `teacher=saved "
+            "teacher.name=RUN` of funmatch, or export it with `format=onnx`.\n"
         )
     channels = len(facts.input["mean"])
     values = {**facts.input, "channels": channels, "mode": "RGB" if channels == 3 else "L"}
     values["file"] = facts.file
-    code = f"import numpy as np\nimport {_NEEDS[kind]}\nfrom PIL import Image\n\n"
-    code += (_IMAGE + _RUN[kind]).format(**values) + "print(logits.argmax(1))\n"
+    code = f"import numpy as np\nimport {_IMPORTS[kind]}\nfrom PIL import Image\n\n"
+    code += (_PREPROCESSING_CODE + _INFERENCE_CODE[kind]).format(**values)
+    code += "print(logits.argmax(1))\n"
     return (
-        f"## Use\n\nThe shorter side of an image becomes {values['resize']} pixels; its centre of "
-        f"{values['side']} x {values['side']} pixels is looked at.\n\n```python\n{code}```\n"
+        f"## Use\n\nResize the shorter side of an image to {values['resize']} pixels and take the "
+        f"centre crop of {values['side']} x {values['side']} pixels.\n\n```python\n{code}```\n"
     )

@@ -1,4 +1,4 @@
-"""A student as it is put to use: pixels in, logits out, nothing to know about."""
+"""Inference model: a student with its normalisation folded in, from pixels to logits."""
 
 import copy
 from typing import Any
@@ -11,10 +11,10 @@ from funmatch.models.network import Network
 
 
 class InferenceModel(nn.Module):
-    """A network that no longer learns, with its normalisation inside.
+    """A frozen copy of a network, on the CPU, that includes its input normalisation.
 
     Args:
-        network: is left as it is.
+        network: the network; it is not modified.
     """
 
     scale: Tensor
@@ -34,12 +34,16 @@ class InferenceModel(nn.Module):
 
 
 def example(network: Network) -> Tensor:
-    """A batch of two views, of which only the shape is of interest."""
+    """Example input for tracing: zeros [2, channels, S, S]."""
     return torch.zeros(2, len(network.mean), network.side, network.side)
 
 
 def metadata(network: Network, classes: list[str]) -> dict[str, Any]:
-    """What the file says of its input, for `models.programs`, and of its output."""
+    """Input specification and class names for the metadata of a file; `models.exported` reads it.
+
+    With mean 0 and std 1/255, `Network` passes pixels in [0, 255] on unchanged: the file contains
+    the normalisation of the student.
+    """
     channels = len(network.mean)
     return {
         "mean": [0.0] * channels,

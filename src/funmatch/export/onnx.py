@@ -1,4 +1,4 @@
-"""ONNX: for onnxruntime, OpenVINO, TensorRT and others."""
+"""Export to ONNX, for onnxruntime, OpenVINO, TensorRT and others."""
 
 import json
 import logging
@@ -17,12 +17,21 @@ from funmatch.models.network import Network
 FILE = "student.onnx"
 
 
-def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[Tensor]) -> None:
-    """Writes student.onnx: `pixels` to `logits`, of any batch size, the weights inside."""
+def write(
+    network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
+) -> None:
+    """Writes student.onnx, which maps `pixels` to `logits` for any batch size.
+
+    Args:
+        network: the student.
+        folder: folder in which the file is written.
+        metadata: metadata of the file, of `inference_model.metadata`.
+        views: ignored.
+    """
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
-        found = torch.onnx.export(
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        exported = torch.onnx.export(
             torch_export.program(network),
             (inference_model.example(network),),
             dynamo=True,
@@ -31,6 +40,6 @@ def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[
             output_names=["logits"],
             verbose=False,
         )
-    assert found is not None
-    found.model.metadata_props[META] = json.dumps(said)
-    found.save(folder / FILE, external_data=False)
+    assert exported is not None
+    exported.model.metadata_props[META] = json.dumps(metadata)
+    exported.save(folder / FILE, external_data=False)

@@ -1,6 +1,6 @@
-"""Weights as safetensors, laid out as timm and the Hugging Face hub lay out a model.
+"""Export of weights as safetensors, in the layout of timm and the Hugging Face hub.
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` makes the network, where timm knows it.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` loads it if timm can build the network.
 """
 
 import json
@@ -21,18 +21,27 @@ FILE = "model.safetensors"
 CONFIG = "config.json"
 
 
-def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[Tensor]) -> None:
-    """Writes model.safetensors and, for a network that timm can make, config.json."""
+def write(
+    network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
+) -> None:
+    """Writes model.safetensors and, for a network that timm can build, config.json.
+
+    Args:
+        network: the student.
+        folder: folder in which the files are written.
+        metadata: of `inference_model.metadata`, for the class names.
+        views: ignored.
+    """
     net = network.net
     state = {name: value.contiguous() for name, value in net.state_dict().items()}
     atomic_files.write(folder / FILE, safetensors.torch.save(state, {"format": "pt"}))
-    twin = timm_models.timm_equivalent(net)
-    if twin is None:
+    equivalent = timm_models.timm_equivalent(net)
+    if equivalent is None:
         return
-    name, arguments = twin
+    name, arguments = equivalent
     config = {
         "architecture": name,
-        "num_classes": len(said["classes"]),
+        "num_classes": len(metadata["classes"]),
         "num_features": getattr(net, "num_features", None),
         "pretrained_cfg": {
             "custom_load": False,
@@ -43,21 +52,21 @@ def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[
             "crop_mode": "center",
             "mean": list(network.mean),
             "std": list(network.std),
-            "num_classes": len(said["classes"]),
+            "num_classes": len(metadata["classes"]),
         },
-        "label_names": said["classes"],
+        "label_names": metadata["classes"],
         **({"model_args": arguments} if arguments else {}),
     }
     atomic_files.write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def load(folder: Path, network: Network) -> InferenceModel:
-    """Maps pixels [B, channels, S, S] in [0, 255] to logits [B, C].
+    """Loads an exported student as an inference model.
 
     Args:
-        folder: that was written.
-        network: like the student, with weights of its own, which are replaced; the whole of its net
-            where timm knows it.
+        folder: folder that `write` has written.
+        network: a network with the student's architecture and input specification. Its weights
+            are replaced, and its `net` is replaced by timm's if timm can build it.
     """
     if (folder / CONFIG).exists():
         network.net = timm.create_model(f"local-dir:{folder}", pretrained=True)

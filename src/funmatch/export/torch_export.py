@@ -1,4 +1,4 @@
-"""`torch.export` programs: .pt2, for PyTorch without our code."""
+"""Export to a `torch.export` program, .pt2, for PyTorch without this package."""
 
 import json
 from collections.abc import Iterable
@@ -17,14 +17,23 @@ FILE = "student.pt2"
 
 
 def program(network: Network) -> ExportedProgram:
-    """The student as a graph that takes batches of any size."""
+    """The inference model of a student as an exported program for any batch size."""
     shapes = {"pixels": {0: Dim("batch", min=1)}}
-    given = (inference_model.example(network),)
+    arguments = (inference_model.example(network),)
     return torch.export.export(
-        inference_model.InferenceModel(network), given, dynamic_shapes=shapes
+        inference_model.InferenceModel(network), arguments, dynamic_shapes=shapes
     )
 
 
-def write(network: Network, folder: Path, said: dict[str, Any], views: Iterable[Tensor]) -> None:
-    """Writes student.pt2."""
-    torch.export.save(program(network), folder / FILE, extra_files={META: json.dumps(said)})
+def write(
+    network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
+) -> None:
+    """Writes student.pt2.
+
+    Args:
+        network: the student.
+        folder: folder in which the file is written.
+        metadata: metadata of the file, of `inference_model.metadata`.
+        views: ignored.
+    """
+    torch.export.save(program(network), folder / FILE, extra_files={META: json.dumps(metadata)})

@@ -1,1 +1,1 @@
-"""Networks: what is built, what is imported, and what is only ever asked."""
+"""Networks: builders, weights, imported and exported models, frozen teachers."""

@@ -1,4 +1,4 @@
-"""BiT ResNet-v2 and the import of the authors' released .npz weights.
+"""BiT ResNet-v2, and a loader of the authors' released .npz weights.
 
 The network is timm's: pre-activation, GroupNorm of 32 groups, weight-standardised convolutions.
 """
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from funmatch.models import heads
 
-# timm's stems: '' pads the root pooling with -inf, 'fixed' with zeros.
+# timm's stem types: '' pads the root max-pool with -inf, 'fixed' with zeros.
 _STEMS = {"infinite": "", "zero": "fixed"}
-_TIMMS: dict[tuple[tuple[int, ...], float], str] = {
+_TIMM_NAMES: dict[tuple[tuple[int, ...], float], str] = {
     ((3, 4, 6, 3), 1): "resnetv2_50x1_bit",
     ((3, 4, 6, 3), 3): "resnetv2_50x3_bit",
     ((3, 4, 23, 3), 1): "resnetv2_101x1_bit",
@@ -34,17 +34,18 @@ def build(
     num_classes: int,
     root_padding: str = "infinite",
 ) -> ResNetV2:
-    """A BiT ResNet-v2 with a zero head.
+    """Builds a BiT ResNet-v2 with a zero head.
 
     Args:
         depth: blocks per stage: (3, 4, 6, 3) is ResNet-50, (3, 8, 36, 3) ResNet-152.
-        width: multiplies all channels; halves, for GroupNorm makes 32 groups of the narrowest.
-        num_classes: size of the head.
-        root_padding: what surrounds the input of the root max-pool: "infinite" (minus infinity, as
-            in the authors' released code and weights) or "zero" (as in timm's own BiT models).
+        width: width factor of all channels, a multiple of 0.5, since GroupNorm divides the
+            narrowest layer into 32 groups.
+        num_classes: number of outputs of the head.
+        root_padding: padding of the root max-pool: "infinite" (minus infinity, as in the authors'
+            released code and weights) or "zero" (as in timm's own BiT models).
 
     Raises:
-        ValueError: unknown root_padding, or a width whose channels do not make 32 groups.
+        ValueError: unknown root_padding, or the width is not a positive multiple of 0.5.
 
     Source: Kolesnikov et al. 2020; Beyer et al. 2022, sec. 3.
     """
@@ -61,32 +62,34 @@ def build(
         conv_layer=partial(StdConv2d, eps=1e-8),
     )
     heads.zero(model)
-    if root_padding == "zero" and (name := _TIMMS.get((tuple(depth), width))):
-        model.twin = name, {}  # type: ignore[assignment]  # no module, nor does torch care
+    if root_padding == "zero" and (name := _TIMM_NAMES.get((tuple(depth), width))):
+        model.timm_equivalent = name, {}  # type: ignore[assignment]  # a plain attribute, no module
     return model
 
 
 def load_npz(model: ResNetV2, path: str | Path, *, head: str = "keep") -> None:
-    """Loads released weights into a network of `build`, in place.
+    """Loads released .npz weights into a network of `build`, in place.
 
     Args:
-        model: of the same depth, width and number of classes as the weights.
+        model: a network of the same depth, width and number of classes as the weights.
         path: .npz file with native (`block1/unit01/conv1/kernel`) or legacy
             (`resnet/block1/unit01/a/standardized_conv2d/kernel`) key names.
-        head: "keep" to take the classifier from the file, "zero" to leave the file's aside, of
-            whatever size, and start at zero.
+        head: "keep" to load the classifier from the file, "zero" to ignore it, whatever its size,
+            and set the classifier to zero.
 
     Raises:
-        ValueError: a weight is missing, left over or of another shape (the key is named), or the
-            file is damaged. The model is then as it was.
+        ValueError: a weight is missing, unexpected or of another shape (the message names the
+            key), or the file is damaged. The model is then unchanged.
         FileNotFoundError: no such file.
     """
     try:
-        # Opened here: numpy leaves a damaged archive open.
+        # Opened here, since numpy does not close a damaged archive.
         with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged, or no plain arrays ({type(error).__name__})") from error
+        raise ValueError(
+            f"{path}: damaged, or not an archive of plain arrays ({type(error).__name__})"
+        ) from error
     style = _LEGACY if any(key.startswith("resnet/") for key in arrays) else _NATIVE
     weights: dict[str, Tensor] = {}
     for name, target in model.state_dict().items():
@@ -96,19 +99,19 @@ def load_npz(model: ResNetV2, path: str | Path, *, head: str = "keep") -> None:
             weights[name] = torch.zeros_like(target)
             continue
         if key not in arrays:
-            raise ValueError(f"{path}: no weight {key} for {name} of the network")
+            raise ValueError(f"{path}: weight {key} is missing, for {name} of the network")
         weights[name] = _reshaped(arrays.pop(key), target, f"{path}: {key}")
     if arrays:
-        raise ValueError(f"{path}: the network has no place for {', '.join(sorted(arrays))}")
+        raise ValueError(f"{path}: the network has no weight {', '.join(sorted(arrays))}")
     model.load_state_dict(weights)
 
 
 def _reshaped(array: NDArray[np.generic], target: Tensor, label: str) -> Tensor:
-    """A stored array in PyTorch's layout: kernels are HWIO or [C, K], norms are flattened."""
+    """Converts a stored array to PyTorch's layout: kernels are HWIO or [C, K], norms are 1-D."""
     shape = array.shape
     if target.ndim == 1:
         array = array.reshape(-1)
-    elif array.ndim in (2, 4):  # timm's head is a 1x1 convolution too
+    elif array.ndim in (2, 4):  # the head of timm's network is a 1x1 convolution
         array = array.reshape((1, 1, *shape)[-4:]).transpose(3, 2, 0, 1)
     if array.shape != target.shape:
         raise ValueError(f"{label} has shape {shape}, the network needs {tuple(target.shape)}")
@@ -116,7 +119,7 @@ def _reshaped(array: NDArray[np.generic], target: Tensor, label: str) -> Tensor:
 
 
 def _key(name: str, style: dict[str, str]) -> str:
-    """Where a parameter is stored: `norm.weight` is `norm-pre-head/scale` in the native style."""
+    """Key of a parameter in the .npz file: `norm.weight` is native `norm-pre-head/scale`."""
     *path, kind = name.split(".")
     affine, head = style[kind], {"weight": "kernel", "bias": "bias"}[kind]
     match path:
@@ -134,7 +137,7 @@ def _key(name: str, style: dict[str, str]) -> str:
             return style[layer[0][:-1]].format(
                 unit=unit, number=number, letter="abc"[number - 1], affine=affine
             )
-    raise ValueError(f"{name} is not a weight of a BiT ResNet-v2")
+    raise ValueError(f"{name} is not a parameter of a BiT ResNet-v2")
 
 
 _NATIVE = {

@@ -1,5 +1,6 @@
 """Small convolutional networks for small images."""
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -8,14 +9,17 @@ from torch import nn
 def build(
     widths: Sequence[int], *, side: int, num_classes: int, channels: int = 1, groups: int = 4
 ) -> nn.Sequential:
-    """3x3 convolutions that halve the side, GroupNorm, ReLU; then a zero head over all positions.
+    """Builds a small network: stride-2 convolutions with GroupNorm and ReLU, and a zero head.
 
     Args:
-        widths: channels of the convolutions, divisible by `groups`.
-        side: of the images, pixels.
-        num_classes: size of the head.
-        channels: of the images.
-        groups: of the normalisation.
+        widths: output channels of the 3x3 convolutions, divisible by `groups`.
+        side: height and width of the input, pixels; the head is a linear layer over all positions.
+        num_classes: number of outputs of the head.
+        channels: channels of the input.
+        groups: groups of each GroupNorm.
+
+    Returns:
+        A network that maps [B, channels, side, side] to logits [B, num_classes].
     """
     layers: list[nn.Module] = []
     for before, after in zip((channels, *widths), widths, strict=False):
@@ -24,7 +28,7 @@ def build(
             nn.GroupNorm(groups, after),
             nn.ReLU(inplace=True),
         ]
-        side = -(-side // 2)
+        side = math.ceil(side / 2)
     head = nn.Linear(widths[-1] * side**2, num_classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

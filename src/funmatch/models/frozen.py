@@ -1,4 +1,4 @@
-"""Freezing is a type, not a flag that someone may forget."""
+"""Frozen networks: a type that cannot be trained, saved or synchronised, instead of a flag."""
 
 import hashlib
 from typing import Any
@@ -11,16 +11,17 @@ from funmatch.models.network import Network, Output
 
 
 class Frozen:
-    """A network that is only ever asked.
+    """A network for inference only: eval mode, no gradient, no parameters visible to its owner.
 
-    It is not a `Module`: whatever holds it can neither train it nor save it nor synchronise it. It
-    follows its input to the device.
+    It is not a `Module`: an object that has one as an attribute can neither train nor save nor
+    synchronise it. It moves to the device of its input.
 
     Args:
-        network: is changed when it is first asked: what its weights alone decide is computed once.
-        dtype: of its weights and activations; its predictions are float32.
-        channels_last: memory layout of its activations.
-        compiled: rows of the batches for which it is compiled, or None.
+        network: the network; the first forward pass modifies it, since weight standardisation is
+            folded into its kernels.
+        dtype: dtype of weights and activations; logits and features are returned in float32.
+        channels_last: use the channels_last memory format for activations.
+        compiled: batch size for which it is compiled with `torch.compile`; None for none.
     """
 
     def __init__(
@@ -32,20 +33,20 @@ class Frozen:
         compiled: int | None = None,
     ) -> None:
         self._network = network.eval().requires_grad_(False)
-        self._tuning: dict[str, Any] = {"channels_last": channels_last, "compiled": compiled}
+        self._options: dict[str, Any] = {"channels_last": channels_last, "compiled": compiled}
         self._fingerprint, self._device = "", torch.device("cpu")
         self.side, self.resize, self.dtype = network.side, network.resize, dtype
         self.mean, self.std = network.mean, network.std
-        self._asked = False
+        self._prepared = False
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Output:
-        """Args: pixels [B, channels, S, S] in [0, 255]."""
-        if not self._asked:
-            self.fingerprint()  # of what it was before
+        """Forward pass. Args: pixels [B, channels, S, S] in [0, 255]."""
+        if not self._prepared:
+            self.fingerprint()  # of the original weights, before folding and conversion
             folding.fold(self._network.net)
-            self._network.tuned(dtype=self.dtype, **self._tuning)
-            self._asked = True
+            self._network.tuned(dtype=self.dtype, **self._options)
+            self._prepared = True
         if pixels.device != self._device:
             self._network.to(pixels.device)
             self._device = pixels.device
@@ -58,7 +59,7 @@ class Frozen:
 
     @property
     def size(self) -> int:
-        """Bytes of its weights."""
+        """Size of the weights in bytes."""
         own = sum(tensor.nbytes for tensor in self._network.state_dict().values())
         return own + int(getattr(self._network.net, "bytes", 0))
 
@@ -68,13 +69,14 @@ class Frozen:
         return {name: weight.detach().clone() for name, weight in weights}
 
     def fingerprint(self) -> str:
-        """A digest of the architecture, the weights and the normalisation."""
+        """SHA-256 digest of architecture, weights and input normalisation, in hex."""
         self._fingerprint = self._fingerprint or _digest(self._network)
         return self._fingerprint
 
 
 def _digest(network: Network) -> str:
-    digest = hashlib.sha256(repr(network.net).encode())  # equal weights may pad otherwise
+    # The repr, since networks with equal weights may differ, for instance in their padding.
+    digest = hashlib.sha256(repr(network.net).encode())
     tensors = {**network.state_dict(), **dict(network.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -1,4 +1,4 @@
-"""The classifier of a network: what maps its features to logits."""
+"""Heads: the final layers of a network, which map features to logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,9 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def names(net: nn.Module) -> tuple[str, ...]:
-    """Names of the submodules that give the logits; several where a network has several heads.
+    """Names of the submodules that compute the logits; several if a network has several heads.
 
-    They are what timm's `get_classifier` says, or the last module of a network not of timm.
+    These are the modules of timm's `get_classifier`, or the last module of any other network.
     """
     classifier: Callable[[], Any] | None = getattr(net, "get_classifier", None)
     found = list(net.modules())[-1] if classifier is None else classifier()
@@ -19,7 +19,7 @@ def names(net: nn.Module) -> tuple[str, ...]:
 
 
 def zero(net: nn.Module) -> None:
-    """Sets the classifier to zero, in place: a new network answers alike to every image.
+    """Sets the head to zero, in place, so that a new network predicts the uniform distribution.
 
     Source: Beyer et al. 2022, released code.
     """

@@ -1,4 +1,4 @@
-"""Weights of a network: by the name of a release, of timm's hub, or from a file."""
+"""Loads the weights of a network: released weights by name, from timm's hub, or from a file."""
 
 import pickle
 import zipfile
@@ -13,21 +13,23 @@ from torch import Tensor, nn
 from funmatch.models import bit, efficientnet_lite, heads, pretrained, timm_models
 
 HEADS = ("keep", "zero")
-INCLUDED = "included"  # the network has its weights already
+INCLUDED = "included"  # the builder of the network has loaded its weights
 
 
 def load(net: nn.Module, weights: str | Path, *, head: str = "keep") -> None:
     """Loads weights into a network, in place.
 
     Args:
-        net: the network; as it was if the weights do not fit.
-        weights: a path, a name in `catalog.WEIGHTS` (fetched if it is not at hand), "hub" for
-            what timm has for a network of `zoo.build`, or "included" for those it has.
-        head: "keep" to take the classifier with the rest, "zero" to leave it aside, whatever its
-            size, and start at zero.
+        net: the network; unchanged if the weights do not fit.
+        weights: a path; a name in `pretrained.WEIGHTS` (downloaded if it is not in the cache);
+            "hub" for timm's weights of a network of `timm_models.build`; or "included" to keep
+            the weights of `net`.
+        head: "keep" to load the classifier too, "zero" to ignore it, whatever its size, and set
+            the classifier to zero.
 
     Raises:
-        ValueError: the weights are unknown, cannot be had, are damaged, or do not fit the network.
+        ValueError: the weights are unknown, cannot be downloaded, are damaged, or do not fit the
+            network.
     """
     if head not in HEADS:
         raise ValueError(f"head={head}: choose {' or '.join(HEADS)}")
@@ -39,11 +41,11 @@ def load(net: nn.Module, weights: str | Path, *, head: str = "keep") -> None:
     path = pretrained.fetch(str(weights)) if weights in pretrained.NAMES else Path(weights)
     if path.suffix not in _LOADERS:
         raise ValueError(
-            f"{path}: unknown kind of weights; give a file, one of {', '.join(_LOADERS)}, "
+            f"{path}: unknown format of weights; give a file, one of {', '.join(_LOADERS)}, "
             f"or one of {', '.join(pretrained.NAMES)}"
         )
     if not path.is_file():
-        raise ValueError(f"{path}: no such file of weights")
+        raise ValueError(f"{path}: no such file; give a file of weights")
     _LOADERS[path.suffix](net, path, head=head)
 
 
@@ -59,9 +61,10 @@ def _state_dict(net: nn.Module, path: Path, *, head: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
-        raise _damaged(path, error) from error  # the library advises to load it unsafely
+        # torch's own message suggests weights_only=False, which is unsafe.
+        raise _damaged(path, error) from error
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path}: damaged, or no plain weights (a {type(state).__name__})")
+        raise ValueError(f"{path}: damaged, or not a state dict (a {type(state).__name__})")
     if efficientnet_lite.is_release(state):
         state = efficientnet_lite.renamed(state, net.state_dict())
     _fit(net, state, str(path), head)
@@ -76,12 +79,12 @@ _LOADERS: dict[str, Callable[..., None]] = {
 
 
 def _fit(net: nn.Module, state: Mapping[str, Tensor], label: str, head: str) -> None:
-    """Loads weights that must be the network's, name by name and shape by shape."""
-    aside = tuple(f"{name}." for name in heads.names(net)) if head == "zero" else ()
-    given = {name: value for name, value in state.items() if not name.startswith(aside)}
-    needed = {name: value for name, value in net.state_dict().items() if not name.startswith(aside)}
-    faults = [f"no weight {name}" for name in needed if name not in given]
-    faults += [f"the network has no place for {name}" for name in given if name not in needed]
+    """Loads a state dict whose names and shapes must equal those of the network."""
+    ignored = tuple(f"{name}." for name in heads.names(net)) if head == "zero" else ()
+    given = {name: value for name, value in state.items() if not name.startswith(ignored)}
+    needed = {n: value for n, value in net.state_dict().items() if not n.startswith(ignored)}
+    faults = [f"weight {name} is missing" for name in needed if name not in given]
+    faults += [f"the network has no weight {name}" for name in given if name not in needed]
     faults += [
         f"{name} has shape {tuple(given[name].shape)}, the network needs {tuple(value.shape)}"
         for name, value in needed.items()
@@ -90,10 +93,10 @@ def _fit(net: nn.Module, state: Mapping[str, Tensor], label: str, head: str) -> 
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ValueError(f"{label}: the weights do not fit: {faults[0]}{more}")
-    net.load_state_dict(given, strict=not aside)
-    if aside:
+    net.load_state_dict(given, strict=not ignored)
+    if ignored:
         heads.zero(net)
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: damaged, or no plain weights ({type(error).__name__})")
+    return ValueError(f"{path}: damaged, or not a state dict ({type(error).__name__})")

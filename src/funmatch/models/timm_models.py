@@ -1,4 +1,4 @@
-"""Any network of timm, with a zero head and, if wanted, GroupNorm in the place of BatchNorm."""
+"""Networks of timm, with a zero head and optionally GroupNorm instead of BatchNorm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from funmatch.models import heads
 
 _NORMS = ("batch", "group")
-_CROP = 0.875  # share of the crop in an evaluation view, where nobody says it
-_AS = {
+_DEFAULT_CROP_PCT = 0.875  # side of the crop / shorter side, for networks that do not specify it
+_EXAMPLES = {
     "mean": ", as [0.485,0.456,0.406] of ImageNet",
     "std": ", as [0.229,0.224,0.225] of ImageNet",
     "side": " in pixels",
@@ -28,7 +28,7 @@ _AS = {
 
 @dataclass(frozen=True)
 class _Origin:
-    """How a network was made: what its pretrained twin is made with."""
+    """Arguments with which a network was built, to build the same network with hub weights."""
 
     norm: str
     settings: dict[str, Any]
@@ -43,20 +43,20 @@ def build(
     side: int | None = None,
     **settings: Any,
 ) -> nn.Module:
-    """A network of timm with fresh weights and a zero head.
+    """Builds a network of timm with random weights and a zero head.
 
     Args:
-        name: as timm lists it, with the tag of its weights (`resnet18.a1_in1k`) or without.
-        num_classes: size of the head.
-        norm: "batch" for the network as it is, "group" for GroupNorm in the place of BatchNorm.
-        groups: of the GroupNorm; ignored for norm="batch".
-        side: of the views, pixels, for a network that is built for one size (timm says which);
-            others take any.
-        settings: of `timm.create_model`, such as in_chans or drop_path_rate.
+        name: name in timm, with a tag of weights (`resnet18.a1_in1k`) or without.
+        num_classes: number of outputs of the head.
+        norm: "batch" for the original network, "group" to replace BatchNorm by GroupNorm.
+        groups: number of groups of each GroupNorm; ignored for norm="batch".
+        side: side of the views, pixels; used for networks with a fixed input size, ignored for
+            others.
+        settings: further arguments of `timm.create_model`, such as in_chans or drop_path_rate.
 
     Raises:
-        ValueError: unknown name or tag, unknown norm, nothing to replace, or a number of channels
-            that the groups do not divide.
+        ValueError: unknown name, tag or norm; the network has no BatchNorm2d to replace; or the
+            number of channels of a layer is not divisible by `groups`.
 
     Source: GroupNorm for students, Beyer et al. 2022, sec. 4.
     """
@@ -80,11 +80,13 @@ def build(
 
 
 def hub_state_dict(net: nn.Module) -> dict[str, Tensor]:
-    """The weights that timm's hub has for a network of `build`, by name, with their own classifier.
+    """State dict of the pretrained weights on timm's hub for a network of `build`.
+
+    It includes the classifier of the pretrained network, whatever its number of classes.
 
     Raises:
-        ValueError: the network is not of `build`, its BatchNorm was replaced, the hub has no
-            weights for it, or they cannot be fetched.
+        ValueError: the network does not come from `build`, its BatchNorm was replaced, or the hub
+            has no weights for it or cannot be reached.
     """
     origin = getattr(net, "origin", None)
     if origin is None:
@@ -95,9 +97,9 @@ def hub_state_dict(net: nn.Module) -> dict[str, Tensor]:
             "choose norm=batch, or weights=null"
         )
     try:
-        # With the same settings: timm fits what depends on the side or channels of the images.
+        # With the same settings: timm adapts weights that depend on input size or channels.
         source = timm.create_model(**origin.settings, pretrained=True)
-    except Exception as error:  # of any of the libraries between here and the hub
+    except Exception as error:  # timm, huggingface_hub and the HTTP library raise their own types
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ValueError(
             f"weights=hub: no weights for {origin.settings['model_name']} ({reason}); "
@@ -107,17 +109,17 @@ def hub_state_dict(net: nn.Module) -> dict[str, Tensor]:
 
 
 def timm_equivalent(net: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """The name and arguments by which `timm.create_model` makes the same network, if it can."""
+    """Name and arguments of `timm.create_model` that build the same network; None if unknown."""
     origin = getattr(net, "origin", None)
     if isinstance(origin, _Origin) and origin.norm == "batch":
         arguments = dict(origin.settings)
-        name = arguments.pop("model_name").partition(".")[0]  # without the tag of other weights
+        name = arguments.pop("model_name").partition(".")[0]  # the tag names other weights
         return name, arguments
-    return getattr(net, "twin", None)
+    return getattr(net, "timm_equivalent", None)
 
 
 def is_available(net: nn.Module) -> bool:
-    """Whether the weights of timm's hub for a network of `build` lie in the cache already."""
+    """Returns True if timm's hub weights for a network of `build` are in the local cache."""
     spec: Any = getattr(net, "pretrained_cfg", {})
     if repository := spec.get("hf_hub_id"):
         files = (spec.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")
@@ -135,46 +137,49 @@ def resolve_input_spec(
     side: int | None,
     resize: int | None,
 ) -> dict[str, Any]:
-    """What a network expects of its input, where None is what it says itself.
+    """Input specification of a network: normalisation and sizes, with defaults of the network.
 
     Args:
-        net: the network; only those of timm, and programs that say it, may leave something open.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        side: of the views, pixels.
-        resize: shorter side of an image before the central crop of an evaluation view, pixels;
-            None for the share of the crop in it that the network names, or 0.875.
+        net: the network; only networks of timm and exported models with metadata have defaults.
+        mean: per channel, of pixels in [0, 1]; None for the default of the network.
+        std: per channel, of pixels in [0, 1]; None for the default of the network.
+        side: side of the views, pixels; None for the default of the network.
+        resize: shorter side of an image before the centre crop of an evaluation view, pixels; None
+            for side / crop_pct, where crop_pct is that of the network, or 0.875.
 
     Returns:
-        The four, complete, as `network.Network` takes them.
+        mean, std, side and resize, as arguments of `network.Network`.
 
     Raises:
-        ValueError: something is open that the network does not say.
+        ValueError: a value is None and the network has no default.
     """
     given = {"mean": mean, "std": std, "side": side, "resize": resize}
-    own = _said(net)
-    found = {key: own.get(key) if value is None else value for key, value in given.items()}
-    if found["resize"] is None and found["side"] is not None:
-        found["resize"] = round(found["side"] / own.get("crop_pct", _CROP))
-    for key, value in found.items():
+    defaults = _input_defaults(net)
+    spec = {key: defaults.get(key) if value is None else value for key, value in given.items()}
+    if spec["resize"] is None and spec["side"] is not None:
+        spec["resize"] = round(spec["side"] / defaults.get("crop_pct", _DEFAULT_CROP_PCT))
+    for key, value in spec.items():
         if value is None:
-            raise ValueError(f"{key}=null: the network does not say it; give a value{_AS[key]}")
-    return found
+            raise ValueError(
+                f"{key}=null: the network has no default for it; give a value{_EXAMPLES[key]}"
+            )
+    return spec
 
 
-def _said(net: nn.Module) -> dict[str, Any]:
-    timms: Any = getattr(net, "pretrained_cfg", None)
-    if timms is None:
-        return getattr(net, "said", {})
-    side = timms["input_size"][-1]
-    own = {key: list(timms[key]) for key in ("mean", "std")}
-    return {**own, "side": side, "crop_pct": timms["crop_pct"]}
+def _input_defaults(net: nn.Module) -> dict[str, Any]:
+    """mean, std, side and crop_pct of a timm network; the `input_spec` of an exported model."""
+    cfg: Any = getattr(net, "pretrained_cfg", None)
+    if cfg is None:
+        return getattr(net, "input_spec", {})
+    side = cfg["input_size"][-1]
+    normalization = {key: list(cfg[key]) for key in ("mean", "std")}
+    return {**normalization, "side": side, "crop_pct": cfg["crop_pct"]}
 
 
 def _is_known(name: str) -> bool:
     try:
         get_pretrained_cfg(name)
-    except RuntimeError:  # a tag that is none of the model's
+    except RuntimeError:  # the model has no weights with this tag
         return False
     return timm.is_model(name)
 
@@ -185,7 +190,7 @@ def _fixed_side(name: str) -> bool:
 
 
 def _replace_batch_norm(net: nn.Module, groups: int, name: str) -> None:
-    """Puts GroupNorm in the place of every BatchNorm2d, with its activation and first weights."""
+    """Replaces every BatchNorm2d by GroupNorm with the same activation and initial weights."""
     found = [
         (parent, child, module)
         for parent in net.modules()
@@ -197,7 +202,7 @@ def _replace_batch_norm(net: nn.Module, groups: int, name: str) -> None:
     for parent, child, module in found:
         if not isinstance(module, nn.BatchNorm2d):
             raise ValueError(
-                f"norm=group: {name} has {type(module).__name__} in it; choose norm=batch"
+                f"norm=group: {name} contains {type(module).__name__}; choose norm=batch"
             )
         if module.num_features % groups:
             raise ValueError(
@@ -215,6 +220,6 @@ def _group_norm(norm: nn.BatchNorm2d, groups: int) -> nn.GroupNorm:
         new.drop, new.act = norm.drop, norm.act
     else:
         new = nn.GroupNorm(groups, channels, affine=False)
-    # The same parameters: some networks start the last norm of a residual branch at zero.
+    # Reuse the parameters: some networks initialise the last norm of a residual branch to zero.
     new.affine, new.weight, new.bias = norm.affine, norm.weight, norm.bias
     return new

@@ -1,4 +1,4 @@
-"""Networks that a function of the user's makes."""
+"""Networks that a user's Python function returns."""
 
 import importlib
 import inspect
@@ -13,36 +13,37 @@ from funmatch.runtime import allowlist
 
 
 def from_path(path: str, *, num_classes: int, **settings: Any) -> nn.Module:
-    """The network that a function returns.
+    """Calls a function and returns the network that it builds.
 
     Args:
-        path: `package.module:function`; modules are looked for in the current directory too.
-        num_classes: given to the function if it takes it.
-        settings: given to it as they are.
+        path: `package.module:function`; modules are imported from the current directory too.
+        num_classes: passed to the function if it has such a parameter.
+        settings: further keyword arguments of the function.
 
     Raises:
-        ValueError: there is no such function, it fails, or it returns no `torch.nn.Module`.
+        ValueError: the function does not exist, raises an exception, or does not return a
+            `torch.nn.Module`.
     """
-    function = _found(path)
-    taken = inspect.signature(function).parameters
-    if "num_classes" in taken:
+    function = _imported(path)
+    parameters = inspect.signature(function).parameters
+    if "num_classes" in parameters:
         settings = {"num_classes": num_classes, **settings}
     try:
-        made = function(**settings)
-    except Exception as error:  # of whatever it does
+        net = function(**settings)
+    except Exception as error:  # user code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"path={path}: the function has failed ({reason})") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"path={path}: gives a {type(made).__name__}, not a torch.nn.Module")
-    return made
+        raise ValueError(f"path={path}: the function failed ({reason})") from error
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"path={path}: returns a {type(net).__name__}, not a torch.nn.Module")
+    return net
 
 
-def _found(path: str) -> Callable[..., Any]:
-    if not allowlist.FUNCTION.fullmatch(path):  # `trust` has looked at nothing else
+def _imported(path: str) -> Callable[..., Any]:
+    if not allowlist.FUNCTION.fullmatch(path):  # the allowlist checks only this form
         raise ValueError(f"path={path}: give package.module:function")
     module, _, name = path.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # as for `python -m`; last, so that it hides nothing
+        sys.path.append(here)  # as for `python -m`; last, so that it shadows no installed package
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

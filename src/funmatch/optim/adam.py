@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay and an optional dtype for the first moment."""
+"""Adam with decoupled weight decay and an optional dtype of the first moment."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from funmatch.optim.decay import decayed
 
 
 class Adam(torch.optim.AdamW):
-    """`torch.optim.AdamW` that keeps the first moment in a dtype of its own between steps."""
+    """`torch.optim.AdamW` that stores the first moment in another dtype between steps."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; the arithmetic is done in the dtype of the parameters."""
+        """One update, computed in the dtype of the parameters."""
         self._cast_momentum(lambda group, parameter: parameter.dtype)
         loss = super().step(closure)
         self._cast_momentum(lambda group, parameter: group["momentum_dtype"])
@@ -41,13 +41,14 @@ def adam(
     """The paper's Adam over the trainable parameters of a module.
 
     Args:
-        module: the weights of its convolutions and linear layers decay; norms and biases do not.
-        lr: learning rate at s = 1, positive.
-        wd: share of a weight that one step at s = 1 takes away; it does not depend on lr.
+        module: the network; weights of convolutions and linear layers decay, norms and biases do
+            not.
+        lr: learning rate at schedule multiplier s = 1, positive.
+        wd: fraction of a weight that one step at s = 1 removes; independent of lr.
         betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
-        momentum_dtype: dtype in which the first moment is kept; None for the parameters' own.
         lr_factors: factor of the learning rate of a submodule, by its name.
+        eps: added to the square root of the second moment.
+        momentum_dtype: dtype in which the first moment is stored; None for that of the parameters.
 
     Raises:
         ValueError: lr is not positive or wd is negative.

@@ -1,4 +1,4 @@
-"""Parameter groups with and without weight decay.
+"""Parameter groups with and without decoupled weight decay.
 
 The decay does not scale with the learning rate: an update is w <- w - s(t) (lr u + wd w), where u
 is the optimiser's direction. The schedule s(t) acts through `group["lr"]`, so the decay of a
@@ -17,10 +17,10 @@ _DECAYED = (_ConvNd, nn.Linear)
 def decayed(
     module: nn.Module, lr: float, wd: float, lr_factors: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in groups, with and without decay; empty ones are left out.
+    """Parameter groups of the trainable parameters, with and without decay; empty ones are omitted.
 
-    The `weight_decay` of a group is what an optimiser that takes lr_now * weight_decay off a weight
-    needs: divided by lr, wd * s(t) remains.
+    The `weight_decay` of a group is wd / lr, for optimisers that subtract lr_now * weight_decay * w
+    as AdamW does: wd * s(t) * w results.
 
     Args:
         module: the weights of its convolutions and linear layers decay; norms and biases do not.

@@ -1,4 +1,4 @@
-"""Multipliers of the learning rate, as functions of the step."""
+"""Learning-rate schedules: multipliers of the learning rate as functions of the step."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
     """Linear warm-up from 0, times a cosine from 1 at the end of the warm-up to 0 at the last step.
 
     Args:
-        step: optimiser steps done so far; the first update has step 0 and so multiplier 0.
+        step: optimiser steps done so far; the first update has step 0 and therefore multiplier 0.
         total_steps: length of the schedule; beyond it the multiplier stays 0.
         warmup_steps: 0 for none; less than total_steps.
 
@@ -53,29 +53,29 @@ def warmup_staircase(
     milestones: Sequence[int],
     factor: float = 0.1,
 ) -> float:
-    """Linear warm-up from 0 to 1, then a step down at each milestone.
+    """Staircase: linear warm-up from 0 to 1, then a decay by `factor` at each milestone.
 
     Args:
         step: optimiser steps done so far.
         total_steps: length of the schedule; beyond it the multiplier stays 0.
         warmup_steps: 0 for none; less than total_steps.
-        milestones: steps, rising; after each the multiplier is `factor` times smaller.
-        factor: of one milestone, in (0, 1).
+        milestones: steps, increasing; after each the multiplier is multiplied by `factor`.
+        factor: decay at one milestone, in (0, 1).
 
     Returns:
         The multiplier, in [0, 1].
 
     Raises:
-        ValueError: warmup_steps is out of bounds, or the milestones do not rise within
+        ValueError: warmup_steps is out of bounds, or the milestones do not increase within
             (warmup_steps, total_steps).
 
     Source: Kolesnikov et al. 2020, the BiT-HyperRule.
     """
     _progress(step, total_steps, warmup_steps)
-    places = [warmup_steps, *milestones, total_steps]
-    if any(later <= earlier for earlier, later in pairwise(places)):
+    bounds = [warmup_steps, *milestones, total_steps]
+    if any(later <= earlier for earlier, later in pairwise(bounds)):
         raise ValueError(
-            f"milestones must rise between warmup_steps={warmup_steps} and {total_steps}, "
+            f"milestones must increase between warmup_steps={warmup_steps} and {total_steps}, "
             f"got {list(milestones)}"
         )
     if step >= total_steps:
@@ -84,7 +84,7 @@ def warmup_staircase(
 
 
 def _progress(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Share of the decay that is over, in [0, 1]."""
+    """Progress from the end of the warm-up to the last step, in [0, 1]."""
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"warmup_steps must lie in [0, {total_steps}), got {warmup_steps}")
     return min(max((step - warmup_steps) / (total_steps - warmup_steps), 0.0), 1.0)
@@ -95,10 +95,10 @@ def _warmup(step: int, warmup_steps: int) -> float:
 
 
 def bit_hyperrule(train_size: int) -> tuple[int, ...]:
-    """When the BiT-HyperRule changes the learning rate, by the number of training images.
+    """Steps of the BiT-HyperRule schedule, by the number of training images.
 
     Returns:
-        Steps: the end of the warm-up, the milestones, and the end of training.
+        The end of the warm-up, three milestones, and the end of training, in optimiser steps.
 
     Source: Kolesnikov et al. 2020, sec. 3.3 and their released code.
     """

@@ -9,10 +9,10 @@ from funmatch.optim.decay import decayed
 
 
 class SGD(torch.optim.SGD):
-    """`torch.optim.SGD` whose decay is taken off the weights, not put into the momentum."""
+    """`torch.optim.SGD` that subtracts the decay from the weights, not through the momentum."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; the closure, which takes the gradient, sees the weights before the decay."""
+        """One update; the closure computes the gradient at the weights before the decay."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -38,11 +38,12 @@ def sgd(
     """SGD with momentum over the trainable parameters of a module.
 
     Args:
-        module: the weights of its convolutions and linear layers decay; norms and biases do not.
-        lr: learning rate at s = 1, positive.
-        wd: share of a weight that one step at s = 1 takes away.
-        momentum: of the gradient, in [0, 1).
-        nesterov: look ahead.
+        module: the network; weights of convolutions and linear layers decay, norms and biases do
+            not.
+        lr: learning rate at schedule multiplier s = 1, positive.
+        wd: fraction of a weight that one step at s = 1 removes.
+        momentum: decay rate of the running sum of gradients, in [0, 1).
+        nesterov: use Nesterov momentum.
         lr_factors: factor of the learning rate of a submodule, by its name.
 
     Raises:

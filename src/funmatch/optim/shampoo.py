@@ -1,9 +1,9 @@
 """Shampoo, the second-order optimiser of the paper's appendix D.
 
-The arithmetic is pytorch-optimizer's `ScalableShampoo`: blocks, grafting, Nesterov momentum. Of
-what PyPI has, torch-optimizer's Shampoo (2021) has no blocks, so a layer of 2048 channels costs an
-SVD of 2048 x 2048 at each step, and no grafting, so its steps have no scale that Adam's learning
-rates would fit; Meta's distributed-shampoo is not on PyPI.
+The arithmetic is pytorch-optimizer's `ScalableShampoo`: blocks, grafting, Nesterov momentum.
+Alternatives considered: torch-optimizer's Shampoo (2021) has no blocks, so that a layer of 2048
+channels costs an SVD of 2048 x 2048 at each step, and no grafting, so that learning rates tuned for
+Adam do not transfer; Meta's distributed-shampoo is not on PyPI.
 """
 
 from collections.abc import Mapping
@@ -24,22 +24,22 @@ except ModuleNotFoundError as error:
 
 
 class Shampoo(ScalableShampoo):
-    """`ScalableShampoo` whose state is made of tensors alone, as a checkpoint may hold them."""
+    """`ScalableShampoo` whose state dict contains only tensors, so that it loads `weights_only`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, with the library's objects taken apart."""
+        """The state dict, with the library's objects flattened into tensors."""
         state = super().state_dict()
-        return {**state, "state": {key: _apart(value) for key, value in state["state"].items()}}
+        return {**state, "state": {key: _flattened(value) for key, value in state["state"].items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Puts the library's objects together again."""
+        """Loads a state dict and rebuilds the library's objects from its tensors."""
         super().load_state_dict({**state_dict, "state": {}})
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for parameter, key in zip(group["params"], saved["params"], strict=True):
                 if key in state_dict["state"]:
-                    self.state[parameter] = self._together(parameter, state_dict["state"][key])
+                    self.state[parameter] = self._rebuilt(parameter, state_dict["state"][key])
 
-    def _together(self, parameter: nn.Parameter, tensors: dict[str, Any]) -> dict[str, Any]:
+    def _rebuilt(self, parameter: nn.Parameter, tensors: dict[str, Any]) -> dict[str, Any]:
         gradient, parameter.grad = parameter.grad, torch.zeros_like(parameter)
         self.init_group({"params": [parameter], "betas": self.defaults["betas"]})
         parameter.grad = gradient
@@ -55,14 +55,14 @@ class Shampoo(ScalableShampoo):
         return state
 
 
-# Where the library's objects keep their tensors.
+# Attributes of the library's objects that contain tensors.
 _TENSORS = {
     "pre_conditioner": ("statistics", "pre_conditioners"),
     "graft": ("momentum", "statistics"),
 }
 
 
-def _apart(state: dict[str, Any]) -> dict[str, Any]:
+def _flattened(state: dict[str, Any]) -> dict[str, Any]:
     tensors = {
         f"{name}.{attribute}": getattr(state[name], attribute)
         for name, attributes in _TENSORS.items()
@@ -86,12 +86,14 @@ def shampoo(
     """Shampoo over the trainable parameters of a module.
 
     Args:
-        module: the weights of its convolutions and linear layers decay; norms and biases do not.
-        lr: learning rate at s = 1, positive. The size of a step is that of RMSProp (grafting); its
-            statistics start at zero without correction, so early steps are larger than Adam's.
-        wd: share of a weight that one step at s = 1 takes away; it does not depend on lr.
+        module: the network; weights of convolutions and linear layers decay, norms and biases do
+            not.
+        lr: learning rate at schedule multiplier s = 1, positive. The size of a step is that of
+            RMSProp (grafting); its statistics start at zero without bias correction, so early
+            steps are larger than Adam's.
+        wd: fraction of a weight that one step at s = 1 removes; independent of lr.
         betas: decay rates of the momentum and of the statistics.
-        block_size: of the preconditioners; larger layers are cut into blocks.
+        block_size: largest side of a preconditioner; larger layers are split into blocks.
         every: steps between two computations of the preconditioners.
         start: step of the first preconditioned update.
         lr_factors: factor of the learning rate of a submodule, by its name.
@@ -104,10 +106,10 @@ def shampoo(
     return Shampoo(
         decayed(module, lr, wd, lr_factors),
         lr=lr,
-        betas=(betas[0], betas[1]),  # a config gives a list
+        betas=(betas[0], betas[1]),  # a list if it comes from a configuration
         decoupled_weight_decay=True,
         nesterov=True,
-        moving_average_for_momentum=True,  # else ten times Adam's steps at the same lr
+        moving_average_for_momentum=True,  # otherwise steps are ten times Adam's at the same lr
         block_size=block_size,
         preconditioning_compute_steps=every,
         start_preconditioning_step=start,

@@ -1,1 +1,1 @@
-"""The directory of a run and its files."""
+"""Runs: the directory of a run and its checkpoint files."""

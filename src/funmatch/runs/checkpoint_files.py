@@ -1,7 +1,7 @@
-"""The checkpoints of a run: their names, their seals, and which of them are whole.
+"""Checkpoint files of a run: names, digests and integrity checks.
 
-Each holds the state after a step. Its last bytes are the digest of those before them, so whoever
-wants to go on knows first whether the file is what was written. Nothing here imports torch.
+Each file contains the state after a step. Its last bytes are the SHA-256 digest of the bytes before
+them, so that damage is detected before a run resumes from it. Nothing here imports torch.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from funmatch.runtime import atomic_files
 
-_SEAL = 64  # bytes: SHA-256 in hex
+_DIGEST_BYTES = 64  # SHA-256 in hex
 _NAME = re.compile(r"step-(\d{8,})\.ckpt")
 
 
@@ -28,109 +28,112 @@ class Checkpoints:
         self.folder = folder
 
     def path(self, step: int) -> Path:
-        """Where the state after a step is kept."""
+        """Path of the checkpoint after a step."""
         return self.folder / f"step-{step:08}.ckpt"
 
     def all(self) -> list[Path]:
-        """Those there are, newest first."""
+        """All existing checkpoints, newest first."""
         found = [path for path in self.folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
         return sorted(found, key=step, reverse=True)
 
-    def newest(self, say: Callable[[str], object]) -> Path | None:
-        """The newest that is whole, if there are any.
+    def newest(self, log: Callable[[str], object]) -> Path | None:
+        """The newest intact checkpoint; None if there are no checkpoints.
 
-        Damaged ones that are newer are put aside under another name.
+        Newer damaged checkpoints are renamed to `.damaged`.
 
         Args:
-            say: is told of each of these.
+            log: called with a message for each damaged checkpoint.
 
         Raises:
-            ValueError: none is whole.
+            ValueError: all checkpoints are damaged.
         """
-        there = self.all()
-        found = next((path for path in there if is_intact(path)), None)
-        if found is None and there:
+        existing = self.all()
+        found = next((path for path in existing if is_intact(path)), None)
+        if found is None and existing:
             raise ValueError(
-                f"{self.folder}: no checkpoint is whole; start the run anew with resume=never"
+                f"{self.folder}: all checkpoints are damaged; restart the run with resume=never"
             )
-        for path in there[: there.index(found) if found else 0]:
-            say(f"{path} is damaged (its checksum differs); {found} is taken instead")
-            with suppress(FileNotFoundError):  # another rank was faster
+        for path in existing[: existing.index(found) if found else 0]:
+            log(f"{path} is damaged (its checksum differs); using {found} instead")
+            with suppress(FileNotFoundError):  # another rank has renamed it
                 path.replace(path.with_suffix(".damaged"))
         return found
 
     def keep(self, number: int) -> None:
-        """Removes all but the newest."""
+        """Removes all but the newest `number` checkpoints."""
         for path in self.all()[number:]:
             path.unlink()
 
     def clear(self) -> None:
-        """Removes them all."""
+        """Removes all checkpoints, damaged ones too."""
         for path in self.folder.glob("step-*"):
             path.unlink()
 
 
 def step(path: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """Step after which a checkpoint was written, from its file name."""
     found = _NAME.fullmatch(path.name)
     assert found is not None
     return int(found[1])
 
 
-def at(place: Path) -> Path:
-    """The checkpoint that a path names: a file, or the newest of a run's directory.
+def at(path: Path) -> Path:
+    """The checkpoint at a path: the file itself, or the newest checkpoint of a run directory.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the checkpoint does not exist.
     """
-    if _NAME.fullmatch(place.name):
-        found = [place if len(place.parts) > 2 else place.absolute()]  # its run is two above
+    if _NAME.fullmatch(path.name):
+        # With at least two parents: callers take the second as the directory of the run.
+        found = [path if len(path.parts) > 2 else path.absolute()]
     else:
-        found = Checkpoints(place / "checkpoints").all()
+        found = Checkpoints(path / "checkpoints").all()
     if not (found and found[0].is_file()):
         raise ValueError(
-            f"resume={place}: no checkpoint there; give the directory of a run or one of its "
+            f"resume={path}: no checkpoint found; give the directory of a run or one of its "
             "checkpoints, or choose auto or never"
         )
     return found[0]
 
 
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Writes a zip archive and seals it: the digest becomes its comment, which readers pass over.
+    """Writes a checkpoint atomically, with its digest as the comment of the zip archive.
+
+    Readers such as `torch.load` ignore the comment.
 
     Args:
-        path: of the checkpoint.
-        save: writes the archive, without a comment.
+        path: path of the checkpoint.
+        save: function that writes a zip archive without a comment to a file.
     """
 
-    def sealed(file: BinaryIO) -> None:
+    def save_with_digest(file: BinaryIO) -> None:
         save(file)
         file.seek(-2, 2)
-        file.write(_SEAL.to_bytes(2, "little"))
+        file.write(_DIGEST_BYTES.to_bytes(2, "little"))
         file.write(_digest(file, file.tell()))
 
-    atomic_files.write(path, sealed)
+    atomic_files.write(path, save_with_digest)
 
 
 def digest(path: Path) -> str:
-    """What a checkpoint says its digest is: the same for two states only if they are one."""
+    """The digest stored in a checkpoint, which identifies its state; it is not verified."""
     with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, 2) - _SEAL))
+        file.seek(max(0, file.seek(0, 2) - _DIGEST_BYTES))
         return file.read().decode(errors="replace")
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint is what was written."""
+    """Returns True if a checkpoint matches its digest."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            return size > _SEAL and _digest(file, size - _SEAL) == file.read()
-    except OSError:  # a bad sector
+            return size > _DIGEST_BYTES and _digest(file, size - _DIGEST_BYTES) == file.read()
+    except OSError:  # such as a bad sector
         return False
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
-    """Of the first bytes; what is read or written next comes behind them."""
+    """SHA-256 in hex of the first `size` bytes; leaves the file positioned after them."""
     digest = hashlib.sha256()
     file.seek(0)
     while size and (part := file.read(min(size, 2**20))):

@@ -1,1 +1,1 @@
-"""The process and its machine: files, signals, ranks, hardware, timers, allowlist."""
+"""Process and machine: atomic files, preemption, ranks, hardware, timer, allowlist."""

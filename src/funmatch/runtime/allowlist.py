@@ -1,7 +1,7 @@
-"""What a configuration may call, and what it must not hold.
+"""Allowlist of the functions and classes that a configuration may call, and a check for secrets.
 
-A configuration is data: it may come from a stranger, with a run or an experiment. Hydra refuses
-`os.system` and its like by whatever name; here is what is called at all.
+A configuration is data: it may come from an untrusted source, with a run or an experiment. Hydra
+refuses `os.system` and the like under any name; this module allows only what is listed.
 """
 
 import importlib.util
@@ -26,26 +26,28 @@ _CLASSES = (
     *("torch.nn", "torch.optim", "torchvision.transforms", "torchmetrics"),
     *("lightning.pytorch.callbacks", "lightning.pytorch.loggers"),
 )
-_BUILDERS = "torchvision.models"  # functions of this module, none below it
-_BY_PATH = "funmatch.models.user_models.from_path"  # calls what its `path` names
+_BUILDERS = "torchvision.models"  # functions of this module, but not of its submodules
+_BY_PATH = "funmatch.models.user_models.from_path"  # calls the function that its `path` names
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _NO_SECRET = re.compile(r"(PATH|FILE|DIR|HOME|SOCK)$", re.IGNORECASE)
 FUNCTION = re.compile(r"[\w.]+:\w+")
-_LEAST = 12  # characters of a secret: shorter ones stand in a configuration by chance
+_MIN_SECRET_LENGTH = 12  # characters; a shorter secret may occur in a configuration by chance
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuses to call what is not ours or our libraries', and to write secrets down.
+    """Refuses a configuration with a target outside the allowlist, or with a secret in a value.
 
-    The environment variable FUNMATCH_ALLOW names further packages, with commas.
+    The environment variable FUNMATCH_ALLOW adds packages, separated by commas. Secrets are the
+    values of environment variables named like a key, token, secret, password or credential.
 
     Raises:
-        ValueError: names the key, the value and the remedy.
+        ValueError: a target is not allowed, or a value contains a secret; the message names the
+            key and the remedy.
     """
     secrets = {
         value: name
         for name, value in os.environ.items()
-        if _SECRET.search(name) and not _NO_SECRET.search(name) and len(value) >= _LEAST
+        if _SECRET.search(name) and not _NO_SECRET.search(name) and len(value) >= _MIN_SECRET_LENGTH
     }
     for key, text in _leaves(cfg):
         called = text.replace(":", ".")
@@ -59,17 +61,17 @@ def check(cfg: DictConfig) -> None:
         for secret in secrets:
             if secret in text:
                 raise ValueError(
-                    f"{key}: holds what {secrets[secret]} holds in the environment, and would be "
-                    "written to files; leave it out"
+                    f"{key}: contains the value of the environment variable {secrets[secret]}, "
+                    "which would be written to files; leave it out"
                 )
 
 
 def _is_called(cfg: DictConfig, key: str) -> bool:
-    """Whether a value names what is called."""
-    place, _, last = key.rpartition(".")
+    """Returns True for a `_target_`, and for the `path` of `user_models.from_path`."""
+    parent, _, last = key.rpartition(".")
     if last != "path":
         return last == "_target_"
-    node = OmegaConf.select(cfg, place) if place else cfg
+    node = OmegaConf.select(cfg, parent) if parent else cfg
     return bool(node.get("_target_") == _BY_PATH)
 
 
@@ -78,7 +80,7 @@ def _allowed(target: str) -> bool:
     named = os.environ.get("FUNMATCH_ALLOW", "").split(",")
     if target.startswith(tuple(f"{each.strip()}." for each in named if each.strip())):
         return True
-    if not _is_module(module):  # but an attribute of one: whatever it has imported
+    if not _is_module(module):  # an attribute of a module: it may be anything that was imported
         return False
     if module == _BUILDERS or _within(module, _OURS):
         return True
@@ -90,7 +92,7 @@ def _within(module: str, packages: tuple[str, ...]) -> bool:
 
 
 def _is_module(name: str) -> bool:
-    """Whether there is a file of this name; nothing is imported to find out."""
+    """Returns True if a module or package of this name exists; imports no submodule."""
     top, *parts = name.split(".")
     found = importlib.util.find_spec(top) if top.isidentifier() else None
     if found is None or not found.submodule_search_locations:
@@ -100,7 +102,7 @@ def _is_module(name: str) -> bool:
 
 
 def _leaves(node: Any) -> Iterator[tuple[str, str]]:
-    """All values with their dotted keys, but those that nobody could read."""
+    """All values with their dotted keys, except Hydra's and those that do not resolve."""
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
         if node._get_full_key(key) == "hydra" or OmegaConf.is_missing(node, key):
             continue

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and locks that die with their process."""
+"""Atomic writes, and file locks that are released when their process ends."""
 
 import os
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from filelock import FileLock
 
 
 def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes a file in one piece: whoever reads it, or finds it after a crash, sees old or new.
+    """Writes a file atomically: readers see the old or the new content, even after a crash.
 
     Args:
-        path: the target; missing folders are made.
+        path: the target; missing folders are created.
         content: text, bytes, or a function that writes to an open binary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: a rename is atomic only within one file system.
+    # In the same folder as the target: a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w+b") as file:
@@ -38,7 +38,7 @@ def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> No
 
 
 def write_or_remove(path: Path, content: bytes | None) -> None:
-    """Writes a file, or removes one that is there where there is nothing to write."""
+    """Writes a file atomically, or removes it if the content is None."""
     if content is None:
         path.unlink(missing_ok=True)
     else:
@@ -46,30 +46,31 @@ def write_or_remove(path: Path, content: bytes | None) -> None:
 
 
 def onnx_parts(path: Path) -> list[Path]:
-    """A file, and the one beside it where ONNX keeps weights."""
+    """The existing files of an ONNX model: the file itself and its external weights, `.data`."""
     return [part for part in (path, path.with_name(f"{path.name}.data")) if part.is_file()]
 
 
 def lock(path: Path, *, wait: bool) -> FileLock:
-    """A lock between processes, released when its holder ends, however it ends.
+    """A lock between processes, released when its holder exits or is killed.
 
     Args:
-        path: of the lock file.
-        wait: for the other holder; else `filelock.Timeout` is raised at once.
+        path: the lock file; missing folders are created.
+        wait: block until the lock is free; otherwise acquiring a lock that another process holds
+            raises `filelock.Timeout` at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, timeout=-1 if wait else 0)
 
 
 def lock_descriptor(held: FileLock) -> int:
-    """Of a lock that this process holds."""
+    """File descriptor of a lock that this process holds."""
     found = held._context.lock_file_fd
     assert found is not None
     return found
 
 
 def write_once(path: Path, make: Callable[[], bytes]) -> bytes:
-    """The content of a file, made by the first of all processes that ask for it."""
+    """The content of a file; the first of several concurrent processes creates it with `make`."""
     if not path.exists():
         with lock(path.with_name(f"{path.name}.lock"), wait=True):
             if not path.exists():

@@ -1,29 +1,29 @@
-"""Rank, local rank and world size of this process, known before torch is imported."""
+"""Rank, local rank and world size of this process, from the environment, without torch."""
 
 import os
 
 
 def rank() -> int:
-    """Of this process among those that train one run together; known before torch is imported."""
+    """Global rank of this process, from RANK or srun; 0 if it runs alone."""
     names = ("RANK", "SLURM_PROCID") if by_srun() else ("RANK",)
     return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
 
 def local_rank() -> int:
-    """Likewise, among those on this machine."""
+    """Rank of this process among those on this machine; 0 if it runs alone."""
     return int(os.environ.get("SLURM_LOCALID" if by_srun() else "LOCAL_RANK", 0))
 
 
 def world_size() -> int:
-    """Of how many such processes this is one."""
+    """Number of processes that train this run together."""
     return int(os.environ.get("SLURM_NTASKS" if by_srun() else "WORLD_SIZE", 1))
 
 
 def is_rank() -> bool:
-    """Whether this process is one of several that somebody has started to train together."""
+    """Returns True if torchrun, srun or our launcher started this process as a rank."""
     return "RANK" in os.environ or by_srun()
 
 
 def by_srun() -> bool:
-    """Whether srun has started several tasks, of which this process is one."""
+    """Returns True if this process is one of several tasks of an srun step."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1

@@ -1,4 +1,4 @@
-"""Being asked to stop, by a signal or by the clock, where the work can go on later."""
+"""Preemption: stopping a run on a signal or a time limit so that it can be resumed."""
 
 import os
 import signal
@@ -8,41 +8,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-REQUEUE = 75  # the exit code: run the same command again (EX_TEMPFAIL)
+REQUEUE = 75  # exit code: the same command resumes the run (EX_TEMPFAIL)
 CTRL_C = 130
-RESUMABLE_EXIT_CODES = {REQUEUE, CTRL_C}  # codes of those who can go on later
+RESUMABLE_EXIT_CODES = {REQUEUE, CTRL_C}
 _CODES = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: CTRL_C}
 
 
 class Interrupted(BaseException):
-    """Ends a command whose work is kept. No error: nothing that catches errors may stop it.
+    """Raised when a command stops early and can be resumed.
+
+    It extends `BaseException`, so that `except Exception` does not swallow it.
 
     Args:
-        reason: in a word or two, as in SIGTERM.
-        code: with which the command is to exit.
-        told: what has become of the work, if anybody knows.
+        reason: short name of the cause, such as SIGTERM or max_time.
+        code: exit code of the command, one of `RESUMABLE_EXIT_CODES`.
+        message: state of the run for the user, such as the last saved step; empty if unknown.
     """
 
-    def __init__(self, reason: str, code: int, told: str = "") -> None:
+    def __init__(self, reason: str, code: int, message: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.code, self.told = reason, code, told
+        self.reason, self.code, self.message = reason, code, message
 
 
 class StopRequest:
-    """That somebody has for this process to stop."""
+    """A pending request to stop this process, set by a signal or by `max_time`."""
 
     def __init__(self) -> None:
         self._reason, self._code = "", 0
         self._started, self._deadline = time.monotonic(), float("inf")
-        self._owner, self._minded = 0, 0
+        self._owner, self._deferrals = 0, 0
 
-    def within(self, seconds: float) -> None:
-        """Stop when the process is so old."""
+    def set_deadline(self, seconds: float) -> None:
+        """Requests a stop once this process has existed for so many seconds."""
         self._deadline = self._started + seconds
 
     @property
     def code(self) -> int:
-        """The exit code that is wished for; 0 if nobody wishes."""
+        """Exit code of the pending request; 0 without a request."""
         if not self._code and time.monotonic() > self._deadline:
             self._reason, self._code = "max_time", REQUEUE
         return self._code
@@ -52,11 +54,13 @@ class StopRequest:
         return self._reason
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Where signals are wishes.
+    def install_handlers(self) -> Iterator[None]:
+        """Installs handlers that record SIGTERM, SIGUSR1 and SIGINT as stop requests.
+
+        Does nothing outside the main thread, where Python allows no signal handlers.
 
         Raises:
-            Interrupted: from within a signal handler, where nobody minds, and at a second Ctrl-C.
+            Interrupted: from the signal handler, outside `deferred` and at a second Ctrl-C.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -65,8 +69,8 @@ class StopRequest:
         self._deadline = float("inf")
         before = {number: signal.getsignal(number) for number in _CODES}
         for number, handler in before.items():
-            if handler != signal.SIG_IGN:  # as in a shell's background
-                signal.signal(number, self._hear)
+            if handler != signal.SIG_IGN:  # ignored, as a shell does for background jobs
+                signal.signal(number, self._handle)
         try:
             yield
         finally:
@@ -74,33 +78,36 @@ class StopRequest:
                 signal.signal(number, handler)
 
     @contextmanager
-    def minded(self) -> Iterator[None]:
-        """Where somebody looks at the wish often, and stops in good order.
+    def deferred(self) -> Iterator[None]:
+        """Defers interruption: the caller polls `code` and stops at a safe point.
 
         Raises:
-            Interrupted: at the end, if there is a wish that nobody has seen.
+            Interrupted: at the end of the block, if a request is still pending.
         """
-        self._minded += 1
+        self._deferrals += 1
         try:
             yield
         finally:
-            self._minded -= 1
-        if self.code and not self._minded:
+            self._deferrals -= 1
+        if self.code and not self._deferrals:
             raise Interrupted(self.reason, self.code)
 
-    def fulfilled(self, code: int) -> None:
-        """The process leaves, with its exit code: who asks again must not kill it on the way."""
+    def ignore_further(self, code: int) -> None:
+        """Ignores SIGTERM and SIGUSR1 while the process exits with code `REQUEUE`.
+
+        A repeated signal must not kill a process that is already shutting down.
+        """
         for number in _CODES if code == REQUEUE else ():
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_IGN)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a worker of a loader: it ends with its parent
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked data loader worker: it ends with its parent
             return
         name, code = signal.Signals(number).name, _CODES[signal.Signals(number)]
-        impatient = self._code == CTRL_C == code
+        second_ctrl_c = self._code == CTRL_C == code
         self._reason, self._code = name, code
-        if impatient or not self._minded:
+        if second_ctrl_c or not self._deferrals:
             raise Interrupted(name, code)
 
 

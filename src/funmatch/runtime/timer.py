@@ -1,4 +1,4 @@
-"""Seconds spent on a part of a run, also on a device that works asynchronously."""
+"""Wall-clock timer for a part of a run, also on an asynchronous device."""
 
 import time
 from collections.abc import Iterator
@@ -8,9 +8,10 @@ import torch
 
 
 class Timer:
-    """Adds up the seconds spent in `with clock(device):` blocks.
+    """Adds up the seconds spent in `with timer(device):` blocks.
 
-    On a GPU the blocks are bracketed by events, which are read in bulk: no step waits for them.
+    On a GPU the blocks are bracketed by CUDA events, which are read in bulk, so that no step
+    synchronises with the device.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Timer:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds so far; synchronises with the device."""
         self._read()
         return self._seconds
 

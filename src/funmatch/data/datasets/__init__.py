@@ -1,1 +1,1 @@
-"""Data sets: file layouts, label tables, splits."""
+"""Data sets: builders, file layouts, label tables, splits."""

@@ -1,6 +1,6 @@
-"""What `data=...` builds: the splits of a data set that lies on disk, or is downloaded first.
+"""Builders of the data sets: the targets of `conf/data`, which return `Splits`.
 
-Downloads are torchvision's, with its checksums.
+Downloads are those of torchvision, with its checksums.
 """
 
 import shutil
@@ -20,30 +20,37 @@ from funmatch.runtime import atomic_files
 
 
 def flowers102(root: str, download: bool = False) -> Splits:
-    """Oxford Flowers102; see `layouts.flowers102`."""
+    """Oxford Flowers102; see `torchvision_layouts.flowers102`."""
     found = _read(torchvision_layouts.flowers102, torchvision.Flowers102, root, download)
     return _splits(found, tuple(torchvision.Flowers102.classes))
 
 
 def pets(root: str, download: bool = False) -> Splits:
-    """Oxford-IIIT Pets; see `layouts.pets`."""
+    """Oxford-IIIT Pets; see `torchvision_layouts.pets`."""
     return _splits(_read(torchvision_layouts.pets, torchvision.OxfordIIITPet, root, download))
 
 
 def food101(root: str, download: bool = False) -> Splits:
-    """Food-101; see `layouts.food101`."""
+    """Food-101; see `torchvision_layouts.food101`."""
     return _splits(_read(torchvision_layouts.food101, torchvision.Food101, root, download))
 
 
 def sun397(root: str, download: bool = False) -> Splits:
-    """SUN397; see `layouts.sun397`."""
+    """SUN397; see `torchvision_layouts.sun397`."""
     return _splits(_read(torchvision_layouts.sun397, torchvision.SUN397, root, download))
 
 
 def imagenet(
     root: str, v2: str | None = None, real: str | None = None, download: bool = False
 ) -> Splits:
-    """ImageNet-1k; see `imagenet.imagenet`. `download` unpacks the official archives in root."""
+    """ImageNet-1k; see `imagenet.imagenet`.
+
+    Args:
+        root: folder of the data set.
+        v2: folder of ImageNet-V2, or None.
+        real: file of the ReaL labels, or None.
+        download: unpack the official archives in root; they are not downloaded.
+    """
 
     def read(path: Path) -> DatasetFiles:
         return ilsvrc.imagenet(path, Path(v2) if v2 else None, Path(real) if real else None)
@@ -58,12 +65,12 @@ def folder(
     split: Sequence[float] | None = None,
     classes: int | None = None,
 ) -> Splits:
-    """Anybody's folder of images; see `folder.folder`."""
+    """A folder of images; see `image_folder.folder`."""
     return _splits(folders.folder(Path(root), labels, label_column, split, classes))
 
 
 def _splits(found: DatasetFiles, classes: tuple[str, ...] | None = None) -> Splits:
-    """From listings to images."""
+    """Sources of image files from the file lists of a data set."""
     names = classes or found.classes
     return Splits(
         ImageFiles(found.train, names),
@@ -76,7 +83,7 @@ def _splits(found: DatasetFiles, classes: tuple[str, ...] | None = None) -> Spli
 def _read(
     read: Callable[[Path], DatasetFiles], get: Callable[..., object], root: str, download: bool
 ) -> DatasetFiles:
-    """Reads a layout; gets what is missing first if that is wished."""
+    """Reads the file lists of a data set, and downloads missing data first if `download` is set."""
     path = Path(root)
     try:
         return read(path)
@@ -84,18 +91,18 @@ def _read(
         if not download:
             raise
     try:
-        with atomic_files.lock(path / ".funmatch.lock", wait=True):  # one of all ranks
+        with atomic_files.lock(path / ".funmatch.lock", wait=True):  # one rank downloads at a time
             get(root=root, download=True)
     except Exception as error:
         raise DataNotFoundError(
             f"root={root}: download=true failed ({in_one_line(error)}); "
-            "try again, or put the data there by other means"
+            "try again, or copy the data to this folder by other means"
         ) from error
     return read(path)
 
 
 def _unpack(root: str, download: bool) -> None:
-    """Unpacks the archives of ImageNet that lie in root, checked by their MD5."""
+    """Unpacks the archives of ImageNet in root after checking their MD5."""
     path = Path(root)
     if not (path / archives.META_FILE).is_file() and (path / ilsvrc.DEVKIT).is_file():
         archives.parse_devkit_archive(root)
@@ -103,7 +110,7 @@ def _unpack(root: str, download: bool) -> None:
     for part, archive in ilsvrc.ARCHIVES.items():
         if (path / part).is_dir() or not (path / archive).is_file():
             continue
-        # A kill leaves a part of it: what has its final name is whole.
+        # Unpacked under a temporary name: a folder with the final name is complete.
         unfinished = path / f"{part}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         parse[part](root, folder=unfinished.name)

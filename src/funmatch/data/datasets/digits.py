@@ -12,22 +12,22 @@ from torch import Tensor
 
 from funmatch.data.sources import ArraySource, Source, Splits
 
-# Of the split, not of a run: every run is measured on the same images.
+# Seed of the split, not of a run: every run uses the same images.
 _SPLIT_SEED = 0
 _VAL = _TEST = 360
 
 
 def digits(*, images_per_class: int | None = None) -> Splits:
-    """The digits, split once and for all, stratified by class: 1077 train, 360 val, 360 test.
+    """Splits of the digits, fixed and stratified by class: 1077 train, 360 val, 360 test.
 
     Args:
-        images_per_class: keep only so many training images of each class; None for all.
+        images_per_class: number of training images per class; None for all.
 
     Returns:
         Grey uint8 images [1, 8, 8] with labels 0 to 9.
 
     Raises:
-        ValueError: there are not so many images of a class.
+        ValueError: a class has fewer training images.
     """
     data = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)[:, None]

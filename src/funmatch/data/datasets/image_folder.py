@@ -1,4 +1,4 @@
-"""Anybody's folder of images: classes as folders, a table of labels, or no labels at all."""
+"""A user's folder of images: with class folders, with a csv file of labels, or without labels."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,7 +18,7 @@ from funmatch.data.file_list import (
 )
 
 _SPLITS = ("train", "val", "test")
-_SHARES = "give three shares, of train, val and test, that add up to 1"
+_SHARES = "give three fractions, for train, val and test, that add up to 1"
 _ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
@@ -29,24 +29,24 @@ def folder(
     split: Sequence[float] | None = None,
     classes: int | None = None,
 ) -> DatasetFiles:
-    """The images below a folder.
+    """File lists of the images below a folder.
 
     Args:
-        root: with train/, val/ and test/, or without. Where val is missing it is a tenth of train,
-            by the seeded stratified split; where test is missing it is val.
-        labels: "auto": sub-folders are classes, and without sub-folders there are no labels;
-            "none": no labels, whatever the folders; or a csv file with a header, in root unless
-            absolute: the first column names images anywhere below root, those it does not name are
-            left out.
-        label_column: of the csv, with class numbers from 0; by default the one called label, else
-            the first whose name contains "label".
-        split: shares of train, val and test where there are no such folders. By default 0.8, 0.1
+        root: folder with train/, val/ and test/, or without. A missing val is a tenth of train, by
+            the seeded stratified split; a missing test is val.
+        labels: "auto": sub-folders are classes, without sub-folders there are no labels; "none":
+            no labels, whatever the folders; or the path of a csv file with a header, relative to
+            root or absolute: its first column names images anywhere below root, and images that it
+            does not name are left out.
+        label_column: column of the csv file with class numbers from 0; by default the column
+            "label", else the first whose name contains "label".
+        split: fractions of train, val and test if there are no such folders. By default 0.8, 0.1
             and 0.1 with labels; 0.9, 0.1 and 0 without. 0, 0 and 1 is for evaluation only.
-        classes: the number of classes where no folders tell it; by default the largest label + 1.
+        classes: number of classes without class folders; by default the largest label + 1.
 
     Raises:
-        MissingData: the images are not there, or not in one of these forms.
-        ValueError: the shares are none.
+        DataNotFoundError: the folder contains no images, or has none of these layouts.
+        ValueError: `split` is not three fractions that add up to 1.
     """
     if labels == "auto":
         every, names, has_labels = _by_folders(root)
@@ -74,10 +74,11 @@ def facts(
     label_column: str | None = None,
     split: Sequence[float] | None = None,
 ) -> dict[str, int | str | None]:
-    """What a configuration needs to know of a folder, before torch is there.
+    """Facts of a folder that a configuration needs, without importing torch.
 
     Returns:
-        classes, None without labels; train_size; digest, 8 hex of names, file sizes and labels.
+        classes: number of classes, None without labels; train_size: number of training images;
+        digest: 8 hex digits of a digest of names, file sizes and labels.
     """
     try:
         shares = None if split is None else tuple(float(share) for share in split)
@@ -100,18 +101,18 @@ def _facts(
 
 
 def _images(root: Path) -> list[str]:
-    """All images below a folder that must be there and hold some."""
+    """Names of all images below a folder, which must exist and contain at least one."""
     if root.is_file():
         if root.suffix in _ARCHIVES:
             tool = "unzip" if root.suffix == ".zip" else "tar xf"
-            raise DataNotFoundError(f"root={root}: an archive; extract it first: {tool} {root}")
-        raise DataNotFoundError(f"root={root}: a file; give the folder that holds the images")
+            raise DataNotFoundError(f"root={root}: is an archive; extract it first: {tool} {root}")
+        raise DataNotFoundError(f"root={root}: is a file; give the folder with the images")
     if not root.is_dir():
-        raise DataNotFoundError(f"root={root}: no such folder; give the one that holds the images")
+        raise DataNotFoundError(f"root={root}: no such folder; give the folder with the images")
     names = images_below(root)
     if not names:
         raise DataNotFoundError(
-            f"root={root}: no images there (*.jpg, *.png, ...); give another root"
+            f"root={root}: contains no images (*.jpg, *.png, ...); give another root"
         )
     return names
 
@@ -121,12 +122,15 @@ def _plain(root: Path, names: Sequence[str]) -> FileList:
 
 
 def _by_folders(root: Path) -> tuple[FileList, tuple[str, ...], bool]:
-    """Images in class folders, with or without train/, val/ and test/ above; or in none."""
+    """Images in class folders or without classes, with or without train/, val/ and test/ above.
+
+    Returns the images, the class names, and True if there are labels.
+    """
     names = _images(root)
     tops = [f"{part}/" for part in _SPLITS if (root / part).is_dir()]
     if tops and "train/" not in tops:
         raise DataNotFoundError(
-            f"root={root}: {tops[0]} without train/ beside it; to measure on it alone give "
+            f"root={root}: contains {tops[0]} but no train/; to evaluate on it alone give "
             f"root={root / tops[0]} and split=[0,0,1]"
         )
     beside = [name for name in names if not name.startswith(tuple(tops))]
@@ -137,15 +141,15 @@ def _by_folders(root: Path) -> tuple[FileList, tuple[str, ...], bool]:
         )
     tops = tops or [""]
     below = {top: [n.removeprefix(top) for n in names if n.startswith(top)] for top in tops}
-    forms = {top: _classes(root, top, below[top]) for top in tops}
-    if not any(forms.values()):
+    found = {top: _classes(root, top, below[top]) for top in tops}
+    if not any(found.values()):
         return _plain(root, [top + name for top in tops for name in below[top]]), (), False
-    if not all(forms.values()):
-        flat = next(top for top, classes in forms.items() if not classes)
+    if not all(found.values()):
+        flat = next(top for top, classes in found.items() if not classes)
         raise DataNotFoundError(f"root={root}: {flat} has no class folders, others have; {_NONE}")
-    classes = forms[tops[0]]
-    for top, there in forms.items():
-        if extra := sorted(set(there) - set(classes)):
+    classes = found[tops[0]]
+    for top, names_in_top in found.items():
+        if extra := sorted(set(names_in_top) - set(classes)):
             raise DataNotFoundError(
                 f"root={root}: {top}{extra[0]} is a class that train does not have; "
                 "remove it, or give train some of its images"
@@ -153,37 +157,42 @@ def _by_folders(root: Path) -> tuple[FileList, tuple[str, ...], bool]:
     if len(classes) == 1:
         raise DataNotFoundError(
             f"root={root}: {tops[0]}{classes[0]} is the only class folder; {_NONE}, "
-            "or name a table of them with labels=FILE.csv"
+            "or give a csv file of labels with labels=FILE.csv"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     pairs = [(top + n, numbers[n.split("/")[0]]) for top in tops for n in below[top]]
     return labelled(root, pairs), tuple(classes), True
 
 
-_NONE = "take all images without labels with labels=none"
+_NONE = "use all images without labels with labels=none"
 
 
 def _classes(root: Path, top: str, names: Sequence[str]) -> list[str]:
-    """The class folders in a part; none where its images lie in it side by side."""
-    there = folders_in(root / top)
+    """Class folders of a split; empty if its images are not in sub-folders."""
+    folders = folders_in(root / top)
     beside = [name for name in names if "/" not in name]
-    if there and beside:
+    if folders and beside:
         raise DataNotFoundError(
-            f"root={root}: the image {top}{beside[0]} beside the folder {top}{there[0]}; {_NONE}"
+            f"root={root}: the image {top}{beside[0]} is beside the folder {top}{folders[0]}; "
+            f"{_NONE}"
         )
-    if empty := sorted(set(there) - {name.split("/")[0] for name in names}):
-        raise DataNotFoundError(f"root={root}: {top}{empty[0]} holds no images; fill or remove it")
+    if empty := sorted(set(folders) - {name.split("/")[0] for name in names}):
+        raise DataNotFoundError(
+            f"root={root}: {top}{empty[0]} contains no images; add some or remove it"
+        )
     if not names:
-        raise DataNotFoundError(f"root={root}: {top} holds no images; fill or remove it")
-    return there
+        raise DataNotFoundError(f"root={root}: {top} contains no images; add some or remove it")
+    return folders
 
 
 def _parts(every: FileList, split: Sequence[float] | None) -> tuple[FileList, FileList, FileList]:
-    """Train, val and test, as folders of these names tell, else by shares."""
+    """File lists of train, val and test: from folders of these names, else by fractions."""
     tops = np.array([name.split("/")[0] if "/" in name else "" for name in every.names])
     if (tops == "train").any():
         if split is not None:
-            raise ValueError(f"split={list(split)}: the folder train tells the split; give null")
+            raise ValueError(
+                f"split={list(split)}: the folder train defines the split already; give null"
+            )
         train, val, test = (every.take(np.flatnonzero(tops == part)) for part in _SPLITS)
         if not len(val):
             train, val = _split(train, 0.1)
@@ -193,7 +202,9 @@ def _parts(every: FileList, split: Sequence[float] | None) -> tuple[FileList, Fi
     if len(split) != 3 or min(split) < 0 or abs(sum(split) - 1) > 1e-6:
         raise ValueError(f"split={list(split)}: {_SHARES}")
     if split[0] and not split[1]:
-        raise ValueError(f"split={list(split)}: give val a share too, the best is chosen on it")
+        raise ValueError(
+            f"split={list(split)}: val must not be empty, it selects the best checkpoint"
+        )
     if not split[0]:
         val, test = _split(every, split[2]) if split[1] else (every.take(_NOTHING), every)
         return every.take(_NOTHING), val, test

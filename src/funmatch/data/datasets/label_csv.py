@@ -1,4 +1,4 @@
-"""A csv file that says which class each image is of."""
+"""Labels of images from a csv file."""
 
 import csv
 from collections.abc import Sequence
@@ -10,18 +10,19 @@ from funmatch.data.file_list import DataNotFoundError, FileList, labelled, readi
 def labels(
     root: Path, names: Sequence[str], table: str, column: str | None, classes: int | None
 ) -> FileList:
-    """The images that a csv file names, with its labels.
+    """File list of the images that a csv file names, with their labels.
 
     Args:
-        root: of the images, and of the table unless that is absolute.
-        names: of all images below root.
-        table: path of the csv file.
-        column: of the class numbers from 0; by default the one called label, else the first whose
-            name contains "label".
-        classes: their number, if it is known.
+        root: folder of the images.
+        names: names of all images below root.
+        table: path of the csv file, relative to root or absolute.
+        column: column with class numbers from 0; by default the column "label", else the first
+            whose name contains "label".
+        classes: number of classes; None if unknown.
 
     Raises:
-        MissingData: table and images do not fit together.
+        DataNotFoundError: the csv file is missing or damaged, names a missing image or names an
+            image twice, or a label is too large.
     """
     key = f"labels={table}"
     with reading(root, table, "give a csv file with a header, in root or absolute", key) as path:
@@ -38,7 +39,7 @@ def labels(
     largest = max(number for _, number in given)
     if classes is not None and largest >= classes:
         raise DataNotFoundError(
-            f"{key}: label {largest} is beyond classes={classes}; set classes higher"
+            f"{key}: label {largest} is too large for classes={classes}; set classes higher"
         )
     by_name: dict[str, list[str]] = {}
     for name in names:
@@ -47,21 +48,21 @@ def labels(
     pairs: list[tuple[str, int]] = []
     missing: list[str] = []
     for name, number in given:
-        places = [name] if name in every else by_name.get(name, [])
-        if len(places) > 1:
+        matches = [name] if name in every else by_name.get(name, [])
+        if len(matches) > 1:
             raise DataNotFoundError(
-                f"{key}: {name} is ambiguous: {places[0]} or {places[1]}; "
+                f"{key}: {name} is ambiguous: {matches[0]} or {matches[1]}; "
                 "write names with their folder below root"
             )
-        pairs += [(place, number) for place in places]
-        missing += [] if places else [name]
+        pairs += [(match, number) for match in matches]
+        missing += [] if matches else [name]
     if missing:
         raise DataNotFoundError(
             f"{key}: {len(missing)} of its {len(given)} images are not below root={root}, "
-            f"first {missing[0]}; complete them, or give another root"
+            f"first {missing[0]}; add them, or give another root"
         )
-    if len({place for place, _ in pairs}) < len(pairs):
-        raise DataNotFoundError(f"{key}: names an image twice; keep one row for each")
+    if len({match for match, _ in pairs}) < len(pairs):
+        raise DataNotFoundError(f"{key}: names an image twice; keep one row for each image")
     return labelled(root, sorted(pairs))
 
 

@@ -1,4 +1,4 @@
-"""Splits that are the same everywhere: drawn from names alone, or stored."""
+"""Reproducible splits: stratified splits that depend on file names alone, and stored splits."""
 
 import gzip
 import hashlib
@@ -13,22 +13,25 @@ from numpy.typing import NDArray
 
 from funmatch.data.file_list import FileList
 
-# Of the split, not of a run: every run is measured on the same images.
+# Seed of the split, not of a run: every run uses the same images.
 SEED = 0
 
 
 def split(images: FileList, *shares: float, least: int = 0) -> list[FileList]:
-    """Training images, then the held-out shares, by the seeded stratified split.
+    """Splits a file list into training images and held-out parts, with the seeded stratified split.
 
-    The sizes of the shares are rounded down, training gets the rest: so 98 % of ImageNet are
-    1,255,544 images, and 70/10/20 % of SUN397 are the paper's sizes.
+    The sizes of the held-out parts are rounded down and training gets the rest: so 98 % of
+    ImageNet are 1,255,544 images, and 70/10/20 % of SUN397 are the paper's sizes.
 
     Args:
-        images: with labels or without.
-        shares: of the parts that are not for training.
-        least: images in each part with a share.
+        images: the file list, with labels or without.
+        shares: fractions of the held-out parts.
+        least: minimum number of images in a part whose share is not 0.
+
+    Returns:
+        The training images, then one file list per share.
     """
-    # The nudge: 0.29 * 100 is 28.999...
+    # The small offset corrects rounding: 0.29 * 100 is 28.999...
     sizes = [math.floor(share * len(images) + 1e-6) for share in shares]
     sizes = [max(size, least) if share else 0 for size, share in zip(sizes, shares, strict=True)]
     labels = images.labels
@@ -44,27 +47,27 @@ def stratified(
     *,
     seed: int = SEED,
 ) -> list[NDArray[np.int64]]:
-    """Splits a set by class, as a function of "seed/name" alone.
+    """Stratified split by class, a function of the seed and the names alone.
 
-    The order in which the names are given, the system and the version of numpy change nothing:
-    in each class the images are taken in the order of the SHA-256 of "seed/name".
+    In each class the images are taken in the order of the SHA-256 of "seed/name", so that the
+    order of the names, the operating system and the version of numpy have no effect.
 
     Args:
-        names: [N], unlike each other.
+        names: [N], distinct.
         labels: [N], or None for one class.
-        sizes: of the parts after the first, exact; the first gets the rest.
-        seed: another one gives another split.
+        sizes: exact sizes of all parts but the first, which gets the rest.
+        seed: seed of the split.
 
     Returns:
-        Increasing indices of the first part, then of each size. Every class has about the same
-        share in every part, and where that is possible each keeps an image in the first part.
+        Increasing indices of each part, the first part first. Every class has about the same
+        share in every part, and keeps an image in the first part if that is possible.
 
     Raises:
-        ValueError: the sizes are more than the images.
+        ValueError: the sizes add up to more than N, or one is negative.
     """
     total = len(names)
     if sum(sizes) > total or min(sizes, default=0) < 0:
-        raise ValueError(f"parts of {list(sizes)} images do not fit into {total}")
+        raise ValueError(f"parts of {list(sizes)} images do not fit into {total} images")
     labels = np.zeros(total, dtype=np.int64) if labels is None else labels
     classes, members = np.unique(labels, return_inverse=True)
     left = np.bincount(members, minlength=len(classes))
@@ -87,10 +90,10 @@ def _key(text: str) -> int:
 
 
 def _allocation(size: int, counts: NDArray[np.int64], most: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Shares a size out over classes by largest remainders, to none more than `most`."""
+    """Distributes a size over classes by largest remainders, at most `most` to each."""
     if not size:
         return np.zeros_like(counts)
-    quotas = size * counts  # in units of 1 / counts.sum(): whole numbers are the same everywhere
+    quotas = size * counts  # in units of 1 / counts.sum(): integers are exact on every system
     given = np.minimum(quotas // counts.sum(), most)
     order = np.argsort(-(quotas - given * counts.sum()), kind="stable")
     while missing := size - int(given.sum()):
@@ -100,24 +103,29 @@ def _allocation(size: int, counts: NDArray[np.int64], most: NDArray[np.int64]) -
 
 
 class Stored(NamedTuple):
-    """The part of one class in a stored split."""
+    """One class of a stored split.
+
+    Attributes:
+        digest: digest of the sorted file names of the class, 8 hex digits.
+        letters: t (train), v (val) or e (test) for each of the sorted file names.
+    """
 
     digest: str
     letters: str
 
     def fits(self, names: Sequence[str]) -> bool:
-        """Whether these sorted names are the images of the class."""
+        """Returns True if these sorted names are the images of the class."""
         return len(names) == len(self.letters) and class_digest(names) == self.digest
 
 
 def class_digest(names: Sequence[str]) -> str:
-    """Of sorted names: 8 hex."""
+    """Digest of sorted names: the first 8 hex digits of their SHA-256."""
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 @cache
 def stored(name: str) -> Mapping[str, Stored]:
-    """A stored split: by class, one letter for each image; see splits/README.md."""
+    """Loads a stored split by its name: one `Stored` per class; see splits/README.md."""
     packed = (resources.files("funmatch.data") / "splits" / f"{name}.txt.gz").read_bytes()
     rows = (line.split() for line in gzip.decompress(packed).decode().splitlines())
     return {label: Stored(digest, letters) for label, digest, letters in rows}

@@ -80,7 +80,7 @@ class PeriodicCheckpoint(Checkpoint):
             self._ask_for_room(module)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        self._leaving = self._consensus.reach(STOP.code)
+        self._leaving = self._consensus.reduce(STOP.code)
         # At a validation step it waits for the validation: a resume does not validate again.
         if trainer.global_step % self._validate_every:
             self._save_or_leave(trainer)
@@ -91,7 +91,7 @@ class PeriodicCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer)
-        self._consensus.reach(STOP.code)
+        self._consensus.reduce(STOP.code)
         self._leaving = self._consensus.end()  # what came with the last step, known to all
         if self._leaving:
             self._leave(trainer)
