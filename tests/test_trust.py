@@ -156,3 +156,17 @@ def test_weights_that_would_run_code_are_refused(workplace: Path, tmp_path: Path
         assert err.count("\n") == 1, suffix
     assert not (tmp_path / "executed").exists()
     assert not [run for run in tmp_path.glob("logs/*/*/summary.json") if Run(run.parent).completed]
+
+
+def test_run_of_an_earlier_version_is_refused_by_the_module_that_moved(tmp_path: Path) -> None:
+    run = tmp_path / "logs" / "old" / "consistent-s0-00000000"
+    run.mkdir(parents=True)
+    (run / "student.safetensors").touch()
+    (run / "config.yaml").write_text(
+        "recipe: {_target_: funmatch.recipes.Shared, name: consistent}\n"
+        "data: {splits: {}}\nstudent: {}\nsteps: 4\nseed: 0\ntrainer: {precision: 32-true}\n"
+    )
+    code, out, err = command_here("evaluate", f"run={run}", cwd=tmp_path)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: recipe._target_=funmatch.recipes.Shared: ")
+    assert "this version has no module funmatch.recipes: " in err

@@ -55,8 +55,7 @@ def check(cfg: DictConfig) -> None:
             raise ValueError(
                 f"{key}={text}: a configuration may call networks, data, losses, optimisers, "
                 "loggers and callbacks of funmatch, torch, torchvision, lightning and "
-                f"torchmetrics; if you trust it, put FUNMATCH_ALLOW={called.rpartition('.')[0]} "
-                "into the environment"
+                f"torchmetrics; {_remedy(called.rpartition('.')[0])}"
             )
         for secret in secrets:
             if secret in text:
@@ -85,6 +84,15 @@ def _allowed(target: str) -> bool:
     if module == _BUILDERS or _within(module, _OURS):
         return True
     return _within(module, _CLASSES) and name[:1].isupper()
+
+
+def _remedy(module: str) -> str:
+    if module.startswith("funmatch.") and not _is_module(module):
+        return (
+            f"this version has no module {module}: read a run of an earlier version with that "
+            "version, or train it again"
+        )
+    return f"if you trust it, put FUNMATCH_ALLOW={module} into the environment"
 
 
 def _within(module: str, packages: tuple[str, ...]) -> bool:
