@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -220,6 +221,10 @@ def _become(request: Mapping[str, Any], files: Sequence[int]) -> list[str]:
     sys.path[:] = [str(Path(script).resolve().parent), *more, *sys.path[1:]]
     importlib.invalidate_caches()
     tempfile.tempdir = None  # it follows TMPDIR
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False  # temporary folders of the server are removed by the server
+    if media := sys.modules.get("wandb.sdk.data_types._private"):
+        atexit.unregister(media.MEDIA_TMP.cleanup)
     random.seed()
     sys.modules["numpy"].random.seed()  # torch's seed is the same in every new process
     return request["argv"]

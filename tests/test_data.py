@@ -115,8 +115,8 @@ def test_a_data_set_feeds_the_streams(name: str, tmp_path: Path) -> None:
     sides = {"student": 8, "teacher": 6}
     batch = Stream(splits.train, RECIPE, sides=sides, batch_size=8, seed=1)[5]
     assert batch.view("student").shape == (9, 3, 8, 8)
-    assert batch.label is not None
-    assert batch.label.tolist() == [listing.labels[i] for i in batch.index.tolist()]
+    assert batch.truth is not None
+    assert batch.truth.label.tolist() == [listing.labels[i] for i in batch.index.tolist()]
 
     batch = EvaluationStream(EvaluationViews(splits.part("test"), 9, 8), batch_size=4)[0]
     assert batch.views["student"].shape == (4, 3, 8, 8)

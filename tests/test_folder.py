@@ -50,7 +50,7 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert list(map(len, parts(found))) == [16, 2, 2]
     assert len(set().union(*(part.names for part in parts(found)))) == 20
     source = builders.folder(str(tmp_path)).train
-    assert Stream(source, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].label is not None
+    assert Stream(source, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].truth is not None
 
 
 def test_a_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
     assert set(found.train.names) | set(found.val.names) == {f"{i}.jpg" for i in range(25)}
     splits = builders.folder(str(tmp_path), classes=1000)  # the teacher's
     assert len(splits.train.classes) == 1000
-    assert Stream(splits.train, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].label is None
+    assert Stream(splits.train, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].truth is None
     for number in range(3):
         trees.photograph(tmp_path / "few" / f"{number}.jpg", number=number)
     assert [len(part) for part in parts(image_folder.folder(tmp_path / "few"))] == [2, 1, 1]
