@@ -86,7 +86,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "data.mild": (_is_mild, "give two sides, resize and crop, crop <= resize: [160,128]"),
     "data.min_area": (lambda value: 0 < value <= 1, "give a share in (0, 1]"),
     "data.images_per_class": (_COUNT[0], "give a whole number from 1, or null"),
-    "teacher.combine": _one_of("probability", "logit", "sum"),
+    "teacher.combine": _one_of("probability", "logit", "mean", "sum"),
     "targets.mode": _one_of("live", "auto", "record", "replay"),
     "targets.form": (
         re.compile(r"float32|float16|top[1-9]\d*").fullmatch,
