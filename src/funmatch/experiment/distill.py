@@ -1,4 +1,4 @@
-"""The ways of teaching: from a teacher, or from labels; and measuring what was learned."""
+"""Distillation of a student from the outputs of a teacher."""
 
 from typing import Any
 
