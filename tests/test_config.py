@@ -77,7 +77,7 @@ WRONG = [
     ("recipe.name=a/b", "recipe.name=a/b: use letters, digits, '.', '_' and '-' only"),
     ("trainer.accelerator=foo", "trainer.accelerator=foo: choose auto, cpu, gpu, cuda, mps or tpu"),
     ("trainer.precision=bf16-true", "trainer.precision=bf16-true: choose 32-true, bf16-mixed or"),
-    ("trainer.threads=0", "trainer.threads=0: give a whole number from 1, or null"),
+    ("compute.threads=0", "compute.threads=0: give a whole number from 1, or null"),
     ("student.classes=5", "student.classes=5: data=digits has 10 classes"),
     ("seed=99999999999", "seed=99999999999: give a whole number from 0 to 4294967295"),
     ("logger=none logger.wandb.project=x", "logger.wandb.project=x: no such key; "),
@@ -159,7 +159,7 @@ def test_a_run_is_named_by_what_decides_its_result(compose) -> None:
     assert name() == name()
     assert name().startswith("function_matching-s0-")
     for same in ("trainer.devices=2", "paths.logs=x", "logger=none", "name=other", "resume=never",
-                 "checkpoint_every=7", "trainer.workers=3"):  # fmt: skip
+                 "checkpoint_every=7", "compute.workers=3"):  # fmt: skip
         assert name(same) == name()
     for other in ("seed=1", "optimizer.lr=0.5", "epochs=70", "recipe=consistent", "batch_size=50",
                   "trainer.precision=bf16-mixed", "validate_every=7"):  # fmt: skip

@@ -29,7 +29,7 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
     commands = _COMMAND.findall(guide)
     assert len(commands) == 4
     for number, (script, overrides) in enumerate(commands):
-        quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every=2")
+        quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every_n_steps=2")
         steps = () if "steps=" in overrides else quick
         given = [*overrides.split(), *QUICK, *steps, f"name=guide{number}"]
         done = subprocess.run(

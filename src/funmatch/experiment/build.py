@@ -48,7 +48,7 @@ def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Netwo
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in bare.modules())
     if norms and piece < share:
         told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
-        say(f"trainer.micro_batch={piece}: {told}")
+        say(f"compute.micro_batch={piece}: {told}")
     return tuned(cfg, bare, role)
 
 
@@ -103,13 +103,13 @@ def tuned(cfg: DictConfig, network: Network, role: str) -> Network:
 
 def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
     """How a network computes: its memory layout, and whether it is compiled."""
-    channels_last = cfg.trainer.channels_last
+    channels_last = cfg.compute.channels_last
     if channels_last == "auto":
         # On a CPU GroupNorm is slower in this layout, all else is faster.
         channels_last = not any(isinstance(m, nn.GroupNorm) for m in network.modules())
     asked = {"none": (), "teacher": ("teacher",), "student": ("student", "model")}
     rows = None
-    if role in asked.get(cfg.trainer.compile, (role,)):
+    if role in asked.get(cfg.compute.compile, (role,)):
         rows = _rows(cfg)
     return {"channels_last": channels_last, "compiled": rows}
 
@@ -117,7 +117,7 @@ def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
 def _rows(cfg: DictConfig) -> int:
     """Images that pass through the networks of a process at a time."""
     share = int(cfg.batch_size) // schema.rank_count(cfg)
-    return min(cfg.trainer.micro_batch or share, share)
+    return min(cfg.compute.micro_batch or share, share)
 
 
 def splits(cfg: DictConfig) -> Splits:
@@ -179,8 +179,9 @@ def stream(
         batch_size=cfg.batch_size,
         steps=schema.total_steps(cfg),
         seed=cfg.seed,
-        workers=cfg.trainer.workers,
+        workers=cfg.compute.workers,
         brings=brings,
+        repeat=cfg.trainer.get("overfit_batches"),
     )
 
 
@@ -189,12 +190,12 @@ def learning(cfg: DictConfig) -> Learning:
     return Learning(
         optimizer=instantiate(cfg.optimizer),
         schedule=schedule(cfg),
-        log_every=cfg.trainer.log_every,
+        log_every=cfg.trainer.log_every_n_steps,
         seed=cfg.init_seed,
         clip_norm=cfg.clip_norm,
         max_skipped=cfg.max_skipped,
-        micro_batch=cfg.trainer.micro_batch,
-        fused=device(cfg).type == "cuda" if cfg.trainer.fused == "auto" else cfg.trainer.fused,
+        micro_batch=cfg.compute.micro_batch,
+        fused=device(cfg).type == "cuda" if cfg.compute.fused == "auto" else cfg.compute.fused,
     )
 
 

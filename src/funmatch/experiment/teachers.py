@@ -49,8 +49,9 @@ def teacher_config(cfg: DictConfig, teacher: DictConfig) -> DictConfig:
     """The configuration of the run that makes a teacher."""
     overrides = [*teacher.finetune, "name=teachers", "logger=none"]
     # One teacher serves all precisions and all numbers of devices.
-    place = {key: cfg.trainer[key] for key in ("accelerator", "workers", "threads", "log_every")}
-    here = {"paths": cfg.paths, "trainer": place}
+    trainer = {key: cfg.trainer[key] for key in ("accelerator", "log_every_n_steps")}
+    compute = {key: cfg.compute[key] for key in ("workers", "threads")}
+    here = {"paths": cfg.paths, "trainer": trainer, "compute": compute}
     merged = OmegaConf.merge(compose("finetune", overrides), here)
     assert isinstance(merged, DictConfig)
     validation.check(merged)

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from funmatch.core.images import Images
 from funmatch.data import image_files
@@ -16,6 +16,7 @@ from funmatch.data.sources import Splits
 from funmatch.runtime import hardware
 from funmatch.views.evaluation_views import EvaluationStream
 from funmatch.views.recipes import Recipe
+from funmatch.views.repeated import RepeatedSteps
 from funmatch.views.stream import Steps, Stream
 
 _PATIENCE = 600.0  # seconds that a worker may take for a batch
@@ -34,6 +35,7 @@ class DataModule(LightningDataModule):
         workers: processes that render; 0 renders in the main process.
         brings: what comes from the workers: views; or cuts, for training images that are all kept
             on the device; or files, which are decoded there.
+        repeat: train on the batches of the first so many steps over and over; None: never repeat.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class DataModule(LightningDataModule):
         seed: int,
         workers: int = 0,
         brings: Brings = "views",
+        repeat: int | None = None,
     ) -> None:
         super().__init__()
         self._splits, self._recipe = splits, recipe
         self._sides, self._batch_size, self._steps, self._seed = sides, batch_size, steps, seed
-        self._workers, self._brings = workers, brings
+        self._workers, self._brings, self._repeat = workers, brings, repeat
         self._images: Images | None = None  # all of them, on the device
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -69,7 +72,8 @@ class DataModule(LightningDataModule):
             brings=self._brings,
             **self._ranks(),
         )
-        return self._loader(stream, Steps(start, steps or self._steps))
+        repeated = RepeatedSteps(stream, self._repeat) if self._repeat else stream
+        return self._loader(repeated, Steps(start, steps or self._steps))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("val")
@@ -108,9 +112,7 @@ class DataModule(LightningDataModule):
             return {"rank": 0, "ranks": 1}
         return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
 
-    def _loader(
-        self, stream: Stream | EvaluationStream, steps: Steps | None = None
-    ) -> DataLoader[Batch]:
+    def _loader(self, stream: Dataset[Batch], steps: Steps | None = None) -> DataLoader[Batch]:
         return DataLoader(
             stream,
             batch_size=None,
