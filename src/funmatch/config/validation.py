@@ -98,6 +98,18 @@ _MAY_BE_NULL = (
     "max_time",
     "save_as",
 )
+_FIXED = "a run has a fixed number of steps, at whose end the schedule ends; give epochs= or steps="
+_REFUSED_CALLBACKS = {
+    "EarlyStopping": _FIXED,
+    "Timer": "give max_time=, after which the run is saved and goes on later",
+    "GradientAccumulationScheduler": "a batch is split within its step; give compute.micro_batch=",
+    "BatchSizeFinder": "the batch size is part of the recipe; give compute.micro_batch=",
+    "LearningRateFinder": "its trial steps would be steps of the run; sweep optimizer.lr instead",
+    **dict.fromkeys(
+        ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning"),
+        "changes the weights, and callbacks are no part of a run's identity",
+    ),
+}
 _ABSENT = object()
 
 
@@ -121,6 +133,7 @@ def check(cfg: DictConfig) -> None:
     for key, (holds, remedy) in _RULES.items():
         _require(cfg, key, holds, remedy)
     trainer_arguments.check(cfg)
+    _check_callbacks(cfg)
     if "teacher_crop" in cfg.recipe:
         remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
         _require(cfg, "recipe.mixing", lambda value: not value, remedy)
@@ -154,6 +167,18 @@ def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: 
         accepted = False
     if not accepted:
         raise UserError(f"{key}={_shown(value)}: {remedy}")
+
+
+def _check_callbacks(cfg: DictConfig) -> None:
+    """Refuses callbacks of Lightning that would change the length of a run or its steps."""
+    for name, callback in cfg.callbacks.items():
+        target = str(callback.get("_target_", "")) if OmegaConf.is_dict(callback) else ""
+        package, _, kind = target.rpartition(".")
+        if callback is not None and not target:
+            raise UserError(f"callbacks.{name}={callback}: give callbacks.{name}._target_, or null")
+        if package.startswith("lightning.") and kind in _REFUSED_CALLBACKS:
+            key = f"callbacks.{name}._target_={target}"
+            raise UserError(f"{key}: {_REFUSED_CALLBACKS[kind]}")
 
 
 def _check_budget(cfg: DictConfig) -> None:

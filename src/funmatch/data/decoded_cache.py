@@ -4,6 +4,7 @@ A cache is a folder. It appears in one piece when it is whole, so whoever finds 
 a process that is killed while it builds leaves nothing that another would take for one.
 """
 
+import logging
 import os
 import shutil
 import time
@@ -27,6 +28,8 @@ from funmatch.core.images import Images
 from funmatch.data.file_list import DataNotFoundError
 from funmatch.data.sources import Source
 from funmatch.runtime import atomic_files, hardware
+
+_log = logging.getLogger(__name__)
 
 _FORM = 1  # of the files: another one is another cache
 _COMPARED = 16  # images that are decoded again when a cache is opened
@@ -129,7 +132,7 @@ def cached(source: Source, store: Path) -> Cached:
             there = _opened(source, folder)
             if there is not None and there.fits():
                 return there
-            print(f"  cache: {folder} is not what its source holds; made again", flush=True)
+            _log.warning("  cache: %s is not what its source holds; made again", folder)
             shutil.rmtree(folder)
         for rest in store.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(rest)
@@ -163,7 +166,7 @@ _PIXELS, _INDEX = "pixels.bin", "index.npz"
 def _build(source: Source, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     total, start = size(source), time.perf_counter()
-    print(f"  cache: {len(source):,} images, {total / 1e9:.3g} GB decoded, in {folder}", flush=True)
+    _log.info(f"  cache: {len(source):,} images, {total / 1e9:.3g} GB decoded, in {folder}")
     temporary.mkdir(parents=True)
     try:
         sizes, sums, channels = [], [], 0
@@ -185,7 +188,7 @@ def _build(source: Source, folder: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    print(f"  cache: made in {time.perf_counter() - start:.1f} s", flush=True)
+    _log.info("  cache: made in %.1f s", time.perf_counter() - start)
 
 
 def _decoded(source: Source) -> Iterator[Images]:

@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run."""
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,11 +32,13 @@ from funmatch.training.datamodule import DataModule
 from funmatch.training.learner import Learning
 from funmatch.views.recipes import Recipe
 
+_log = logging.getLogger(__name__)
+
 
 def say(text: str) -> None:
     """For whoever watches; once, not by every rank."""
     if distributed.rank() == 0:
-        print(f"  {text}", flush=True)
+        _log.info("  %s", text)
 
 
 def learner(cfg: DictConfig, role: str, features: tuple[str, ...] = ()) -> Network:

@@ -27,7 +27,6 @@ from funmatch.runtime.preemption import STOP
 from funmatch.tasks.classification import predictions
 from funmatch.training.callbacks.best_student import BestStudent, step_of
 from funmatch.training.callbacks.checkpoint import PeriodicCheckpoint
-from funmatch.training.callbacks.progress import ProgressBar
 from funmatch.training.callbacks.stopwatch import Stopwatch
 from funmatch.training.learner import Learner
 from funmatch.training.loggers.csv import CsvLogger
@@ -55,9 +54,8 @@ def fit(
         validate_every=cfg.validate_every,
         total=steps,
     )
-    label = run.directory.name.removeprefix(f"{cfg.recipe.name}-")
-    bar = ProgressBar(label, steps, stopwatch)
-    callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
+    further = [each for each in instantiate(cfg.callbacks).values() if each is not None]
+    callbacks = [stopwatch, best, latest, *further]
     state = _beginning(cfg, run)
     loggers: list[Logger] = []
     failed = True

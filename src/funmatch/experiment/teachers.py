@@ -1,5 +1,6 @@
 """The teacher of a run: loaded, or trained first where it can be."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.runs.directory import Run
 from funmatch.runtime import distributed
+
+_log = logging.getLogger(__name__)
 
 
 def load_teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
@@ -65,6 +68,6 @@ def _train_if_missing(cfg: DictConfig, teacher: DictConfig) -> Path:
     while distributed.rank() > 0 and not run.completed:
         time.sleep(0.5)  # rank 0 makes it
     if not run.completed:
-        print(f"teacher: fine-tuning it once, into {run.directory}")
+        _log.info("teacher: fine-tuning it once, into %s", run.directory)
         run_lifecycle.run_to_completion(own, supervise, wait=True)
     return run.student

@@ -20,7 +20,7 @@ from lightning.pytorch.profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from funmatch.runtime import distributed
 from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
@@ -44,17 +44,16 @@ def build_trainer(
         callbacks: all of them, in order.
         loggers: empty but on rank 0.
     """
-    group: dict[str, Any] = {
-        key: value
-        for key, value in cfg.trainer.items()
-        if value is not None and key not in ("profiler", "overfit_batches")
-    }
+    given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    profiler = _profiler(given.pop("profiler", None), directory)
+    given.pop("overfit_batches", None)  # is the stream's
+    group = {key: value for key, value in given.items() if value is not None}
     group.setdefault("enable_model_summary", False)
     build = instantiate({**group, "_partial_": True}, _convert_="all")
     # Lightning's own would report by a logger that is silenced.
     summary = [RichModelSummary()] if group["enable_model_summary"] else []
     trainer: Trainer = build(
-        profiler=_profiler(cfg.trainer.get("profiler"), directory),
+        profiler=profiler,
         max_steps=steps,
         max_epochs=-1,
         val_check_interval=cfg.validate_every,

@@ -1,7 +1,11 @@
 """A network behind `torch.compile`, for the one shape and mode in which it is called most."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
 
 _NETWORKS = 256  # compiled in one process at most
 
@@ -42,6 +46,6 @@ class Compiled:
         except Exception as error:  # of the compiler's many
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             name = type(self._net).__name__
-            print(f"  compile: {name} goes on without torch.compile ({reason})", flush=True)
+            _log.warning("  compile: %s goes on without torch.compile (%s)", name, reason)
             self._fast = self._net
             return self._net(images)

@@ -1,5 +1,6 @@
 """Teacher targets read from a store, with the missing ones computed and added."""
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from funmatch.models.network import Output
 from funmatch.models.teacher import Teacher
 from funmatch.targets.base import Targets
 from funmatch.targets.store import LogitStore
+
+_log = logging.getLogger(__name__)
 
 
 class RecordedTargets(Targets):
@@ -100,7 +103,7 @@ class RecordedTargets(Targets):
             self._keep = False
             self._pending.clear()
             lost = "the run goes on and records no further targets"
-            print(f"  targets: {record.folder}: {error.strerror}; {lost}", flush=True)
+            _log.warning("  targets: %s: %s; %s", record.folder, error.strerror, lost)
 
     def flush(self) -> None:
         while self._pending:

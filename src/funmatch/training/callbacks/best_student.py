@@ -1,5 +1,6 @@
 """The best student so far, judged on val."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from funmatch.runtime import atomic_files
 from funmatch.training.learner import Learner
+
+_log = logging.getLogger(__name__)
 
 
 def step_of(path: Path) -> int:
@@ -34,7 +37,7 @@ class BestStudent(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.step and self.step > step_of(self._path):
             if trainer.is_global_zero:
-                print(f"  {self._path} is gone; the best student is sought from here on")
+                _log.warning("  %s is gone; the best student is sought from here on", self._path)
             self.score, self.step = -1.0, 0
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
