@@ -1,5 +1,6 @@
 """Every argument of Lightning's Trainer is honoured or refused, and counts where it should."""
 
+import csv
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,14 @@ from lightning.pytorch.profilers import SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 
 from commands import QUICK, command_here
+from faults import inject
 from funmatch.config import identity, trainer_arguments, validation
 from funmatch.config.errors import UserError
 from funmatch.experiment.trainer import build_trainer, set_flags
 from funmatch.views.recipes import Shared
 from funmatch.views.repeated import RepeatedSteps
 from funmatch.views.stream import Stream
+from small import only_run
 from toys import array_source
 
 SIGNATURE = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
@@ -211,16 +214,61 @@ def test_a_real_run_profiles_limits_its_validation_and_repeats_a_batch(workplace
 
 
 def test_old_spellings_are_refused_by_every_command(tmp_path: Path) -> None:
-    for script, given in (("train", "trainer.workers=2"), ("evaluate", "trainer.workers=2"),
-                          ("export", "+trainer.threads=2")):  # fmt: skip
-        code, out, err = (
-            command_here(script, "run=x", given, cwd=tmp_path)
-            if script != "train"
-            else command_here(script, given, cwd=tmp_path)
-        )
-        name = given.strip("+").partition("=")[0].partition(".")[2]
+    for script, *given in (
+        ("train", "trainer.workers=2"),
+        ("evaluate", "run=x", "trainer.workers=2"),
+        ("export", "run=x", "+trainer.workers=2"),
+    ):
+        code, out, err = command_here(script, *given, cwd=tmp_path)
         assert (code, out) == (1, "")
-        assert err == f"error: trainer.{name}=2: is now compute.{name}; give compute.{name}=2\n"
+        assert err == "error: trainer.workers=2: is now compute.workers; give compute.workers=2\n"
     code, _, err = command_here("evaluate", "run=x", "+trainer.profiler=simple", cwd=tmp_path)
     assert code == 1
     assert err.startswith("error: trainer.profiler=simple: ")
+
+
+def column(path: Path, name: str) -> list[float]:
+    with path.open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+@pytest.mark.parametrize("script", ["train", "finetune"])
+def test_fast_dev_run_goes_the_whole_way_in_a_handful_of_steps(
+    workplace: Path, script: str
+) -> None:
+    given = ("compute.threads=1", CPU, "debug=fast_dev_run", f"name=fast_{script}")
+    for _ in range(2):  # the second time anew
+        code, out, err = command_here(script, *given, cwd=workplace)
+        assert (code, err) == (0, "")
+        assert "finished before" not in out
+    run = only_run(workplace, f"fast_{script}")
+    assert (run.result["status"], run.result["steps"]) == ("completed", 5)
+    assert column(run.metrics, "step") == [1, 2, 3, 4, 5]
+    assert len(run.answers.read_text().splitlines()) == 1 + 2 * 100  # test, two batches
+    assert not list(run.directory.glob("wandb")) + list(run.directory.glob("tensorboard"))
+
+
+def test_overfit_learns_the_views_of_one_step_and_resumes_exactly(workplace: Path) -> None:
+    given = ("compute.threads=1", CPU, "debug=overfit", "steps=60", "validate_every=60",
+             "checkpoint_every=30")  # fmt: skip
+    code, _, err = command_here("train", *given, "name=overfit", cwd=workplace)
+    assert (code, err) == (0, "")
+    run = only_run(workplace, "overfit")
+    losses = column(run.metrics, "train/loss")
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] / 5
+    stop = inject("SignalAt", step=31, number=15)
+    assert command_here("train", *given, "name=overfit2", *stop, cwd=workplace)[0] == 75
+    assert command_here("train", *given, "name=overfit2", "resume=auto", cwd=workplace)[0] == 0
+    again = only_run(workplace, "overfit2")
+    assert again.metrics.read_text() == run.metrics.read_text()
+    assert again.student.read_bytes() == run.student.read_bytes()
+
+
+def test_a_debug_option_wins_over_an_experiment_and_the_command_line_over_both(compose) -> None:
+    given = ("experiment=pets_3k", "debug=profile")
+    cfg = compose(*given)
+    assert (cfg.steps, cfg.epochs, cfg.name, cfg.logger) == (100, None, "debug", {})
+    assert cfg.trainer.profiler == "simple"
+    assert compose(*given, "steps=7", "name=mine", "logger=tensorboard").steps == 7
+    assert set(compose(*given, "logger=tensorboard").logger) == {"tensorboard"}
