@@ -42,7 +42,7 @@ class Bench:
             raise UserError(f"photographs={cfg.photographs}: no such folder; null makes some")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.root = Path(cfg.photographs or pairs.made(self.folder)).resolve()
-        self._threads = [] if cfg.threads is None else [f"trainer.threads={cfg.threads}"]
+        self._threads = [] if cfg.threads is None else [f"compute.threads={cfg.threads}"]
         self.pairs = {
             name: (make(self.root, self.folder), target)
             for name, (make, target) in pairs.PAIRS.items()

@@ -41,7 +41,7 @@ def paper(root: Path, folder: Path, side: int, batch_size: int) -> list[str]:
         *_teacher("resnetv2_152x2_bit", root, folder, side),
         "student=bit_r50",
         "trainer.precision=bf16-mixed",
-        "trainer.compile=both",
+        "compute.compile=both",
         "data.cache=device",
     ]
 

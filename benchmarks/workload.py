@@ -69,8 +69,8 @@ def workload(overrides: list[str]) -> Workload:
     resolvers.register()
     with compose.compose_context():
         cfg = hydra.compose("train", overrides)
-        if cfg.trainer.threads is not None:
-            torch.set_num_threads(cfg.trainer.threads)
+        if cfg.compute.threads is not None:
+            torch.set_num_threads(cfg.compute.threads)
         torch.manual_seed(cfg.seed)
         learning = build.learning(cfg)
 
@@ -93,5 +93,5 @@ def workload(overrides: list[str]) -> Workload:
             batch_size=cfg.batch_size,
             seed=cfg.seed,
             steps=schema.total_steps(cfg),
-            workers=cfg.trainer.workers,
+            workers=cfg.compute.workers,
         )

@@ -21,7 +21,7 @@ from funmatch.cli.main import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 
 # What results do not depend on; one thread, for many commands share the machine under test.
-QUICK = ("logger=none", "trainer.threads=1", "trainer.accelerator=cpu")
+QUICK = ("logger=none", "compute.threads=1", "trainer.accelerator=cpu")
 _TIMEOUT = 280.0  # seconds
 
 

@@ -90,7 +90,7 @@ def test_a_broken_image_ends_the_run_by_its_name(sound: Path, tmp_path: Path) ->
             for other in broken(root / "train" / CLASSES[0]):
                 if other != name:
                     (root / "train" / CLASSES[0] / other).unlink()
-            given = (f"name={name}", f"trainer.workers={workers}", "resume=never")
+            given = (f"name={name}", f"compute.workers={workers}", "resume=never")
             code, _, err = finetune(tmp_path, root, *given)
             shutil.rmtree(root)
             path = root / "train" / CLASSES[0] / name
@@ -132,7 +132,7 @@ def test_broken_images_are_left_out_and_counted(
     before = run.student.read_bytes()
 
     code, out, _ = finetune(
-        tmp_path, root, "name=skipping", "data.broken=skip", "resume=never", "trainer.workers=2"
+        tmp_path, root, "name=skipping", "data.broken=skip", "resume=never", "compute.workers=2"
     )
     assert code == 0
     assert "broken: checking" not in out  # what was found is known
@@ -171,11 +171,11 @@ def test_split_without_readable_image_is_an_error(sound: Path, tmp_path: Path) -
 
 @pytest.mark.fault(10)
 def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path: Path) -> None:
-    given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "trainer.workers=2")
+    given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "compute.workers=2")
     fault = inject("KillWorker", step=20)
     done = command("finetune", *given, "name=worker", "checkpoint_every=10", *fault, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: trainer.workers: ")
+    assert done.stderr.startswith("error: compute.workers: ")
     assert done.stderr.count("\n") == 1
     assert processes_in(tmp_path) == []
     (config,) = (tmp_path / "logs" / "worker").glob("*/config.yaml")
@@ -184,7 +184,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path:
 
 @pytest.mark.fault(10)
 def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> None:
-    given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "trainer.workers=2")
+    given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "compute.workers=2")
     fault = inject("SignalAt", step=20)
     settings = ("name=orphans", "checkpoint_every=10")
     killed = command("finetune", *given, *settings, *fault, cwd=tmp_path)

@@ -586,14 +586,14 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "disk": ("disk", "disk", {}),
     "device": ("device", "device", {}),
     "auto": ("auto", "auto", {}),
-    "disk_in_workers": ("disk", "disk", {"trainer": {"workers": 2}}),
-    "device_in_workers": ("device", "device", {"trainer": {"workers": 2}}),
+    "disk_in_workers": ("disk", "disk", {"compute": {"workers": 2}}),
+    "device_in_workers": ("device", "device", {"compute": {"workers": 2}}),
     "dry": ("disk", "dry", {"dry_run": True}),
 }
 # Of another process, when those are done.
 LATER = {
     "again": ("disk", "disk", {}),
-    "damaged": ("disk", "damaged", {"trainer": {"workers": 1}}),
+    "damaged": ("disk", "damaged", {"compute": {"workers": 1}}),
 }
 
 

@@ -430,10 +430,10 @@ def layouts(network: Network) -> set[torch.memory_format]:
         ("mobilenet", "student.net.norm=batch", torch.channels_last),
         (
             "mobilenet",
-            "student.net.norm=batch trainer.channels_last=false",
+            "student.net.norm=batch compute.channels_last=false",
             torch.contiguous_format,
         ),
-        ("digits", "trainer.channels_last=true", torch.channels_last),
+        ("digits", "compute.channels_last=true", torch.channels_last),
     ],
 )
 def test_auto_turns_networks_without_group_norm(
@@ -607,7 +607,7 @@ def test_error_of_the_network_is_raised_without_compiler(graphs) -> None:
 def test_networks_are_compiled_for_what_they_are_shown(
     configured, settings: str, teacher: int | None, student: int | None
 ) -> None:
-    cfg = configured("digits", *(f"trainer.{each}" for each in settings.split()))
+    cfg = configured("digits", *(f"compute.{each}" for each in settings.split()))
     found = [
         build._tuning(cfg, wrapped(tiny()), role)["compiled"] for role in ("teacher", "student")
     ]
@@ -618,7 +618,7 @@ def test_networks_are_compiled_for_what_they_are_shown(
 
 SETTINGS = (
     *QUICK,
-    *("steps=6", "schedule.warmup_steps=2", "validate_every=3", "trainer.log_every=1"),
+    *("steps=6", "schedule.warmup_steps=2", "validate_every=3", "trainer.log_every_n_steps=1"),
     *("batch_size=20", "teacher.weights=teacher.safetensors"),
 )
 
@@ -650,14 +650,14 @@ def normalised(**settings: Any) -> nn.Module:
 
 def test_micro_batch_warns_of_batch_normalisation(configured, capsys) -> None:
     for net, told in (("test_computing.normalised", 1), ("funmatch.models.conv.build", 0)):
-        cfg = configured("digits", "trainer.micro_batch=30", f"student.net._target_={net}")
+        cfg = configured("digits", "compute.micro_batch=30", f"student.net._target_={net}")
         build.learner(cfg, "student")
-        found = "trainer.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
+        found = "compute.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
         assert capsys.readouterr().out == f"  {found}\n" * told
 
 
 def test_a_run_in_pieces_is_the_same_run(plain: Run, tmp_path: Path) -> None:
-    pieces, _ = trained(tmp_path, "pieces", "trainer.micro_batch=7")
+    pieces, _ = trained(tmp_path, "pieces", "compute.micro_batch=7")
     assert pieces.directory.name == plain.directory.name
     assert losses(pieces) == pytest.approx(losses(plain), rel=1e-3)
 
@@ -679,7 +679,7 @@ def test_a_run_in_mixed_precision(plain: Run, tmp_path: Path) -> None:
 def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) -> None:
     machine = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     shutil.copy(plain.directory.parents[2] / "teacher.safetensors", tmp_path)
-    settings = (*SETTINGS, "name=compiled", "trainer.compile=both")
+    settings = (*SETTINGS, "name=compiled", "compute.compile=both")
     done = command("train", *settings, cwd=tmp_path, **machine)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("  compile: Sequential goes on without torch.compile (") == 2
@@ -691,10 +691,10 @@ def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) ->
 
 def test_wrong_ways_to_compute_are_refused(tmp_path: Path) -> None:
     remedies = {
-        "trainer.micro_batch=0": "give a whole number from 1, or null",
-        "trainer.micro_batch=1.5": None,
-        "trainer.channels_last=maybe": "choose auto, true or false",
-        "trainer.compile=yes": "choose none, teacher, student or both",
+        "compute.micro_batch=0": "give a whole number from 1, or null",
+        "compute.micro_batch=1.5": None,
+        "compute.channels_last=maybe": "choose auto, true or false",
+        "compute.compile=yes": "choose none, teacher, student or both",
         "trainer.precision=bf16": "choose 32-true, bf16-mixed or 16-mixed",
     }
     found = answers([("train", mistake) for mistake in remedies], cwd=tmp_path)

@@ -69,7 +69,7 @@ WRONG = {
             "recipe.name=a/b",
             "trainer.accelerator=foo",
             "trainer.precision=bf16-true",
-            "trainer.threads=0",
+            "compute.threads=0",
             "student.classes=5",
             "seed=99999999999",
             "data.min_area=2",
@@ -177,7 +177,7 @@ def test_run_id_depends_on_what_decides_the_result(compose) -> None:
     assert identity.run_id(compose("logger=none")) == name
     assert identity.run_id(compose("recipe=consistent")) != name
     for same in ("trainer.devices=2", "paths.logs=x", "name=other", "resume=never",
-                 "checkpoint_every=7", "trainer.workers=3"):  # fmt: skip
+                 "checkpoint_every=7", "compute.workers=3"):  # fmt: skip
         assert identity.run_id(changed(base, same)) == name
     for other in ("seed=1", "optimizer.lr=0.5", "epochs=70", "batch_size=50",
                   "trainer.precision=bf16-mixed", "validate_every=7"):  # fmt: skip

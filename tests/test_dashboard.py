@@ -98,7 +98,7 @@ def spec_columns(spec: dict[str, Any]) -> list[str]:
 
 
 def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
-    arguments = (*SHORT, "name=seen", "trainer.log_every=2")
+    arguments = (*SHORT, "name=seen", "trainer.log_every_n_steps=2")
     assert command("train", *arguments, cwd=workplace).returncode == 0
     (file,) = (workplace / "logs" / "seen").glob("*/wandb/offline-run-*/*.wandb")
     kept = records(file)

@@ -30,7 +30,7 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
     found = _COMMAND.findall(guide)
     assert len(found) == 5
     for number, (script, overrides) in enumerate(found):
-        quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every=2")
+        quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every_n_steps=2")
         steps = () if "steps=" in overrides else quick
         given = [*overrides.split(), *QUICK, *steps, f"name=guide{number}"]
         done = command(script, *given, cwd=workplace, **more)

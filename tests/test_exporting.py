@@ -83,7 +83,7 @@ def by_others(folder: Path, kind: str, pixels: NDArray[np.float32]) -> Tensor:
 
 
 def exported(home: Path, name: str, kind: str, *more: str) -> tuple[Path, str]:
-    given = (f"run=logs/{name}", f"format={kind}", "seconds=0.1", "trainer.threads=1", *more)
+    given = (f"run=logs/{name}", f"format={kind}", "seconds=0.1", "compute.threads=1", *more)
     code, out, err = command_here("export", *given, "trainer.accelerator=cpu", cwd=home)
     assert (code, err) == (0, "")
     return best(home, name).directory / "export" / kind, out

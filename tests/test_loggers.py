@@ -19,9 +19,9 @@ from funmatch.training.loggers.csv import CsvLogger
 SHORT = (
     "steps=4",
     "schedule.warmup_steps=1",
-    "trainer.threads=1",
+    "compute.threads=1",
     "trainer.accelerator=cpu",
-    "trainer.log_every=2",
+    "trainer.log_every_n_steps=2",
 )
 
 

@@ -75,7 +75,7 @@ def test_two_ranks_then_one_then_two_see_the_same(
     workplace: Path, both: dict[str, Run], record_property
 ) -> None:
     seen = inject("Witness", path=str(workplace / "changing-seen"))
-    for step, more in ((13, TWO), (26, ("trainer.workers=2",)), (40, (*TWO, "trainer.workers=4"))):
+    for step, more in ((13, TWO), (26, ("compute.workers=2",)), (40, (*TWO, "compute.workers=4"))):
         stop = inject("SignalAt", step=step, number=15) if step < 40 else []
         given = (*SETTINGS, "name=changing", *more, *seen, *stop)
         done = command("train", *given, cwd=workplace)
@@ -103,7 +103,7 @@ def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
 ) -> None:
     seen = inject("Witness", path=str(workplace / "nan-seen"))
     fault = inject("NoNumber", steps="[7,8,21]", rank=1)
-    given = ("name=nan", "trainer.log_every=1", *TWO, *seen, *fault)
+    given = ("name=nan", "trainer.log_every_n_steps=1", *TWO, *seen, *fault)
     done = command("train", *SETTINGS, *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
     for step, number in ((7, 1), (8, 2), (21, 3)):

@@ -417,7 +417,7 @@ SAME = [
     ("optimizer=sgd", "clip_norm=null", "validate_every=7"),
     ("student.net.widths=[8,8]",),
     ("steps=4", "init_seed=7"),
-    ("trainer.workers=1", "trainer.micro_batch=2", "data.cache=none"),
+    ("compute.workers=1", "compute.micro_batch=2", "data.cache=none"),
     ("recipe=consistent", "recipe.mixing=true"),
 ]
 OTHER = [
@@ -701,7 +701,7 @@ TEACHER += ("schedule.warmup_steps=5", "validate_every=30", "optimizer.lr=0.003"
 SETTINGS = (
     *QUICK,
     f"teacher.finetune={json.dumps(TEACHER)}",
-    *("steps=60", "schedule.warmup_steps=5", "validate_every=30", "trainer.log_every=5"),
+    *("steps=60", "schedule.warmup_steps=5", "validate_every=30", "trainer.log_every_n_steps=5"),
     *("optimizer.lr=0.003", "checkpoint_every=30"),
 )
 
@@ -805,7 +805,7 @@ def test_a_longer_run_uses_the_record_as_far_as_it_goes(
 
 
 def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
-    pieces, said = trained(home, "pieces", "targets=replay", "trainer.micro_batch=30")
+    pieces, said = trained(home, "pieces", "targets=replay", "compute.micro_batch=30")
     assert "60 of 60 steps are in logs/targets/" in said
     assert losses(pieces) == pytest.approx(losses(recorded), rel=2e-3)
 

@@ -27,7 +27,12 @@ from toys import array_source
 
 SETTINGS = (
     *QUICK,
-    *("name=reported", "schedule.warmup_steps=2", "validate_every=5", "trainer.log_every=2"),
+    *(
+        "name=reported",
+        "schedule.warmup_steps=2",
+        "validate_every=5",
+        "trainer.log_every_n_steps=2",
+    ),
 )
 
 

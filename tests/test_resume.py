@@ -26,7 +26,7 @@ SETTINGS = (
     "batch_size=40",  # of 100 images: most steps are in the midst of an epoch
     "checkpoint_every=10",
     "validate_every=25",
-    "trainer.log_every=5",
+    "trainer.log_every_n_steps=5",
     "schedule.warmup_steps=20",
     "student.net._target_=toys.forgetful",
 )
@@ -147,7 +147,7 @@ def test_the_same_command_again_gives_the_same_weights(workplace: Path, uninterr
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_change_nothing(workplace: Path, uninterrupted: Run, workers: int) -> None:
-    name, number = f"name=workers{workers}", f"trainer.workers={workers}"
+    name, number = f"name=workers{workers}", f"compute.workers={workers}"
     done = command("train", *SETTINGS, name, number, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" or workers > 2  # torch warns of more workers than cores
@@ -316,7 +316,7 @@ def test_a_run_that_could_not_be_saved_does_not_begin(workplace: Path, tmp_path:
 def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tuple[int, int]:
     """Kills one command again and again, then lets it end; how often in a save, most steps lost."""
     settings = [*SETTINGS, f"steps={steps}", "name=often", f"paths.logs={home}/logs"]
-    settings += ["checkpoint_every=2", "trainer.log_every=1", "validate_every=500"]
+    settings += ["checkpoint_every=2", "trainer.log_every_n_steps=1", "validate_every=500"]
     shutil.copytree(workplace / "logs" / "teachers", home / "logs" / "teachers")
     elsewhere = Path("/dev/shm")
     other = {"TMPDIR": str(elsewhere)} if elsewhere.is_dir() else {}

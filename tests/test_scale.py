@@ -195,7 +195,7 @@ def refused(home: Path) -> subprocess.CompletedProcess[str]:
         experiment(home, f"bad_{name}", {"data": name}, data={**sized(name), "root": root})
     folder = {"root": "bad/folder"}
     experiment(home, "bad_folder", {"data": "folder"}, data=folder)
-    experiment(home, "bad_worker", {"data": "folder"}, data=folder, trainer={"workers": 1})
+    experiment(home, "bad_worker", {"data": "folder"}, data=folder, compute={"workers": 1})
     transfer = {"food101": {"root": "nowhere", "train_size": 27}}
     groups = {"data": "pets", "transfer": "food101"}
     experiment(home, "bad_transfer", groups, data=sized("pets"), transfer=transfer)

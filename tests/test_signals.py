@@ -16,7 +16,7 @@ from faults import inject
 from forkserver import Process
 from funmatch.runs.directory import Run
 
-LONG = (*QUICK, "steps=100000", "checkpoint_every=100000", "trainer.log_every=1")
+LONG = (*QUICK, "steps=100000", "checkpoint_every=100000", "trainer.log_every_n_steps=1")
 CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 
 
@@ -125,7 +125,7 @@ def test_workers_ignore_signals_to_their_process_group(
     workplace: Path, number: signal.Signals
 ) -> None:
     name = f"group-{number.name}"
-    with training(workplace, name, "trainer.workers=2") as process:
+    with training(workplace, name, "compute.workers=2") as process:
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == CODES[number]

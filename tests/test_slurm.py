@@ -23,7 +23,12 @@ pytestmark = [
     pytest.mark.skipif(cluster.missing() is not None, reason=str(cluster.missing())),
     pytest.mark.timeout(900),
 ]
-QUICK = ("trainer.accelerator=cpu", "trainer.threads=1", "validate_every=50", "trainer.log_every=5")
+QUICK = (
+    "trainer.accelerator=cpu",
+    "compute.threads=1",
+    "validate_every=50",
+    "trainer.log_every_n_steps=5",
+)
 SLOW = ("+callbacks.slow._target_=faults.Slow", "+callbacks.slow.seconds=0.05")
 
 

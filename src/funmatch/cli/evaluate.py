@@ -4,7 +4,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from funmatch.cli import app
-from funmatch.config import validation
+from funmatch.config import trainer_arguments, validation
 from funmatch.config.errors import UserError
 from funmatch.experiment import load_run
 from funmatch.runtime import allowlist
@@ -16,6 +16,7 @@ def evaluate() -> None:
 
 
 def _evaluate(cfg: DictConfig) -> None:
+    trainer_arguments.check_device(cfg, "evaluate")
     if cfg.run is not None and "teacher" in cfg:
         raise UserError(
             f"run={cfg.run}: has a teacher of its own; give run=, or teacher= and data="

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from funmatch.cli import app
+from funmatch.config import trainer_arguments
 
 
 def export() -> None:
@@ -11,6 +12,7 @@ def export() -> None:
 
 
 def _export(cfg: DictConfig) -> None:
+    trainer_arguments.check_device(cfg, "export")
     from funmatch.experiment import export_student  # imports torch
 
     export_student.export(cfg)

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from funmatch.config import errors, validation
+from funmatch.config import errors, trainer_arguments
 from funmatch.config.compose import compose_context, config_groups, group_options
 from funmatch.data.file_list import DataNotFoundError
 
@@ -45,6 +45,8 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{group}={name}: no such {group}; {_advice(name, options)}"
     if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
         key, value = match.groups()
+        if key.startswith("trainer."):
+            return trainer_arguments.refusal(key.removeprefix("trainer."), value)
         known = _keys(config_name) if "." in key else [*config_groups(), *_keys(config_name)]
         near = [name for name in get_close_matches(key, known) if name != key]
         hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
@@ -71,8 +73,8 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, EOFError | ConnectionError) or text.startswith("DataLoader "):
         # The latter is what torch says if it notices before the pipe of a dead worker breaks.
         text = text if text.startswith("DataLoader ") else f"a worker has ended ({text})"
-        remedy = "most often memory ran out: lower trainer.workers; the same command goes on"
-        return f"trainer.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
+        remedy = "most often memory ran out: lower compute.workers; the same command goes on"
+        return f"compute.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{error.filename or 'the disk'}: {error.strerror}; the same command goes on"
     if isinstance(error, OSError) and error.filename:
@@ -102,10 +104,10 @@ def _advice(name: str, options: Sequence[str]) -> str:
     """Which option was meant, if it is near one; of a long list only those."""
     near = get_close_matches(name, options, cutoff=0.7)
     if len(options) > _MAX_LISTED_OPTIONS:
-        meant = f"did you mean {validation.either(near)}? " if near else ""
+        meant = f"did you mean {errors.either(near)}? " if near else ""
         return f"{meant}--help shows all {len(options)}"
     meant = f"did you mean {near[0]}? " if near else ""
-    return f"{meant}choose {validation.either(options or ['null'])}"
+    return f"{meant}choose {errors.either(options or ['null'])}"
 
 
 def _keys(config_name: str) -> list[str]:

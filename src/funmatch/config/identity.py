@@ -9,13 +9,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from funmatch.config import trainer_arguments
 from funmatch.config.errors import UserError
 from funmatch.config.schema import total_steps
 from funmatch.runtime import allowlist, atomic_files
 
 # What cannot change the result is no part of a run's identity.
 _NOT_IDENTITY = (
-    *("hydra", "trainer", "paths", "logger", "callbacks"),
+    *("hydra", "trainer", "compute", "paths", "logger", "callbacks"),
     *("name", "resume", "checkpoint_every", "checkpoint_keep", "max_skipped", "max_time"),
     *("epochs", "dry_run", "save_as"),
 )
@@ -38,6 +39,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     }
     # Epochs are another way to say steps.
     plain |= {"steps": total_steps(cfg), "precision": cfg.trainer.precision}
+    plain |= trainer_arguments.identity(cfg.trainer)
     targets = plain.pop("targets", None) or {"mode": "live"}
     if targets["mode"] != "live" and "teacher_crop" not in plain["recipe"]:
         plain["targets"] = targets["form"]  # read or asked, the target is rounded as a record is
@@ -119,6 +121,7 @@ def read(path: Path) -> DictConfig:
     """
     try:
         cfg = OmegaConf.create(path.read_text())
+        trainer_arguments.upgrade(cfg)  # type: ignore[arg-type]
         identity(cfg)  # type: ignore[arg-type]
     except Exception as error:  # whatever a parser makes of a damaged file
         raise UserError(

@@ -6,19 +6,18 @@ Nothing here imports torch: a wrong value is found in a fraction of a second.
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, ListConfig
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+
+
+def _any_argument() -> Any:
+    """A group to which keys can be added without `+`; `trainer_arguments` checks them."""
+    return OmegaConf.create({}, flags={"struct": False})
 
 
 @dataclass
-class Trainer:
-    """Where and how a run is computed."""
+class Compute:
+    """How a process computes a step."""
 
-    accelerator: str = "auto"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    log_every: int = 50
     workers: int = 0
     threads: int | None = None
     micro_batch: int | None = None
@@ -44,7 +43,8 @@ class Base:
     data: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    trainer: Trainer = field(default_factory=Trainer)
+    trainer: Any = field(default_factory=_any_argument)
+    compute: Compute = field(default_factory=Compute)
     logger: Any = MISSING
     callbacks: Any = MISSING
     paths: Paths = field(default_factory=Paths)

@@ -8,18 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch.config.errors import UserError
+from funmatch.config import trainer_arguments
+from funmatch.config.errors import UserError, either
 from funmatch.config.schema import teachers, total_steps, train_size
 from funmatch.models import pretrained
 from funmatch.runtime import allowlist, hardware
 from funmatch.views.recipes import CROPS, TEACHER_CROPS
-
-
-def either(choices: Iterable[str]) -> str:
-    """Choices in words: a, b or c."""
-    *most, last = choices
-    return f"{', '.join(most)} or {last}" if most else last
-
 
 _COUNT = (lambda value: value >= 1 and value == int(value), "give a whole number from 1")
 _FROM_ZERO = (lambda value: value >= 0 and value == int(value), "give a whole number from 0")
@@ -42,12 +36,6 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
 def _is_mild(value: Any) -> bool:
     resize, crop = value
     return 0 < crop <= resize and all(side == int(side) for side in value)
-
-
-def _are_devices(value: Any) -> bool:
-    if isinstance(value, int | str):
-        return value in ("auto", -1) or (isinstance(value, int) and value >= 1)
-    return len(value) > 0 and all(isinstance(number, int) and number >= 0 for number in value)
 
 
 def _rise(value: Any) -> bool:
@@ -95,26 +83,33 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "targets.verify": _FROM_ZERO,
     "save_as": (_NAME[0], f"{_NAME[1]}, or null"),
     "dry_run": _YES_OR_NO,
-    "trainer.accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "trainer.precision": _one_of("32-true", "bf16-mixed", "16-mixed"),
-    "trainer.devices": (_are_devices, "give a number, a list as in [0,2], or auto"),
-    "trainer.num_nodes": _COUNT,
-    "trainer.workers": _FROM_ZERO,
-    "trainer.threads": (_COUNT[0], "give a whole number from 1, or null"),
-    "trainer.micro_batch": (_COUNT[0], "give a whole number from 1, or null"),
-    "trainer.channels_last": _AUTO,
-    "trainer.fused": _AUTO,
-    "trainer.compile": _one_of("none", "teacher", "student", "both"),
-    "trainer.log_every": _COUNT,
+    "compute.workers": _FROM_ZERO,
+    "compute.threads": (_COUNT[0], "give a whole number from 1, or null"),
+    "compute.micro_batch": (_COUNT[0], "give a whole number from 1, or null"),
+    "compute.channels_last": _AUTO,
+    "compute.fused": _AUTO,
+    "compute.compile": _one_of("none", "teacher", "student", "both"),
 }
 _MAY_BE_NULL = (
     "data.images_per_class",
-    "trainer.threads",
-    "trainer.micro_batch",
+    "compute.threads",
+    "compute.micro_batch",
     "clip_norm",
     "max_time",
     "save_as",
 )
+_FIXED = "a run has a fixed number of steps, at whose end the schedule ends; give epochs= or steps="
+_REFUSED_CALLBACKS = {
+    "EarlyStopping": _FIXED,
+    "Timer": "give max_time=, after which the run is saved and goes on later",
+    "GradientAccumulationScheduler": "a batch is split within its step; give compute.micro_batch=",
+    "BatchSizeFinder": "the batch size is part of the recipe; give compute.micro_batch=",
+    "LearningRateFinder": "its trial steps would be steps of the run; sweep optimizer.lr instead",
+    **dict.fromkeys(
+        ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning"),
+        "changes the weights, and callbacks are no part of a run's identity",
+    ),
+}
 _ABSENT = object()
 
 
@@ -137,6 +132,8 @@ def check(cfg: DictConfig) -> None:
     """
     for key, (holds, remedy) in _RULES.items():
         _require(cfg, key, holds, remedy)
+    trainer_arguments.check(cfg)
+    _check_callbacks(cfg)
     if "teacher_crop" in cfg.recipe:
         remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
         _require(cfg, "recipe.mixing", lambda value: not value, remedy)
@@ -170,6 +167,18 @@ def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: 
         accepted = False
     if not accepted:
         raise UserError(f"{key}={_shown(value)}: {remedy}")
+
+
+def _check_callbacks(cfg: DictConfig) -> None:
+    """Refuses callbacks of Lightning that would change the length of a run or its steps."""
+    for name, callback in cfg.callbacks.items():
+        target = str(callback.get("_target_", "")) if OmegaConf.is_dict(callback) else ""
+        package, _, kind = target.rpartition(".")
+        if callback is not None and not target:
+            raise UserError(f"callbacks.{name}={callback}: give callbacks.{name}._target_, or null")
+        if package.startswith("lightning.") and kind in _REFUSED_CALLBACKS:
+            key = f"callbacks.{name}._target_={target}"
+            raise UserError(f"{key}: {_REFUSED_CALLBACKS[kind]}")
 
 
 def _check_budget(cfg: DictConfig) -> None:

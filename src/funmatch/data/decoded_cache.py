@@ -4,6 +4,7 @@ A cache is a folder that is built under a temporary name and renamed when it is 
 process that is killed while building leaves no partial cache.
 """
 
+import logging
 import math
 import os
 import shutil
@@ -28,6 +29,8 @@ from funmatch.core.images import Images
 from funmatch.data.file_list import DataNotFoundError
 from funmatch.data.sources import Source
 from funmatch.runtime import atomic_files, hardware
+
+_log = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 1  # part of the name of a cache
 _COMPARED_IMAGES = 16  # decoded again and compared when a cache is opened
@@ -134,7 +137,7 @@ def cached(source: Source, store: Path) -> Cached:
             existing = _open_if_intact(source, folder)
             if existing is not None and existing.fits():
                 return existing
-            print(f"  cache: {folder} does not match its source; rebuilding it", flush=True)
+            _log.warning("  cache: %s does not match its source; rebuilding it", folder)
             shutil.rmtree(folder)
         for partial_build in store.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(partial_build)
@@ -173,7 +176,7 @@ _PIXELS, _INDEX = "pixels.bin", "index.npz"
 def _build(source: Source, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     total, start = size(source), time.perf_counter()
-    print(f"  cache: {len(source):,} images, {total / 1e9:.3g} GB decoded, in {folder}", flush=True)
+    _log.info(f"  cache: {len(source):,} images, {total / 1e9:.3g} GB decoded, in {folder}")
     temporary.mkdir(parents=True)
     try:
         sizes, sums, channels = [], [], 0
@@ -195,7 +198,7 @@ def _build(source: Source, folder: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    print(f"  cache: built in {time.perf_counter() - start:.1f} s", flush=True)
+    _log.info("  cache: built in %.1f s", time.perf_counter() - start)
 
 
 def _decoded(source: Source) -> Iterator[Images]:

@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run."""
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,11 +34,13 @@ from funmatch.training.datamodule import DataModule
 from funmatch.training.learner import Learning
 from funmatch.views.recipes import Recipe
 
+_log = logging.getLogger(__name__)
+
 
 def say(text: str) -> None:
     """For whoever watches; once, not by every rank."""
     if distributed.rank() == 0:
-        print(f"  {text}", flush=True)
+        _log.info("  %s", text)
 
 
 def task(cfg: DictConfig) -> Task:
@@ -62,7 +65,7 @@ def note_batch_norms(cfg: DictConfig, module: nn.Module, role: str) -> None:
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     if norms and piece < share:
         told = f"BatchNorm of the {role} sees {piece} images at a time, not {share}"
-        say(f"trainer.micro_batch={piece}: {told}")
+        say(f"compute.micro_batch={piece}: {told}")
 
 
 def left(cfg: DictConfig, run: Run) -> Network:
@@ -117,13 +120,13 @@ def tuned(cfg: DictConfig, network: Network, role: str) -> Network:
 
 def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
     """How a network computes: its memory layout, and whether it is compiled."""
-    channels_last = cfg.trainer.channels_last
+    channels_last = cfg.compute.channels_last
     if channels_last == "auto":
         # On a CPU GroupNorm is slower in this layout, all else is faster.
         channels_last = not any(isinstance(m, nn.GroupNorm) for m in network.modules())
     asked = {"none": (), "teacher": ("teacher",), "student": ("student", "model")}
     rows = None
-    if role in asked.get(cfg.trainer.compile, (role,)):
+    if role in asked.get(cfg.compute.compile, (role,)):
         rows = _rows(cfg)
     return {"channels_last": channels_last, "compiled": rows}
 
@@ -131,7 +134,7 @@ def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:
 def _rows(cfg: DictConfig) -> int:
     """Images that pass through the networks of a process at a time."""
     share = int(cfg.batch_size) // schema.rank_count(cfg)
-    return min(cfg.trainer.micro_batch or share, share)
+    return min(cfg.compute.micro_batch or share, share)
 
 
 def splits(cfg: DictConfig) -> Splits:
@@ -193,9 +196,10 @@ def stream(
         batch_size=cfg.batch_size,
         steps=schema.total_steps(cfg),
         seed=cfg.seed,
-        workers=cfg.trainer.workers,
+        workers=cfg.compute.workers,
         brings=brings,
         truth_in_view=task.truth_in_view,
+        repeat=cfg.trainer.get("overfit_batches"),
     )
 
 
@@ -204,12 +208,12 @@ def learning(cfg: DictConfig) -> Learning:
     return Learning(
         optimizer=instantiate(cfg.optimizer),
         schedule=schedule(cfg),
-        log_every=cfg.trainer.log_every,
+        log_every=cfg.trainer.log_every_n_steps,
         seed=cfg.init_seed,
         clip_norm=cfg.clip_norm,
         max_skipped=cfg.max_skipped,
-        micro_batch=cfg.trainer.micro_batch,
-        fused=device(cfg).type == "cuda" if cfg.trainer.fused == "auto" else cfg.trainer.fused,
+        micro_batch=cfg.compute.micro_batch,
+        fused=device(cfg).type == "cuda" if cfg.compute.fused == "auto" else cfg.compute.fused,
     )
 
 

@@ -1,5 +1,6 @@
 """Where decoded images are kept: on disk, on the device too, or nowhere."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from funmatch.models.network import Network
 from funmatch.runtime import hardware
 from funmatch.tasks.base import Task
 from funmatch.views.evaluation_views import EvaluationViews
+
+_log = logging.getLogger(__name__)
 
 _SHARE = 4  # auto takes at most one part in so many of what is free
 _SAMPLE = 64  # images by whose sizes auto estimates those of all
@@ -70,7 +73,7 @@ def _decoded_once(cfg: DictConfig, source: Source, visits: float) -> Source:
     except OSError as error:
         why = f"{_store(cfg)}: {error.strerror}"
         if cfg.data.cache == "auto":
-            print(f"  cache: {why}; the run goes on without it", flush=True)
+            _log.warning("  cache: %s; the run goes on without it", why)
             return source
         remedy = "give another paths.cache, or data.cache=none"
         raise UserError(f"data.cache={cfg.data.cache}: {why}; {remedy}") from error

@@ -30,7 +30,7 @@ def distill(cfg: DictConfig, run: Run) -> dict[str, Any]:
     fitting.prepare(cfg)
     objective, task = instantiate(cfg.objective), build.task(cfg)
     rows, ranks = cfg.batch_size, schema.rank_count(cfg)
-    refuse_split(objective, micro_batch=cfg.trainer.micro_batch, rows=rows // ranks, ranks=ranks)
+    refuse_split(objective, micro_batch=cfg.compute.micro_batch, rows=rows // ranks, ranks=ranks)
     splits, law = build.splits(cfg), build.recipe(cfg)
     teacher = load_teacher(cfg, objective.teacher_features)
     members = zip(schema.teachers(cfg).items(), teacher.members.values(), strict=True)

@@ -46,7 +46,7 @@ def export(cfg: DictConfig) -> None:
     """Writes `RUN/export/FORMAT`, if what is there says what the student says."""
     validation.check_export(cfg, _FORMATS)
     run, there = load_run.open_run(cfg.run, cfg.trainer.accelerator, cfg.get("data"))
-    there.trainer.threads = cfg.trainer.threads
+    there.compute.threads = cfg.compute.threads
     there.trainer.precision = "32-true"  # to compare what is alike
     fitting.prepare(there)
     data = build.evaluation(there)

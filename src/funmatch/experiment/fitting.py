@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -12,17 +11,14 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Callback, LightningDataModule, Trainer
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning import LightningDataModule
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch.config import identity, schema
 from funmatch.data.sources import Splits
 from funmatch.experiment import build, warm_start
+from funmatch.experiment.trainer import build_trainer, set_flags
 from funmatch.models import load_weights
 from funmatch.runs import checkpoint_files
 from funmatch.runs.directory import Run
@@ -30,8 +26,7 @@ from funmatch.runtime import atomic_files, distributed
 from funmatch.runtime.preemption import STOP
 from funmatch.tasks.description import column
 from funmatch.training.callbacks.best_student import BestStudent, step_of
-from funmatch.training.callbacks.checkpoint import PeriodicCheckpoint, VerifiedCheckpointIO
-from funmatch.training.callbacks.progress import ProgressBar
+from funmatch.training.callbacks.checkpoint import PeriodicCheckpoint
 from funmatch.training.callbacks.stopwatch import Stopwatch
 from funmatch.training.learner import Learner
 from funmatch.training.loggers.csv import CsvLogger
@@ -60,16 +55,15 @@ def fit(
         validate_every=cfg.validate_every,
         total=steps,
     )
-    label = run.directory.name.removeprefix(f"{cfg.recipe.name}-")
-    bar = ProgressBar(label, steps, stopwatch, task.score.metric)
-    callbacks = [stopwatch, best, latest, bar, *instantiate(cfg.callbacks).values()]
+    further = [each for each in instantiate(cfg.callbacks).values() if each is not None]
+    callbacks = [stopwatch, best, latest, *further]
     state = _beginning(cfg, run)
     loggers: list[Logger] = []
     failed = True
     try:
         loggers += _loggers(cfg, run, 0 if state is None else checkpoint_files.step(state))
         _tell(loggers, "begin", run)
-        trainer = _trainer(cfg, steps, callbacks, loggers)
+        trainer = build_trainer(cfg, run.directory, steps, callbacks, loggers)
         with STOP.deferred():
             trainer.fit(learner, data, ckpt_path=None if state is None else str(state))
         # The trainer validates at multiples only; nor has it, if the best student was lost since.
@@ -104,8 +98,9 @@ def _tell(loggers: list[Logger], what: str, *args: Any, **more: Any) -> None:
 
 def prepare(cfg: DictConfig) -> None:
     """Tells torch where to compute, and silences what the frameworks say of themselves."""
-    if cfg.trainer.threads is not None:
-        torch.set_num_threads(cfg.trainer.threads)
+    if cfg.compute.threads is not None:
+        torch.set_num_threads(cfg.compute.threads)
+    set_flags(cfg.trainer)
     if (place := build.device(cfg)).type == "cuda":
         torch.cuda.set_device(place)  # else each rank holds memory of the first one too
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -120,42 +115,6 @@ def prepare(cfg: DictConfig) -> None:
         ".*`srun` command is available.*",  # nor is it needed where we start the ranks
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def _trainer(
-    cfg: DictConfig, steps: int, callbacks: list[Callback], loggers: list[Logger]
-) -> Trainer:
-    environment: ClusterEnvironment = LightningEnvironment()
-    # Left to itself, the trainer takes each process of a SLURM job for a rank, and requeues it.
-    if TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()
-    elif distributed.by_srun():
-        environment = SLURMEnvironment(auto_requeue=False)
-    trainer = Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        num_nodes=cfg.trainer.num_nodes,
-        strategy=cfg.trainer.strategy,
-        precision=cfg.trainer.precision,
-        log_every_n_steps=cfg.trainer.log_every,
-        max_steps=steps,
-        max_epochs=-1,
-        val_check_interval=cfg.validate_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,  # ours is a callback
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[VerifiedCheckpointIO(), environment],
-    )
-    # Its own save within the handler, or not at all. `interruption` hears the signals.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    if trainer.strategy.root_device.type != "cuda":
-        # Lightning's way to look for a GPU, for which an optimiser looks in each step: 0.05 ms.
-        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    return trainer
 
 
 def _beginning(cfg: DictConfig, run: Run) -> Path | None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from funmatch.config.errors import UserError
 from funmatch.config.schema import rank_count
 from funmatch.runs.directory import Run
-from funmatch.runtime import distributed, hardware
+from funmatch.runtime import distributed, hardware, log
 from funmatch.runtime.preemption import CTRL_C, RESUMABLE_EXIT_CODES, STOP, Interrupted
 
 Method = Literal["distill", "supervise"]
@@ -33,7 +33,8 @@ def train_here(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
     from funmatch.experiment import distill, supervise
 
     methods = {"distill": distill.distill, "supervise": supervise.supervise}
-    return methods[method](cfg, run)
+    with log.to_file(run.directory, distributed.rank()):
+        return methods[method](cfg, run)
 
 
 def train(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:

@@ -1,19 +1,28 @@
 """The life of one run: claimed, trained or skipped, summed up."""
 
+import json
+import logging
+import platform
+import shlex
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from funmatch import __version__
 from funmatch.config import identity, schema
 from funmatch.config.errors import UserError
 from funmatch.experiment import warm_start
 from funmatch.runs.directory import Run
-from funmatch.runtime import atomic_files
+from funmatch.runtime import atomic_files, log
 from funmatch.tasks.description import TaskDescription
+
+_log = logging.getLogger(__name__)
 
 Train = Callable[[DictConfig, Run], dict[str, Any]]
 
@@ -68,7 +77,10 @@ def _run_to_completion(cfg: DictConfig, run: Run, train: Train) -> dict[str, Any
     }
     run.write_summary({**facts, "status": "running"})
     try:
-        figures = train(cfg, run)
+        with log.to_file(run.directory):
+            _log_beginning(run, steps)
+            figures = train(cfg, run)
+            _log.info("measured: %s", json.dumps(figures), extra=log.FILE_ONLY)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         with suppress(OSError):
@@ -82,6 +94,15 @@ def _task(cfg: DictConfig) -> dict[str, Any]:
     from funmatch.experiment import build  # imports torch
 
     return build.task(cfg).description.as_json()
+
+
+def _log_beginning(run: Run, steps: int) -> None:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
+    place = f"Python {platform.python_version()} on {platform.platform()}"
+    facts = f"funmatch {__version__}, {versions}, {place}"
+    _log.info("command: %s", shlex.join(sys.argv), extra=log.FILE_ONLY)
+    _log.info("%s", facts, extra=log.FILE_ONLY)
+    _log.info("%s: %d steps", run.directory.name, steps, extra=log.FILE_ONLY)
 
 
 def _write_or_verify_config(path: Path, cfg: DictConfig) -> None:

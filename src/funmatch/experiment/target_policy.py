@@ -1,5 +1,6 @@
 """Where the teacher's word comes from: the teacher, a record of what it said, or both."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from funmatch.targets import base, online, per_image, recorded, store
 from funmatch.targets.store import LogitStore
 from funmatch.tasks.base import Task
 from funmatch.views.recipes import Fixed, Recipe
+
+_log = logging.getLogger(__name__)
 
 _BLOCK = 4096  # steps whose rows are looked for at a time
 _SHARE = 4  # auto takes at most one part in so many of what is free
@@ -140,7 +143,7 @@ def _keeps(cfg: DictConfig, record: LogitStore, steps: int, there: int) -> bool:
 
 def _say(text: str) -> None:
     if distributed.rank() == 0:
-        print(f"  targets: {text}", flush=True)
+        _log.info("  targets: %s", text)
 
 
 def _asking(cfg: DictConfig, teacher: Teacher) -> dict[str, Any]:

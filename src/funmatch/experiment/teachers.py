@@ -1,5 +1,6 @@
 """The teacher of a run: loaded, or trained first where it can be."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.runs.directory import Run
 from funmatch.runtime import distributed
+
+_log = logging.getLogger(__name__)
 
 
 def load_teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
@@ -49,8 +52,9 @@ def teacher_config(cfg: DictConfig, teacher: DictConfig) -> DictConfig:
     """The configuration of the run that makes a teacher."""
     overrides = [*teacher.finetune, "name=teachers", "logger=none"]
     # One teacher serves all precisions and all numbers of devices.
-    place = {key: cfg.trainer[key] for key in ("accelerator", "workers", "threads", "log_every")}
-    here = {"paths": cfg.paths, "trainer": place}
+    trainer = {key: cfg.trainer[key] for key in ("accelerator", "log_every_n_steps")}
+    compute = {key: cfg.compute[key] for key in ("workers", "threads")}
+    here = {"paths": cfg.paths, "trainer": trainer, "compute": compute}
     merged = OmegaConf.merge(compose("finetune", overrides), here)
     assert isinstance(merged, DictConfig)
     validation.check(merged)
@@ -64,6 +68,6 @@ def _train_if_missing(cfg: DictConfig, teacher: DictConfig) -> Path:
     while distributed.rank() > 0 and not run.completed:
         time.sleep(0.5)  # rank 0 makes it
     if not run.completed:
-        print(f"teacher: fine-tuning it once, into {run.directory}")
+        _log.info("teacher: fine-tuning it once, into %s", run.directory)
         run_lifecycle.run_to_completion(own, supervise, wait=True)
     return run.student

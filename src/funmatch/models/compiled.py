@@ -1,7 +1,11 @@
 """`torch.compile` for one batch size and mode of a network, with a fallback to eager execution."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
+
+_log = logging.getLogger(__name__)
 
 _MAX_COMPILED_NETWORKS = 256  # in one process
 
@@ -42,6 +46,6 @@ class Compiled:
         except Exception as error:  # the compiler raises many types
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             name = type(self._net).__name__
-            print(f"  compile: {name} goes on without torch.compile ({reason})", flush=True)
+            _log.warning("  compile: %s goes on without torch.compile (%s)", name, reason)
             self._fast = self._net
             return self._net(images)

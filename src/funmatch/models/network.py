@@ -1,5 +1,6 @@
 """A network together with what it expects of its input."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from funmatch.models.compiled import Compiled
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -103,7 +106,8 @@ class Network(nn.Module):
         self.net.to(dtype).to(memory_format=self._layout)
         if compiled is not None and self._wanted:
             name = type(self.net).__name__
-            print(f"  compile: {name} goes on without torch.compile (its features are asked for)")
+            reason = "its features are asked for"
+            _log.warning("  compile: %s goes on without torch.compile (%s)", name, reason)
         elif compiled is not None:
             self._compiled = Compiled(self.net, rows=compiled, training=self.training)
         return self

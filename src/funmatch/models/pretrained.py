@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong name is found at once.
 
 import base64
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from funmatch.runtime import atomic_files
+
+_log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 60  # without a byte from the server
 _CHUNK_BYTES = 1 << 20
@@ -67,7 +70,7 @@ class Download:
                 for left in path.parent.glob(f".{path.name}.*.tmp"):
                     left.unlink()  # left by a process that was killed
                 with urlopen(self.url, timeout=_TIMEOUT_S) as response:
-                    print(f"weights: downloading {name} from {self.url}", flush=True)
+                    _log.info("weights: downloading %s from %s", name, self.url)
                     atomic_files.write(path, _receiver(response, path, self.url))
         except (OSError, HTTPException) as error:
             if isinstance(error, HTTPError):
@@ -231,7 +234,7 @@ def _receiver(response: HTTPResponse, path: Path, url: str) -> Callable[[BinaryI
         digest = sha256.hexdigest()
         atomic_files.write(_record(path), f"# {size} bytes from {url}\n{digest}  {path.name}\n")
         unchecked = "" if md5s else " (its server sent no MD5 to compare)"
-        print(f"weights: {path}: {size} bytes, SHA-256 {digest}{unchecked}", flush=True)
+        _log.info("weights: %s: %d bytes, SHA-256 %s%s", path, size, digest, unchecked)
 
     return receive
 

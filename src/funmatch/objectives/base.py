@@ -127,7 +127,7 @@ def refuse_split(objective: Objective, *, micro_batch: int | None, rows: int, ra
         return
     what = f"{type(objective).__name__} compares the examples of a batch with each other"
     if micro_batch is not None and micro_batch < rows:
-        raise ValueError(f"trainer.micro_batch={micro_batch}: {what}; choose null")
+        raise ValueError(f"compute.micro_batch={micro_batch}: {what}; choose null")
     if ranks > 1 and not objective.gathers_rows:
         raise ValueError(f"trainer.devices: {what}, and {ranks} ranks share it; choose devices=1")
 

@@ -25,7 +25,9 @@ _OURS = tuple(
 _CLASSES = (
     *("torch.nn", "torch.optim", "torchvision.transforms", "torchmetrics"),
     *("lightning.pytorch.callbacks", "lightning.pytorch.loggers"),
+    *("lightning.pytorch.profilers", "lightning.pytorch.strategies"),
 )
+_TRAINER = "lightning.Trainer"
 _BUILDERS = "torchvision.models"  # functions of this module, but not of its submodules
 _BY_PATH = "funmatch.models.user_models.from_path"  # calls the function that its `path` names
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -75,6 +77,8 @@ def _is_called(cfg: DictConfig, key: str) -> bool:
 
 
 def _allowed(target: str) -> bool:
+    if target == _TRAINER:
+        return True
     module, _, name = target.rpartition(".")
     named = os.environ.get("FUNMATCH_ALLOW", "").split(",")
     if target.startswith(tuple(f"{each.strip()}." for each in named if each.strip())):

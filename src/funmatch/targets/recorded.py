@@ -1,5 +1,6 @@
 """Teacher targets read from a store, with the missing ones computed and added."""
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 
@@ -12,6 +13,8 @@ from funmatch.models.teacher import Teacher
 from funmatch.targets.base import Targets
 from funmatch.targets.store import LogitStore
 from funmatch.tasks.base import Task
+
+_log = logging.getLogger(__name__)
 
 
 class RecordedTargets(Targets):
@@ -102,7 +105,7 @@ class RecordedTargets(Targets):
             self._keep = False
             self._pending.clear()
             lost = "the run goes on and records no further targets"
-            print(f"  targets: {record.folder}: {error.strerror}; {lost}", flush=True)
+            _log.warning("  targets: %s: %s; %s", record.folder, error.strerror, lost)
 
     def flush(self) -> None:
         while self._pending:

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from funmatch.core.images import Images
 from funmatch.data import image_files
@@ -16,6 +16,7 @@ from funmatch.data.sources import Splits
 from funmatch.runtime import hardware
 from funmatch.views.evaluation_views import EvaluationStream
 from funmatch.views.recipes import Recipe
+from funmatch.views.repeated import RepeatedSteps
 from funmatch.views.stream import Steps, Stream, TruthInView
 
 _PATIENCE = 600.0  # seconds that a worker may take for a batch
@@ -35,6 +36,7 @@ class DataModule(LightningDataModule):
         brings: what comes from the workers: views; or cuts, for training images that are all kept
             on the device; or files, which are decoded there.
         truth_in_view: of the task: the labels of training views; None: those of the images.
+        repeat: train on the batches of the first so many steps over and over; None: never repeat.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class DataModule(LightningDataModule):
         workers: int = 0,
         brings: Brings = "views",
         truth_in_view: TruthInView | None = None,
+        repeat: int | None = None,
     ) -> None:
         super().__init__()
         self._splits, self._recipe = splits, recipe
         self._sides, self._batch_size, self._steps, self._seed = sides, batch_size, steps, seed
         self._workers, self._brings, self._truth_in_view = workers, brings, truth_in_view
+        self._repeat = repeat
         self._images: Images | None = None  # all of them, on the device
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -72,7 +76,8 @@ class DataModule(LightningDataModule):
             truth_in_view=self._truth_in_view,
             **self._ranks(),
         )
-        return self._loader(stream, Steps(start, steps or self._steps))
+        repeated = RepeatedSteps(stream, self._repeat) if self._repeat else stream
+        return self._loader(repeated, Steps(start, steps or self._steps))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._evaluation_loader("val")
@@ -111,9 +116,7 @@ class DataModule(LightningDataModule):
             return {"rank": 0, "ranks": 1}
         return {"rank": self.trainer.global_rank, "ranks": self.trainer.world_size}
 
-    def _loader(
-        self, stream: Stream | EvaluationStream, steps: Steps | None = None
-    ) -> DataLoader[Batch]:
+    def _loader(self, stream: Dataset[Batch], steps: Steps | None = None) -> DataLoader[Batch]:
         return DataLoader(
             stream,
             batch_size=None,

@@ -1,5 +1,6 @@
 """What every way of teaching shares: a student, its optimiser, and how it is measured."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from funmatch.core import geometry
 from funmatch.data.batch import Batch
 from funmatch.models.network import Network
 from funmatch.tasks.base import Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,9 @@ class Learner(LightningModule):
                 f"{self._in_a_row - 1} steps before; lower optimizer.lr, or look at the images; "
                 "no weight has followed them"
             )
-        self.print(f"  step {step}: loss or gradient are not finite; left out ({self.skipped})")
+        if self.trainer.is_global_zero:
+            left_out = "loss or gradient are not finite; left out"
+            _log.warning("  step %d: %s (%d)", step, left_out, self.skipped)
         self._log({"train/skipped": torch.tensor(float(self.skipped))}, step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

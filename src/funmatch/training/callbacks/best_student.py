@@ -1,5 +1,6 @@
 """The best student so far, judged on val."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from funmatch.runtime import atomic_files
 from funmatch.tasks.description import TaskDescription
 from funmatch.training.learner import Learner
+
+_log = logging.getLogger(__name__)
 
 
 def step_of(path: Path) -> int:
@@ -36,7 +39,7 @@ class BestStudent(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.step and self.step > step_of(self._path):
             if trainer.is_global_zero:
-                print(f"  {self._path} is gone; the best student is sought from here on")
+                _log.warning("  %s is gone; the best student is sought from here on", self._path)
             self.score, self.step = self._task.score.worst, 0
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:

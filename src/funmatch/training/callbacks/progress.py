@@ -1,7 +1,9 @@
-"""A progress bar with the time left, and nothing in logs that are not a terminal."""
+"""Progress of a run: a bar on a terminal, and a line now and then in logs."""
 
+import logging
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -16,40 +18,40 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from funmatch.runtime import log
 from funmatch.training.callbacks.stopwatch import Stopwatch
+from funmatch.training.learner import Learner
 
-_PAUSE = 0.5  # seconds between two drawings
+_log = logging.getLogger(__name__)
 
 
 class ProgressBar(Callback):
     """One line per run: steps done, time left, speed, loss and score, where the time goes.
 
+    Shown on a terminal only.
+
     Args:
-        label: of the run.
-        total: steps of the run.
-        stopwatch: of the run, called before this.
-        score: the metric of the student that is shown, without the split.
+        refresh_s: seconds between two drawings.
     """
 
-    def __init__(self, label: str, total: int, stopwatch: Stopwatch, score: str) -> None:
-        self._label, self._total, self._bars = label, total, _bars()
-        self._stopwatch, self._drawn, self._task = stopwatch, 0.0, TaskID(-1)
-        self._score = f"val/{score}"
+    def __init__(self, refresh_s: float = 0.5) -> None:
+        self._refresh_s, self._bars, self._drawn, self._task = refresh_s, _bars(), 0.0, TaskID(-1)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        done = trainer.global_step
-        self._task = self._bars.add_task(self._label, total=self._total, completed=done, figures="")
+        self._stopwatch = _stopwatch(trainer)
+        label = "-".join(Path(trainer.default_root_dir).name.rsplit("-", 2)[1:])  # seed, hash
+        self._task = self._bars.add_task(
+            label, total=trainer.max_steps, completed=trainer.global_step, figures=""
+        )
         if trainer.is_global_zero:
             self._bars.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         now = time.monotonic()
-        if self._bars.disable or now < self._drawn + _PAUSE:
+        if self._bars.disable or now < self._drawn + self._refresh_s:
             return
         self._drawn = now
-        metrics = trainer.callback_metrics
-        names = {"loss": "train/loss", "val": self._score}
-        figures = [f"{n} {float(metrics[k]):.3f}" for n, k in names.items() if k in metrics]
+        figures = _figures(trainer, module)
         if speed := self._bars.tasks[0].speed:
             figures.insert(0, f"{speed * self._stopwatch.batch_size:,.0f} img/s")
         figures += [f"{part} {share:.0%}" for part, share in self._stopwatch.shares().items()]
@@ -63,6 +65,53 @@ class ProgressBar(Callback):
 
     def _end(self) -> None:
         self._bars.stop()
+
+
+class ProgressLog(Callback):
+    """Logs a line now and then: steps done, images per second, loss and score, time left.
+
+    It goes to run.log, and to stdout where that is no terminal and has no bar.
+
+    Args:
+        every_s: seconds between two lines, validations included; the first comes after as many.
+    """
+
+    def __init__(self, every_s: float = 60.0) -> None:
+        self._every_s = every_s
+        self._more = log.FILE_ONLY if Console().is_terminal else None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._batch_size = _stopwatch(trainer).batch_size
+        self._start = self._last = (time.monotonic(), trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        before, last_step = self._last
+        if now < before + self._every_s or not trainer.is_global_zero:
+            return
+        start, first_step = self._start
+        speed = (step - last_step) / (now - before) * self._batch_size
+        left = (trainer.max_steps - step) * (now - start) / max(step - first_step, 1)
+        parts = [f"step {step:,} of {trainer.max_steps:,}", f"{speed:,.0f} img/s"]
+        parts += [*_figures(trainer, module), f"{_duration(left)} left"]
+        _log.info("  %s", ", ".join(parts), extra=self._more)
+        self._last = (now, step)
+
+
+def _stopwatch(trainer: Trainer) -> Stopwatch:
+    return next(c for c in trainer.callbacks if isinstance(c, Stopwatch))  # type: ignore[attr-defined]
+
+
+def _figures(trainer: Trainer, module: LightningModule) -> list[str]:
+    assert isinstance(module, Learner)
+    metrics = trainer.callback_metrics
+    names = {"loss": "train/loss", "val": f"val/{module.task.description.score.metric}"}
+    return [f"{name} {float(metrics[key]):.3f}" for name, key in names.items() if key in metrics]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _bars() -> Progress:

@@ -1,6 +1,7 @@
 """Weights & Biases, never in the way: without a key or a server it logs offline."""
 
 import csv
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from wandb.errors import AuthenticationError, CommError
 
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files
+
+_log = logging.getLogger(__name__)
 
 STEP = "trainer/global_step"  # by which Lightning's logger counts
 _ROWS = 10_000  # that a table in the browser bears
@@ -92,7 +95,8 @@ class Wandb(WandbLogger):
             call()
         except Exception as error:  # of many kinds
             self._lost = True
-            print(f"W&B: its process has ended ({type(error).__name__}); metrics.csv goes on")
+            kind = type(error).__name__
+            _log.warning("W&B: its process has ended (%s); metrics.csv goes on", kind)
             with suppress(Exception):  # nor may it speak at our exit
                 wandb.teardown(exit_code=1)
 
@@ -156,7 +160,7 @@ def _initialised(init: Callable[..., Any], directory: Path, timeout: float) -> A
             # Verifying the key would wait for the server without a limit of ours.
             if wandb.login(prompt=False, verify=False):
                 online = init(mode="online")
-                print(f"W&B: {online.url}")
+                _log.info("W&B: %s", online.url)
                 return online
             _go_offline(directory, "no API key")
         except CommError:
@@ -170,7 +174,7 @@ def _initialised(init: Callable[..., Any], directory: Path, timeout: float) -> A
 def _go_offline(directory: Path, reason: str) -> None:
     global _offline
     _offline = True
-    print(
+    _log.warning(
         f"W&B logs offline ({reason}); to upload later: "
         f"wandb sync {directory.parent}/*/wandb/offline-run-*"
     )

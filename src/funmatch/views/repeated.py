@@ -1,0 +1,25 @@
+"""The batches of the first steps, over and over: to see whether a network can learn them at all."""
+
+from dataclasses import replace
+
+from torch.utils.data import Dataset
+
+from funmatch.data.batch import Batch
+from funmatch.views.stream import Stream
+
+
+class RepeatedSteps(Dataset[Batch]):
+    """Item t is the batch of step t mod n, views and mixing included, under the number t.
+
+    So it remains a function of (seed, step), and a run resumes exactly.
+
+    Args:
+        stream: the batches of a run.
+        steps: n, how many different batches there are.
+    """
+
+    def __init__(self, stream: Stream, steps: int) -> None:
+        self._stream, self._steps = stream, steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return replace(self._stream[step % self._steps], step=step)

@@ -1,0 +1,162 @@
+"""What a run logs: on the console as it is printed, in run.log with the time, errors whole."""
+
+import io
+import logging
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.callbacks import RichModelSummary
+
+from commands import QUICK, command, command_here
+from faults import inject
+from funmatch.config import validation
+from funmatch.config.errors import UserError
+from funmatch.runtime import log
+from funmatch.runtime.preemption import Interrupted
+from small import only_run
+
+STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) +funmatch[\w.]*: ")
+SHORT = (*QUICK, "steps=6", "schedule.warmup_steps=1", "validate_every=3", "checkpoint_every=2")
+
+
+def test_the_console_shows_the_bare_message_errors_on_stderr(capsys) -> None:
+    logger = logging.getLogger("funmatch.somewhere")
+    logger.info("  two %s", "words")
+    logger.warning("a warning")
+    logger.error("an error")
+    logger.info("for the file", extra=log.FILE_ONLY)
+    logger.debug("for nobody")
+    said = capsys.readouterr()
+    assert said.out == "  two words\na warning\n"
+    assert said.err == "an error\n"
+
+
+def test_a_reader_that_has_gone_is_an_error_as_with_print(monkeypatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(BrokenPipeError):
+        logging.getLogger("funmatch.somewhere").info("x")
+
+
+def test_a_file_gets_every_line_once_and_is_appended_to(tmp_path: Path, capsys) -> None:
+    logger = logging.getLogger("funmatch.somewhere")
+    for text in ("one", "two"):
+        with log.to_file(tmp_path), log.to_file(tmp_path):
+            logger.info("  %s", text)
+    with log.to_file(tmp_path, rank=1):
+        logger.info("other", extra=log.FILE_ONLY)
+    logger.info("outside")
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert all(STAMP.match(line) for line in lines)
+    assert [STAMP.sub("", line) for line in lines] == ["one", "two"]
+    assert (tmp_path / "run.rank1.log").read_text().endswith(": other\n")
+    assert capsys.readouterr().out == "  one\n  two\noutside\n"
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_written_does_not_end_the_run(tmp_path: Path, capsys) -> None:
+    with log.to_file(tmp_path / "nowhere"):
+        logging.getLogger("funmatch.somewhere").info("on the console")
+    full = Path("/dev/full")
+    if full.exists():
+        (tmp_path / "run.log").symlink_to(full)
+        with log.to_file(tmp_path):
+            logging.getLogger("funmatch.somewhere").info("too")
+    said = capsys.readouterr()
+    assert said.out.startswith("on the console\n")
+    assert said.err == ""
+
+
+def test_an_exception_is_in_the_file_with_its_traceback(tmp_path: Path, capsys) -> None:
+    with pytest.raises(ValueError, match="broken"), log.to_file(tmp_path):
+        raise ValueError("broken")
+    with pytest.raises(Interrupted), log.to_file(tmp_path):
+        raise Interrupted("SIGTERM", 75, "saved after step 3 of 9")
+    text = (tmp_path / "run.log").read_text()
+    assert "Traceback (most recent call last):" in text
+    assert "ValueError: broken" in text
+    assert "WARNING funmatch: interrupted by SIGTERM: saved after step 3 of 9" in text
+    assert capsys.readouterr() == ("", "")
+
+
+def test_callbacks_that_change_steps_or_weights_are_refused(compose) -> None:
+    for kind, reason in {
+        "EarlyStopping": "give epochs= or steps=",
+        "Timer": "give max_time=",
+        "StochasticWeightAveraging": "no part of a run's identity",
+    }.items():
+        given = f"+callbacks.mine._target_=lightning.pytorch.callbacks.{kind}"
+        with pytest.raises(UserError, match=reason):
+            validation.check(compose(given))
+    with pytest.raises(UserError, match=r"callbacks\.mine=3: give callbacks\.mine\._target_"):
+        validation.check(compose("+callbacks.mine=3"))
+    validation.check(compose("callbacks.progress_bar=null"))
+    assert set(compose("~callbacks.progress_bar").callbacks) == {"progress_log"}
+    both = compose("callbacks=[default,model_summary]").callbacks
+    assert set(both) == {"progress_bar", "progress_log", "model_summary"}
+    assert both.model_summary._target_.endswith(RichModelSummary.__name__)
+
+
+# --- real commands -------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
+    progress = "callbacks.progress_log.every_s=0"
+    stop = inject("SignalAt", step=4, number=15)
+    done = command("train", *SHORT, "name=logged", progress, *stop, cwd=workplace)
+    assert done.returncode == 75
+    assert re.search(r"\n  step 4 of 6, [\d,]+ img/s, val 0\.\d+, 0:00:0\d left\n", done.stdout)
+    run = only_run(workplace, "logged")
+    first = (run.directory / "run.log").read_text()
+    assert "interrupted by SIGTERM: saved after step 4 of 6" in first
+    code, out, err = command_here("train", *SHORT, "name=logged", progress, cwd=workplace)
+    assert (code, err) == (0, "")
+    text = (run.directory / "run.log").read_text()
+    assert text.startswith(first)
+    lines = text.splitlines()
+    assert all(STAMP.match(line) for line in lines)
+    assert text.count("command: ") == 2
+    going_on = "going on from step 4 of 6"
+    assert f"  {going_on}\n" in out
+    assert text.count(going_on) == 1
+    assert sum(": step " in line for line in lines) == 6
+    assert lines[-1].partition("measured: ")[2].startswith('{"student_val_top1": ')
+    assert not list(run.directory.glob("*.log.*")) + list(run.directory.glob("train.log"))
+
+    size = len(text)
+    assert command_here("train", *SHORT, "name=logged", cwd=workplace)[0] == 0  # finished before
+    assert command_here("evaluate", f"run={run.directory}", "split=val", cwd=workplace)[0] == 0
+    assert len((run.directory / "run.log").read_text()) == size
+
+
+def test_a_failure_is_one_line_on_the_console_and_a_traceback_in_the_log(workplace: Path) -> None:
+    given = (*SHORT, "name=failing", *inject("FailAt", seed=0))
+    code, _, err = command_here("train", *given, cwd=workplace)
+    assert code == 1
+    assert err.startswith("error: RuntimeError: a fault was injected (HYDRA_FULL_ERROR=1 shows")
+    assert err.count("\n") == 1
+    text = (only_run(workplace, "failing").directory / "run.log").read_text()
+    assert "ERROR   funmatch: failed\nTraceback (most recent call last):" in text
+    assert 'raise RuntimeError("a fault was injected")' in text
+
+
+def test_a_dry_run_writes_no_log(workplace: Path) -> None:
+    assert command_here("train", *SHORT, "name=dry", "dry_run=true", cwd=workplace)[0] == 0
+    assert not (workplace / "logs" / "dry").exists()
+    assert not list(workplace.glob("*.log"))
+
+
+def test_every_rank_has_a_log_of_its_own(workplace: Path) -> None:
+    given = (*SHORT, "name=ranked", "trainer.devices=2", *inject("FailAt", seed=0, rank=1))
+    done = command("train", *given, cwd=workplace)
+    assert done.returncode == 1
+    folder = only_run(workplace, "ranked").directory
+    assert "RuntimeError: a fault was injected" in (folder / "run.rank1.log").read_text()
+    first = (folder / "run.log").read_text()
+    assert "command: " in first
+    assert "UserError: rank 1: RuntimeError: a fault was injected" in first
