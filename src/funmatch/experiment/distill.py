@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
@@ -11,6 +10,7 @@ from funmatch.config.errors import UserError
 from funmatch.experiment import build, cache_policy, fitting, input_check, target_policy
 from funmatch.experiment.teachers import load_teacher
 from funmatch.runs.directory import Run
+from funmatch.runtime.allowlist import instantiate
 from funmatch.runtime.timer import Timer
 from funmatch.training.callbacks.stopwatch import Stopwatch
 from funmatch.training.distillation import Distillation

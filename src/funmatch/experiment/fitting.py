@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -27,6 +26,7 @@ from funmatch.models import load_weights
 from funmatch.runs import checkpoint_files
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, distributed
+from funmatch.runtime.allowlist import instantiate
 from funmatch.runtime.preemption import STOP
 from funmatch.tasks.classification import predictions
 from funmatch.training.callbacks.best_student import BestStudent, step_of
