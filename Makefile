@@ -13,7 +13,7 @@ DATE := 2026-11-22T00:00:00Z
 
 .DEFAULT_GOAL := help
 .PHONY: help setup install demo train test test-all test-faults test-slurm experiments coverage bench
-.PHONY: test-lowest test-newest test-versions docs dashboard slurm-train slurm-sweep slurm-status check audit format lock clean
+.PHONY: test-lowest test-newest test-versions test-hydra docs dashboard slurm-train slurm-sweep slurm-status check audit format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,14 @@ test-versions:
 	uv pip install --quiet --no-config --upgrade $(UNTIL) --resolution $(VERSIONS) --python build/$(VERSIONS) \
 		--group dev --editable '.[$(EXTRAS)]'
 	build/$(VERSIONS)/bin/python -m pytest -W ignore $(PARALLEL) $(ARGS)
+
+test-hydra: setup  ## run the tests with Hydra 1.4 of the index of today, candidates included, on top of .venv
+	$(RUN) -m venv --clear --without-pip build/hydra
+	$(RUN) -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+		> "$$(echo build/hydra/lib/python*/site-packages)/venv.pth"
+	$(RUN) -m pip --python build/hydra install --quiet --disable-pip-version-check 'hydra-core>=1.4.0rc3,<1.5'
+	$(RUN) -m pip --python build/hydra install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	build/hydra/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 experiments:  ## list the rows of the paper: python src/train.py experiment=...
 	@awk -F, '$$1 { printf "%-34s %8s %9s  %s\n", $$1, $$5, $$7, $$3 }' conf/paper.csv

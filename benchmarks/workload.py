@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import hydra
 import torch
-from hydra.utils import instantiate
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -16,6 +15,7 @@ from funmatch.experiment import build, teachers
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.objectives.base import Objective
+from funmatch.runtime.allowlist import instantiate
 from funmatch.views.recipes import Recipe
 from funmatch.views.stream import Steps, Stream
 

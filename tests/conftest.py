@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from commands import QUICK, command
 from funmatch.config import resolvers
-from funmatch.config.compose import config_directory
+from funmatch.config.compose import compose_context
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
@@ -114,7 +114,7 @@ def compose() -> Callable[..., DictConfig]:
 
 @functools.cache
 def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with compose_context():
         return hydra.compose(name, list(overrides))
 
 

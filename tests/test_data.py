@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torchvision import datasets as official
 
@@ -16,6 +15,7 @@ from funmatch.data.datasets import builders, imagenet, torchvision_layouts
 from funmatch.data.file_list import DatasetFiles
 from funmatch.data.image_files import ImageFiles
 from funmatch.data.sources import Splits
+from funmatch.runtime.allowlist import instantiate
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Shared
 from funmatch.views.stream import Stream

@@ -78,7 +78,7 @@ TRANSFERS = {
 @cache
 def composed(name: str, *overrides: str) -> DictConfig:
     command = "finetune" if name.startswith("labels/") else "train"
-    with hydra.initialize_config_dir(str(compose.config_directory()), version_base="1.3"):
+    with compose.compose_context():
         return hydra.compose(command, [f"experiment={name}", *overrides])
 
 

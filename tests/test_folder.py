@@ -8,11 +8,11 @@ from pathlib import Path
 from tarfile import open as tar
 
 import pytest
-from hydra.utils import instantiate
 
 import trees
 from commands import ROOT, environment
 from funmatch.data.datasets import builders, image_folder
+from funmatch.runtime.allowlist import instantiate
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Shared
 from funmatch.views.stream import Stream

@@ -9,7 +9,6 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from sklearn.datasets import load_sample_image
 from timm.layers import BatchNormAct2d, GroupNormAct
@@ -20,6 +19,7 @@ from funmatch.config.compose import group_options
 from funmatch.core.render import evaluation_view
 from funmatch.data.datasets import builders
 from funmatch.models import bit, conv, heads, load_weights, pretrained, timm_models
+from funmatch.runtime.allowlist import instantiate
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 
 TINY = Path(__file__).parent / "core" / "reference" / "bit_tiny_teacher.npz"

@@ -12,6 +12,7 @@ from commands import QUICK, command, command_here
 from funmatch.models import user_models
 from funmatch.runs.directory import Run
 from funmatch.runtime import allowlist
+from funmatch.runtime.hydra_versions import HAS_WHITELIST
 
 pytestmark = pytest.mark.fault(13)
 CANARY = "canary-5f2b9c1e77aa4d10"
@@ -43,6 +44,28 @@ def test_a_path_of_a_function_is_a_call_wherever_it_stands(path: str) -> None:
     splits = {"_target_": "funmatch.models.user_models.from_path", "path": path, "num_classes": 3}
     with pytest.raises(ValueError, match=f"data.splits.path={path}: a configuration may call"):
         allowlist.check(OmegaConf.create({"data": {"splits": splits}}))
+
+
+def test_what_is_called_fails_with_its_own_error() -> None:
+    net = {"_target_": "funmatch.models.user_models.from_path", "path": "a-b:f", "num_classes": 1}
+    with pytest.raises(ValueError, match=r"^path=a-b:f: give package\.module:function"):
+        allowlist.instantiate(OmegaConf.create({"net": net}))
+
+
+@pytest.mark.skipif(not HAS_WHITELIST, reason="of Hydra 1.4")
+def test_hydra_looks_at_where_a_network_is_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lender.py").write_text("from torch import nn\nclass Net(nn.Identity): pass\n")
+    (tmp_path / "borrower.py").write_text("import lender\ndef net(): return lender.Net()\n")
+    net = {"_target_": "funmatch.models.user_models.from_path", "num_classes": 1}
+    cfg = OmegaConf.create({**net, "path": "borrower:net"})
+    monkeypatch.setenv("FUNMATCH_ALLOW", "borrower")
+    with pytest.raises(ValueError, match=r"'lender\.Net'.*FUNMATCH_ALLOW"):
+        allowlist.instantiate(cfg)
+    monkeypatch.setenv("FUNMATCH_ALLOW", "borrower,lender")
+    assert type(allowlist.instantiate(cfg)).__name__ == "Net"
 
 
 def test_what_is_no_word_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

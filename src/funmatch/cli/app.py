@@ -1,5 +1,6 @@
 """Starts a command under Hydra and speaks to the user in one line per error."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -17,8 +18,10 @@ from funmatch.config import errors, resolvers, schema, validation
 from funmatch.config.compose import config_directory
 from funmatch.config.explain import WANTS_TRACEBACK, print_error
 from funmatch.experiment import warm_start
-from funmatch.runtime import distributed
+from funmatch.runtime import allowlist, distributed, hydra_versions
 from funmatch.runtime.preemption import STOP, Interrupted
+
+_CALLED = (f"{__name__}.*",)  # by Hydra itself
 
 
 def launch(
@@ -39,6 +42,7 @@ def launch(
     load_dotenv(Path(".env"))  # keys; what the environment already holds wins
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
     resolvers.register()
+    _say_that_it_is_a_sweep(sys.argv)
     ValidateJobs.jobs = 1
     failed, again = False, "the same command"
 
@@ -60,7 +64,10 @@ def launch(
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     main = hydra.main(
-        version_base="1.3", config_path=str(config_directory()), config_name=config_name
+        config_path=str(config_directory()),
+        config_name=config_name,
+        **hydra_versions.VERSION_BASE,
+        **hydra_versions.whitelist("execution_whitelist", [*_CALLED, *allowlist.targets()]),
     )
     try:
         with STOP.install_handlers():
@@ -82,6 +89,14 @@ def launch(
         print_error(error, config_name)
     if failed:
         raise SystemExit(1)
+
+
+def _say_that_it_is_a_sweep(arguments: list[str]) -> None:
+    """Makes `sweep=NAME` a sweep without -m: Hydra 1.4 wants to know before it composes."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith("sweep=") and argument not in ("sweep=", "sweep=null"):
+            arguments.insert(place, "hydra.mode=MULTIRUN")
+            return
 
 
 class RemoveScratch(Callback):
@@ -146,12 +161,20 @@ def _check(cfg: DictConfig) -> None:
 
 
 def sweep(config: DictConfig) -> list[list[str]]:
-    """The overrides of each job of a sweep."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
+    """The overrides of each job of a sweep, as Hydra's own sweeper makes them."""
     params = config.hydra.sweeper.get("params") or {}
-    arguments = [f"{key!s}={value}" for key, value in params.items()]
-    arguments += config.hydra.overrides.task
-    parsed = OverridesParser.create().parse_overrides(arguments)
-    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [list(job) for job in jobs]
+    arguments = [*(f"{key!s}={value}" for key, value in params.items())]
+    arguments.extend(config.hydra.overrides.task)
+    values: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(arguments):
+        several = override.is_sweep_override()
+        if several and not override.is_discrete_sweep():
+            raise errors.UserError(
+                f"{override.input_line}: this sweeper takes no interval; list values"
+            )
+        key = override.get_key_element()
+        texts = (
+            override.sweep_string_iterator() if several else [override.get_value_element_as_str()]
+        )
+        values[key] = [f"{key}={text}" for text in texts]
+    return [list(job) for job in itertools.product(*values.values())]

@@ -7,6 +7,8 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 
+from funmatch.runtime.hydra_versions import VERSION_BASE
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -20,7 +22,7 @@ def config_directory() -> Path:
 def compose_context() -> Iterator[None]:
     """Where configurations can be composed though no job runs."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(config_directory()), **VERSION_BASE):
         yield
 
 

@@ -10,9 +10,20 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 import hydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+)
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from funmatch.config import errors, trainer_arguments
 from funmatch.config.compose import compose_context, config_groups, group_options
@@ -39,33 +50,26 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__, config_name)
     text = str(error)
-    if match := re.match(r"In '.*': Could not find '(.*)/(.*?)'", text):
-        group, name = match.groups()
-        options = re.findall(r"\n\t([\w.-]+)(?=\n|$)", text)
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = group_options(group) if error.options is None else error.options
         return f"{group}={name}: no such {group}; {_advice(name, options)}"
-    if match := re.search(r"To append to your config use \+([^=]*)=(.*)", text):
-        key, value = match.groups()
-        if key.startswith("trainer."):
-            return trainer_arguments.refusal(key.removeprefix("trainer."), value)
-        known = _keys(config_name) if "." in key else [*config_groups(), *_keys(config_name)]
-        near = [name for name in get_close_matches(key, known) if name != key]
-        hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
-        return f"{key}={value}: no such key; {hint}"
-    if match := re.search(r"Could not load '(.*)/(.*?)'", text):  # one of a list of options
-        group, name = match.groups()
-        return f"{group}={name}: no such {group}; {_advice(name, group_options(group))}"
+    if isinstance(error, ConfigCompositionException) and isinstance(
+        error.__cause__, ConfigAttributeError | ConfigKeyError
+    ):
+        return _no_such_key(str(error.__cause__.full_key), text, config_name)
     if match := re.search(r"'(\w+)/(\S+)' is validated against ConfigStore schema", text):
-        return (
+        return (  # Hydra 1.3; in 1.4 the file is taken
             f"{match[1]}={match[2]}: a file of yours has the name of an option of ours; rename it"
         )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: give it a value: {error.full_key}=..."
-    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):  # asked for by another key
-        return f"{match[1]}=???: give it a value: {match[1]}=..."
-    if match := re.match(r"(\w+) raised while resolving interpolation: (.*)", text):
-        kind, told = match.groups()
-        if kind in ("UserError", "ValueError"):
-            return told
+    if isinstance(error, InterpolationToMissingValueError):  # of a key that only the text names
+        key = text.splitlines()[0].split()[-1]
+        return f"{key}=???: give it a value: {key}=..."
+    raised = _raised_by_resolver(error)
+    if raised is not error and type(raised) in (ValueError, errors.UserError):
+        return str(raised)
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
     if isinstance(error, BrokenPipeError) and _stdout_closed():
@@ -88,6 +92,25 @@ def explain(error: Exception, config_name: str) -> str:
     return " ".join(
         f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
     )
+
+
+def _no_such_key(key: str, text: str, config_name: str) -> str:
+    """Of a key that is not there; Hydra's text alone holds all that was typed."""
+    typed = re.search(rf"\+({re.escape(key)}[^=\s]*)=(.*)", text)
+    key, value = typed.groups() if typed else (key, "...")
+    if key.startswith("trainer."):
+        return trainer_arguments.refusal(key.removeprefix("trainer."), value)
+    known = _keys(config_name) if "." in key else [*config_groups(), *_keys(config_name)]
+    near = [name for name in get_close_matches(key, known) if name != key]
+    hint = f"did you mean {near[0]}?" if near else f"see --cfg job, or add it as +{key}={value}"
+    return f"{key}={value}: no such key; {hint}"
+
+
+def _raised_by_resolver(error: BaseException | None) -> BaseException | None:
+    """What lies behind an interpolation that failed; any other error itself."""
+    while isinstance(error, OmegaConfBaseException):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _stdout_closed() -> bool:

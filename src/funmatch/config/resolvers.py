@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from funmatch.data.datasets import image_folder
 from funmatch.models import pretrained
 from funmatch.optim import schedules
 from funmatch.runs import checkpoint_files
-from funmatch.runtime import hardware
+from funmatch.runtime import hardware, hydra_versions
 
 
+@cache
 def register() -> None:
     """Makes the types, the options that follow from others, and the resolvers known to Hydra."""
     store = ConfigStore.instance()
@@ -31,7 +33,7 @@ def register() -> None:
     store.store(name="finetune_schema", node=Finetune)
     groups.register(store)
     for name, resolver in RESOLVERS.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+        hydra_versions.register_resolver(name, resolver)
 
 
 def _scaled(side: int, resize: int, reference: int) -> int:

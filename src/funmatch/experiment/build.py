@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, ListConfig
@@ -28,6 +26,7 @@ from funmatch.models.network import Network
 from funmatch.models.teacher import NAME, Teacher
 from funmatch.runs.directory import Run
 from funmatch.runtime import distributed
+from funmatch.runtime.allowlist import instantiate
 from funmatch.tasks.base import Task
 from funmatch.tasks.classification.task import Classification
 from funmatch.training.datamodule import DataModule
@@ -82,10 +81,9 @@ def blank(cfg: DictConfig, features: tuple[str, ...] = ()) -> Network:
         inputs = timm_models.resolve_input_spec(
             net, mean=cfg.mean, std=cfg.std, side=cfg.side, resize=cfg.resize
         )
-    except (InstantiationException, ValueError) as error:
-        told = str(error.__cause__ if isinstance(error, InstantiationException) else error)
-        if re.match(r"\w+=", told):  # it names a key of the network, but not whose
-            raise UserError(f"{cfg._get_full_key(None)}.{told}") from error
+    except ValueError as error:
+        if re.match(r"\w+=", str(error)):  # it names a key of the network, but not whose
+            raise UserError(f"{cfg._get_full_key(None)}.{error}") from error
         raise
     return Network(net, **inputs, features=features)
 
@@ -163,10 +161,6 @@ def _read(cfg: DictConfig, key: str, part: DictConfig) -> Splits:
         if part.get("broken") == "skip":
             return corrupt_images.without_corrupt_images(found, Path(cfg.paths.cache), say)
         return found
-    except InstantiationException as error:
-        if isinstance(error.__cause__, DataNotFoundError):
-            raise UserError(f"{key}.{error.__cause__}") from error
-        raise
     except DataNotFoundError as error:
         raise UserError(f"{key}.{error}") from error
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
@@ -20,6 +19,7 @@ from funmatch.experiment.teachers import load_teacher
 from funmatch.models.teacher import SUM
 from funmatch.objectives.base import refuse_split
 from funmatch.runs.directory import Run
+from funmatch.runtime.allowlist import instantiate
 from funmatch.runtime.timer import Timer
 from funmatch.training.callbacks.stopwatch import Stopwatch
 from funmatch.training.distillation import Distillation

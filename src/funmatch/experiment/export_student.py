@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -108,7 +107,7 @@ def _written(
         ),
     }
     if "teacher" in there and teachers.is_available(there):
-        with suppress(ValueError, InstantiationException):  # what it was made of may have gone
+        with suppress(ValueError, OSError, ImportError):  # what it was made of may have gone
             contenders["teacher"] = _teacher(there, place)
     facts = {
         "format": cfg.format,

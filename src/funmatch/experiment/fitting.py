@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import LightningDataModule
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +22,7 @@ from funmatch.models import load_weights
 from funmatch.runs import checkpoint_files
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, distributed
+from funmatch.runtime.allowlist import instantiate
 from funmatch.runtime.preemption import STOP
 from funmatch.tasks.description import column
 from funmatch.training.callbacks.best_student import BestStudent, step_of

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -23,6 +22,7 @@ from lightning.pytorch.profilers import (
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch.runtime import distributed
+from funmatch.runtime.allowlist import instantiate
 from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
 
 _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}

@@ -12,8 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra import utils
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from funmatch.runtime import hydra_versions
 
 _OURS = tuple(
     f"funmatch.{part}"
@@ -29,6 +33,7 @@ _CLASSES = (
 )
 _TRAINER = "lightning.Trainer"
 _BUILDERS = "torchvision.models"  # functions of this module, but not of its submodules
+_RETURNED = ("timm",)  # whose networks come from functions of ours
 _BY_PATH = "funmatch.models.user_models.from_path"  # calls the function that its `path` names
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _NO_SECRET = re.compile(r"(PATH|FILE|DIR|HOME|SOCK)$", re.IGNORECASE)
@@ -67,6 +72,34 @@ def check(cfg: DictConfig) -> None:
                 )
 
 
+def targets() -> list[str]:
+    """The same by name, for Hydra 1.4: it also looks at where what is called, or returned, is from.
+
+    These names allow more than `check`, which is asked before.
+    """
+    packages = (*_OURS, *_CLASSES, _BUILDERS, *_RETURNED, *_named())
+    return [_TRAINER, "lightning.pytorch.trainer.*", *(f"{package}.*" for package in packages)]
+
+
+def instantiate(cfg: Any, **settings: Any) -> Any:
+    """What a configuration describes, made by Hydra.
+
+    Raises:
+        ValueError: Hydra refuses it.
+        Exception: what is called has failed; its own exception, which Hydra 1.3 wraps.
+    """
+    allowed = hydra_versions.whitelist("_execution_whitelist_", targets())
+    try:
+        return utils.instantiate(cfg, **settings, **allowed)
+    except InstantiationException as error:
+        failed = error.__cause__
+        if not isinstance(failed, Exception):
+            told = " ".join(str(error).split())
+            remedy = "; FUNMATCH_ALLOW in the environment names what you trust" if allowed else ""
+            failed = ValueError(f"{told}{remedy}")
+    raise failed
+
+
 def _is_called(cfg: DictConfig, key: str) -> bool:
     """Returns True for a `_target_`, and for the `path` of `user_models.from_path`."""
     parent, _, last = key.rpartition(".")
@@ -80,8 +113,7 @@ def _allowed(target: str) -> bool:
     if target == _TRAINER:
         return True
     module, _, name = target.rpartition(".")
-    named = os.environ.get("FUNMATCH_ALLOW", "").split(",")
-    if target.startswith(tuple(f"{each.strip()}." for each in named if each.strip())):
+    if target.startswith(tuple(f"{package}." for package in _named())):
         return True
     if not _is_module(module):  # an attribute of a module: it may be anything that was imported
         return False
@@ -97,6 +129,12 @@ def _remedy(module: str) -> str:
             "version, or train it again"
         )
     return f"if you trust it, put FUNMATCH_ALLOW={module} into the environment"
+
+
+def _named() -> list[str]:
+    """Packages that the user trusts."""
+    named = os.environ.get("FUNMATCH_ALLOW", "").split(",")
+    return [each.strip() for each in named if each.strip()]
 
 
 def _within(module: str, packages: tuple[str, ...]) -> bool:
