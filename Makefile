@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
-EXTRAS := export,tensorboard,dashboard,docs,optuna,shampoo,efficientnet-lite,torchcodec
+EXTRAS := export,tensorboard,mlflow,dashboard,docs,optuna,shampoo,efficientnet-lite,torchcodec
 # A module stays with one worker, so that what its tests share is made once.
 PARALLEL := -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 # What appeared in an index later is not there for make lock and make test-lowest.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2 as pb
 
-from commands import command, environment, new_process
+from commands import command, command_here, environment, new_process
 from faults import inject
 from funmatch.training.loggers.csv import CsvLogger
 
@@ -148,6 +148,68 @@ def test_tensorboard_has_what_metrics_csv_has(workplace: Path) -> None:
     assert [event.step for event in found.Scalars("train/loss")] == [2, 4]
     assert "test/student_top1" in found.Tags()["scalars"]
     assert found.Tags()["images"] == ["views"]
+
+
+def test_without_mlflow_one_line_names_the_package(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
+    given = (*SHORT, "logger=mlflow", "name=no_mlflow")
+    code, _, err = command_here("train", *given, cwd=workplace)
+    assert code == 1
+    assert err == "error: logger=mlflow: mlflow is not installed; pip install 'funmatch[mlflow]'\n"
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workplace: Path) -> None:
+    tracking = pytest.importorskip("mlflow.tracking", reason="needs funmatch[mlflow]")
+    given = (*SHORT, "logger=mlflow", "name=flow", "checkpoint_every=1")
+    stop = inject("SignalAt", step=2, number=15)
+    done = command("train", *given, *stop, cwd=workplace)
+    assert done.returncode == 75, done.stderr
+    client = tracking.MlflowClient((workplace / "logs" / "mlflow").as_uri())
+    (experiment,) = [e for e in client.search_experiments() if e.name == "flow"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    done = command("train", *given, "compute.workers=1", cwd=workplace)
+    assert (done.returncode, done.stderr) == (0, "")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 4]
+    assert run.data.tags["data"] == "digits"
+    assert run.data.tags["recipe"] == run.data.params["recipe/name"] == "function_matching"
+    result = json.loads(next((workplace / "logs" / "flow").glob("*/summary.json")).read_text())
+    score = run.data.metrics["summary/student_test_top1"]
+    assert score == pytest.approx(result["student_test_top1"])
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert names == {"views.png", "predictions.csv"}
+    assert not (workplace / "mlruns").exists()
+
+
+def test_a_store_that_cannot_be_opened_is_one_line(workplace: Path) -> None:
+    pytest.importorskip("mlflow", reason="needs funmatch[mlflow]")
+    (workplace / "a_file").touch()
+    place = "logger.mlflow.tracking_uri=file:a_file"
+    given = (*SHORT, "logger=mlflow", "name=no_store", place)
+    code, _, err = command_here("train", *given, cwd=workplace)
+    assert code == 1
+    assert err.startswith("error: logger.mlflow.tracking_uri=file:///")
+    assert err.count("\n") == 1
+
+
+def test_a_store_that_is_lost_does_not_end_the_run(workplace: Path, monkeypatch) -> None:
+    pytest.importorskip("mlflow", reason="needs funmatch[mlflow]")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger.log_metrics", fail)
+    code, out, err = command_here("train", *SHORT, "logger=mlflow", "name=lost", cwd=workplace)
+    assert (code, err) == (0, "")
+    assert out.count("MLflow: no longer logged to (no route); metrics.csv goes on") == 1
+
+
+def test_loggers_have_their_names_of_today_and_before(compose) -> None:
+    assert compose("logger=csv").logger == compose("logger=none").logger == {}
+    assert set(compose("logger=many").logger) == {"wandb", "tensorboard"}
+    assert compose("logger=both").logger == compose("logger=many").logger
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ class Run:
         self.metrics = directory / "metrics.csv"
         self.summary = directory / "summary.json"
         self.tracker_id = directory / "tracker-id.txt"
+        self.mlflow_id = directory / "mlflow-run-id.txt"
         self.views = directory / "views.png"
         self.predictions = directory / "predictions.csv"
         self.begun = directory / "slurm-job.txt"
@@ -73,7 +74,7 @@ class Run:
         """Forgets what an earlier session did, so that the run starts anew."""
         self.checkpoints.clear()
         left = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
-        for path in (*left, self.views, self.predictions):
+        for path in (*left, self.mlflow_id, self.views, self.predictions):
             path.unlink(missing_ok=True)
 
     def sweep_up(self) -> None:
