@@ -291,7 +291,7 @@ class Coupled(FunctionMatching):
 @pytest.mark.parametrize(
     ("split", "told"),
     [
-        ({"micro_batch": 4}, r"^trainer\.micro_batch=4: Coupled compares .*; choose null$"),
+        ({"micro_batch": 4}, r"^compute\.micro_batch=4: Coupled compares .*; choose null$"),
         ({"ranks": 2}, r"^trainer\.devices: Coupled compares .*, and 2 ranks .*; choose devices=1"),
     ],
 )
