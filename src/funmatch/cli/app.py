@@ -18,6 +18,7 @@ from funmatch.config import errors, resolvers, schema, validation
 from funmatch.config.compose import config_directory
 from funmatch.config.explain import WANTS_TRACEBACK, print_error
 from funmatch.experiment import warm_start
+from funmatch.experiment.build import build
 from funmatch.runtime import allowlist, distributed, hydra_versions
 from funmatch.runtime.preemption import STOP, Interrupted
 
@@ -154,10 +155,10 @@ class ValidateJobs(RemoveScratch):
 
 
 def _check(cfg: DictConfig) -> None:
-    """Refuses what cannot work."""
+    """Refuses a configuration that cannot work."""
     validation.check(cfg)
     if cfg.get("origin") is not None:
-        warm_start.warm_start_source(cfg)
+        warm_start.warm_start_source(build(cfg))
 
 
 def sweep(config: DictConfig) -> list[list[str]]:

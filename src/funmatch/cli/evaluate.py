@@ -7,6 +7,7 @@ from funmatch.cli import app
 from funmatch.config import trainer_arguments, validation
 from funmatch.config.errors import UserError
 from funmatch.experiment import load_run
+from funmatch.experiment.build import build_setup
 from funmatch.runtime import allowlist
 
 
@@ -23,23 +24,26 @@ def _evaluate(cfg: DictConfig) -> None:
         )
     if cfg.run is None and ("teacher" not in cfg or "data" not in cfg):
         raise UserError("run=null: give the directory of a run, or both teacher=... and data=...")
-    title, figures = _student(cfg) if cfg.run is not None else _ready(cfg)
+    title, figures = _student(cfg) if cfg.run is not None else _teacher(cfg)
     print(f"{title}, {cfg.split}:")
     for name, value in figures.items():
         print(f"  {name:18} {value:.4f}")
 
 
 def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
-    run, there = load_run.open_run(cfg.run, cfg.trainer.accelerator, cfg.get("data"))
-    from funmatch.experiment import evaluate
+    experiment = load_run.open_run(
+        cfg.run, accelerator=cfg.trainer.accelerator, data=cfg.get("data")
+    )
+    from funmatch.experiment import evaluate  # imports torch
 
-    return str(run.directory), evaluate.evaluate_student(there, run, cfg.split)
+    return str(experiment.run.directory), evaluate.evaluate_student(experiment, cfg.split)
 
 
-def _ready(cfg: DictConfig) -> tuple[str, dict[str, float]]:
+def _teacher(cfg: DictConfig) -> tuple[str, dict[str, float]]:
     validation.check_teachers(cfg)
     allowlist.check(cfg)
-    from funmatch.experiment import evaluate
+    from funmatch.experiment import evaluate  # imports torch
 
     choices = HydraConfig.get().runtime.choices
-    return f"{choices['teacher']} on {choices['data']}", evaluate.evaluate_teacher(cfg, cfg.split)
+    figures = evaluate.evaluate_teacher(build_setup(cfg), cfg.split)
+    return f"{choices['teacher']} on {choices['data']}", figures

@@ -9,9 +9,11 @@ from omegaconf import DictConfig
 from funmatch.analysis import tables
 from funmatch.analysis.seed_groups import group_runs
 from funmatch.cli import app, config_tree
-from funmatch.config import identity, validation
+from funmatch.config import validation
 from funmatch.config.errors import UserError
 from funmatch.experiment import launcher, warm_start
+from funmatch.experiment.build import build
+from funmatch.experiment.experiment import Experiment
 from funmatch.experiment.run_lifecycle import format_result, run_to_completion
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, distributed
@@ -20,53 +22,54 @@ from funmatch.tasks.description import TaskDescription
 
 def train() -> None:
     """Distils a student, once or for each job of a sweep."""
-    _launch("train", "distill")
+    _launch("train")
 
 
 def finetune() -> None:
     """Trains a network on labels: makes teachers and label-only baselines."""
-    _launch("finetune", "supervise")
+    _launch("finetune")
 
 
-def _launch(config_name: str, method: launcher.Method) -> None:
+def _launch(config_name: str) -> None:
     """Makes one run, or one for each job of a sweep, and prints the table over them."""
     directories: dict[Path, None] = {}  # in order, each once
     shown = False
 
     def task(cfg: DictConfig) -> float | None:
         nonlocal shown
-        validation.check(cfg)  # again: a search draws values that the door has not seen
-        run = Run(identity.run_directory(cfg))
+        validation.check(cfg)  # again: a search draws values that were not checked when it began
+        experiment = build(cfg)
+        run = experiment.run
         if cfg.dry_run:
             from funmatch.experiment import dry_run  # imports torch
 
             print(f"{run.directory} (dry run: nothing is written)", flush=True)
-            dry_run.dry_run(cfg)
+            dry_run.dry_run(experiment)
             return None
         if distributed.rank() > 0:  # rank 0 holds the run, reports and sums up
-            if not _is_finished(cfg, run):
-                launcher.train(cfg, run, method)
+            if not _is_finished(experiment):
+                launcher.train(experiment)
             return None
         directories[run.directory.parent] = None
         jobs = app.ValidateJobs.jobs
-        place = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""
-        known = _is_finished(cfg, run)
+        number = f"[{HydraConfig.get().job.num + 1}/{jobs}] " if jobs > 1 else ""
+        finished = _is_finished(experiment)
         if cfg.get("save_as") is not None:
             _refuse_to_replace(_saved_as(cfg), run)
-        title = f"{place}{run.directory}"
-        if known or shown:
+        title = f"{number}{run.directory}"
+        if finished or shown:
             print(title, flush=True)
         else:
             config_tree.print_config_tree(cfg, title, HydraConfig.get().runtime.choices)
             shown = True
         try:
-            row = run_to_completion(cfg, lambda cfg, run: launcher.train(cfg, run, method))
+            row = run_to_completion(experiment, launcher.train)
         finally:
             with suppress(OSError):  # of a full disk, say: the run comes first
-                if not known:
+                if not finished:
                     directory = run.directory.parent
                     tables.write(directory, group_runs([directory]))
-        note = " (finished before; resume=never repeats it)" if known else ""
+        note = " (finished before; resume=never repeats it)" if finished else ""
         print(f"  {format_result(row)}{note}")
         if cfg.get("save_as") is not None:
             print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
@@ -82,26 +85,28 @@ def _launch(config_name: str, method: launcher.Method) -> None:
     app.launch(config_name, task, finish)
 
 
-def _is_finished(cfg: DictConfig, run: Run) -> bool:
-    return run.completed and not warm_start.should_restart(cfg, run)
+def _is_finished(experiment: Experiment) -> bool:
+    return experiment.run.completed and not warm_start.should_restart(experiment)
 
 
 def _saved_as(cfg: DictConfig) -> Path:
+    """Where the network of a run is found by name."""
     return Path(cfg.paths.logs) / "teachers" / cfg.save_as
 
 
-def _refuse_to_replace(place: Path, run: Run) -> None:
-    """Keeps one network from taking the name of another: found before it is trained."""
-    there = place / run.student.name
-    if there.exists() and not (run.completed and there.read_bytes() == run.student.read_bytes()):
+def _refuse_to_replace(directory: Path, run: Run) -> None:
+    """Refuses, before training, a name that another network has."""
+    other = directory / run.student.name
+    if other.exists() and not (run.completed and other.read_bytes() == run.student.read_bytes()):
         raise UserError(
-            f"save_as={place.name}: {place} holds another network; choose a name, or remove it"
+            f"save_as={directory.name}: {directory} holds another network; choose a name, or "
+            "remove it"
         )
 
 
 def _save(cfg: DictConfig, run: Run) -> Path:
-    """Keeps the network of a run where it is found by name."""
-    place = _saved_as(cfg)
+    """Copies the network of a run to where it is found by name."""
+    directory = _saved_as(cfg)
     for path in (run.student, run.model):
-        atomic_files.write(place / path.name, path.read_bytes())
-    return place
+        atomic_files.write(directory / path.name, path.read_bytes())
+    return directory

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from funmatch.config import compose, explain, identity, resolvers
-from funmatch.experiment import launcher
-from funmatch.runs.directory import Run
+from funmatch.experiment.build import build
 from funmatch.runtime import atomic_files, distributed, hardware
 from funmatch.runtime.preemption import STOP, Interrupted
 
 
-def main(method: launcher.Method, directory: str, answers: str) -> int:
+def main(directory: str, answers: str) -> int:
     """Trains as one rank and writes the outcome as JSON; the launcher watches the clock.
 
     Args:
-        method: distill or supervise.
         directory: of the run.
         answers: folder for `<rank>.json`.
 
@@ -29,12 +27,14 @@ def main(method: launcher.Method, directory: str, answers: str) -> int:
     if str(os.getppid()) != os.environ["FUNMATCH_PARENT"]:  # it ended before
         return 1
     resolvers.register()
-    run, code = Run(Path(directory)), 0
-    cfg = identity.read(run.directory / "config.yaml")
+    code = 0
+    cfg = identity.read(Path(directory) / "config.yaml")
     answer: dict[str, Any]
     try:
         with compose.compose_context(), STOP.install_handlers():
-            answer = {"figures": launcher.train_here(cfg, run, method)}
+            from funmatch.experiment.train_here import train_here  # imports torch
+
+            answer = {"figures": train_here(build(cfg))}
     except Interrupted as stop:
         STOP.ignore_further(stop.code)
         answer, code = {"interrupted": (stop.reason, stop.code, stop.message)}, stop.code
@@ -46,4 +46,4 @@ def main(method: launcher.Method, directory: str, answers: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))  # type: ignore[arg-type]
+    sys.exit(main(*sys.argv[1:]))

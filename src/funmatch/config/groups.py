@@ -18,7 +18,7 @@ from funmatch.config.compose import config_directory
 _ROLES: dict[str, dict[str, Any]] = {
     "student": {},
     "model": {},
-    "teacher": {"head": "keep", "finetune": None},
+    "teacher": {"head": "keep", "made_by": None},
 }
 # Columns of conf/paper.csv that set a key.
 _KEYS = {

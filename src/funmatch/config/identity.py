@@ -2,32 +2,25 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch.config import trainer_arguments
+from funmatch.config import schema, trainer_arguments
 from funmatch.config.errors import UserError
-from funmatch.config.schema import total_steps
 from funmatch.runtime import allowlist, atomic_files
 
-# What cannot change the result is no part of a run's identity.
-_NOT_IDENTITY = (
-    *("hydra", "trainer", "compute", "paths", "logger", "callbacks"),
-    *("name", "resume", "checkpoint_every", "checkpoint_keep", "max_skipped", "max_time"),
-    *("epochs", "dry_run", "save_as"),
-)
-
-
-# Nor is where the data lies, how it got there, where it is kept, and what it suggests for use
-# elsewhere; what a table of labels says is in the digest of a folder.
-_NOT_IDENTITY_OF_DATA = ("root", "download", "suggested", "v2", "real", "labels", "cache", "broken")
-
-
-_IDENTITY_OF_TRANSFER = ("name", "splits", "train_size", "digest")  # it is cut as the data is
+_VERSION = 2  # of what counts and how it is written; a run of another version is not read
+_NOT_IDENTITY = {"hydra", *schema.aside(schema.Base, schema.Train, schema.Finetune)}
+_NOT_IDENTITY_OF_DATA = schema.aside(schema.Data)
+_NOT_IDENTITY_OF_NETWORK = schema.aside(schema.Network)
+_IDENTITY_OF_TRANSFER = [each.name for each in fields(schema.TransferSet)]
+_DIRECTORY = re.compile(r".*-s\d+-([0-9a-f]{8})")
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -38,11 +31,12 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         for key, value in plain.items()
     }
     # Epochs are another way to say steps.
-    plain |= {"steps": total_steps(cfg), "precision": cfg.trainer.precision}
+    plain |= {"steps": schema.total_steps(cfg), "precision": cfg.trainer.precision}
+    plain["version"] = _VERSION
     plain |= trainer_arguments.identity(cfg.trainer)
     targets = plain.pop("targets", None) or {"mode": "live"}
     if targets["mode"] != "live" and "teacher_crop" not in plain["recipe"]:
-        plain["targets"] = targets["form"]  # read or asked, the target is rounded as a record is
+        plain["targets"] = targets["form"]  # read or computed, the target is rounded as a record is
     if plain.get("init_seed") == plain["seed"]:
         del plain["init_seed"]
     if origin := plain.pop("origin", None):
@@ -53,21 +47,21 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     if plain["data"].get("decode") == "host":
         del plain["data"]["decode"]
     for data in (plain["data"], *transfer.values()):
-        # What the splits are made with is said beside them, unless someone changed it there.
-        said = [key for key, value in data["splits"].items() if data.get(key) == value]
-        for key in said:
+        # The arguments of the splits stand beside them too, unless someone changed them there.
+        repeated = [key for key, value in data["splits"].items() if data.get(key) == value]
+        for key in repeated:
             del data["splits"][key]
         # A task of the data's own settings alone follows from the data.
-        told = data.get("task", {})
-        if all(key == "_target_" or data.get(key) == value for key, value in told.items()):
+        task = data.get("task", {})
+        if all(key == "_target_" or data.get(key) == value for key, value in task.items()):
             data.pop("task", None)
-        for place in (data, data["splits"]):
+        for part in (data, data["splits"]):
             for key in _NOT_IDENTITY_OF_DATA:
-                place.pop(key, None)
+                part.pop(key, None)
     teacher = plain.get("teacher") or {}
     networks = (plain.get("student"), plain.get("model"), teacher)
     for network in filter(None, (*networks, *(teacher.get("members") or {}).values())):
-        for key in ("name", "path", "trial_images"):  # the net tells it, or the weights
+        for key in _NOT_IDENTITY_OF_NETWORK:
             network.pop(key, None)
         path = network["net"].get("path") if isinstance(network.get("net"), dict) else None
         if isinstance(path, str) and Path(path).is_file():
@@ -101,35 +95,68 @@ def _digest(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def run_id(cfg: DictConfig) -> str:
-    """The name of a run's directory: <recipe>-s<seed>-<8 hex of the configuration>."""
-    text = json.dumps(identity(cfg), sort_keys=True)
-    return f"{cfg.recipe.name}-s{cfg.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def run_id(cfg: DictConfig, settings: Mapping[str, Any] | None = None) -> str:
+    """The name of a run's directory: <recipe>-s<seed>-<8 hex of its identity>.
+
+    Args:
+        cfg: its configuration.
+        settings: its identity, if that is known already.
+    """
+    return f"{cfg.recipe.name}-s{cfg.seed}-{_hash(settings or identity(cfg))}"
 
 
-def run_directory(cfg: DictConfig) -> Path:
-    """The same for a single run, a job of a sweep and a requeued one."""
-    return Path(cfg.paths.logs) / cfg.name / run_id(cfg)
+def _hash(settings: Mapping[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_directory(cfg: DictConfig, settings: Mapping[str, Any] | None = None) -> Path:
+    """The same for a single run, a job of a sweep and a requeued one; see `run_id`."""
+    return Path(cfg.paths.logs) / cfg.name / run_id(cfg, settings)
 
 
 def read(path: Path) -> DictConfig:
     """The configuration that a run has left.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or is not the one by which its directory is named.
         ValueError: it would call what no configuration may.
     """
     try:
         cfg = OmegaConf.create(path.read_text())
-        trainer_arguments.upgrade(cfg)  # type: ignore[arg-type]
-        identity(cfg)  # type: ignore[arg-type]
+        assert isinstance(cfg, DictConfig)
+        settings = identity(cfg)
     except Exception as error:  # whatever a parser makes of a damaged file
         raise UserError(
             f"{path}: damaged ({type(error).__name__}); remove it, the same command writes it again"
         ) from error
-    assert isinstance(cfg, DictConfig)
     allowlist.check(cfg)
+    name = _DIRECTORY.fullmatch(path.parent.name)
+    if name and name[1] != _hash(settings) and not _has_lost_files(path, name[1], settings):
+        raise UserError(
+            f"{path}: is not the configuration by which its directory is named; it was edited, or "
+            "made by another version of funmatch: read it with that version, or train again"
+        )
     return cfg
+
+
+def _has_lost_files(path: Path, expected: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the identity differs only since files that were part of it are not there now."""
+    try:
+        recorded = json.loads(path.with_name("summary.json").read_text())["settings"]
+        if _hash(recorded) != expected:
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return _with_lost(recorded, settings) == settings
+
+
+def _with_lost(recorded: Any, settings: Any) -> Any:
+    """Recorded settings, with the paths of files that are lost in place of their digests."""
+    if isinstance(recorded, dict) and isinstance(settings, Mapping):
+        return {key: _with_lost(value, settings.get(key)) for key, value in recorded.items()}
+    digest = isinstance(recorded, str) and re.fullmatch(r"([0-9a-f]{64})+", recorded)
+    return settings if digest and isinstance(settings, str) else recorded
 
 
 def differing_key(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str | None:

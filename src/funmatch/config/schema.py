@@ -1,12 +1,17 @@
-"""The configuration: its types, and the identity of a run.
+"""The configuration: its keys and their types, and what follows from them.
 
+A key whose metadata says `identity: False` cannot change the result of a run, so it is no part of
+the run's identity (see `identity.py`); every other key is, those that a user adds included.
 Nothing here imports torch: a wrong value is found in a fraction of a second.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+
+
+_ASIDE = {"identity": False}
 
 
 def _any_argument() -> Any:
@@ -37,32 +42,33 @@ class Paths:
 
 @dataclass
 class Base:
-    """What every way of teaching shares."""
+    """What `train` and `finetune` share."""
 
     recipe: Any = MISSING
     data: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    trainer: Any = field(default_factory=_any_argument)
-    compute: Compute = field(default_factory=Compute)
-    logger: Any = MISSING
-    callbacks: Any = MISSING
-    paths: Paths = field(default_factory=Paths)
+    # But for the arguments that `trainer_arguments.identity` names.
+    trainer: Any = field(default_factory=_any_argument, metadata=_ASIDE)
+    compute: Compute = field(default_factory=Compute, metadata=_ASIDE)
+    logger: Any = field(default=MISSING, metadata=_ASIDE)
+    callbacks: Any = field(default=MISSING, metadata=_ASIDE)
+    paths: Paths = field(default_factory=Paths, metadata=_ASIDE)
     seed: int = 0
     init_seed: int = 0
-    name: str = MISSING
+    name: str = field(default=MISSING, metadata=_ASIDE)
     batch_size: int = MISSING
-    epochs: int | None = None
+    epochs: int | None = field(default=None, metadata=_ASIDE)  # another way to give steps
     steps: int | None = None
     validate_every: int = MISSING
-    checkpoint_every: int = 1000
-    checkpoint_keep: int = 2
-    max_skipped: int = 10
-    max_time: str | None = None
+    checkpoint_every: int = field(default=1000, metadata=_ASIDE)
+    checkpoint_keep: int = field(default=2, metadata=_ASIDE)
+    max_skipped: int = field(default=10, metadata=_ASIDE)
+    max_time: str | None = field(default=None, metadata=_ASIDE)
     clip_norm: float | None = 1.0
-    resume: str = "auto"
+    resume: str = field(default="auto", metadata=_ASIDE)
     origin: str | None = None
-    dry_run: bool = False
+    dry_run: bool = field(default=False, metadata=_ASIDE)
 
 
 @dataclass
@@ -81,7 +87,56 @@ class Finetune(Base):
     """Learning from labels."""
 
     model: Any = MISSING
-    save_as: str | None = None
+    save_as: str | None = field(default=None, metadata=_ASIDE)
+
+
+@dataclass
+class Data:
+    """Keys of a data set that are no part of a run's identity; see `conf/data/`."""
+
+    root: Any = field(default=None, metadata=_ASIDE)  # where the data lies
+    download: Any = field(default=None, metadata=_ASIDE)  # and how it gets there
+    labels: Any = field(
+        default=None, metadata=_ASIDE
+    )  # what a table of labels holds is in the digest of a folder
+    v2: Any = field(default=None, metadata=_ASIDE)  # further test sets
+    real: Any = field(default=None, metadata=_ASIDE)
+    cache: Any = field(default=None, metadata=_ASIDE)  # where decoded images are kept
+    broken: Any = field(
+        default=None, metadata=_ASIDE
+    )  # the images that are left out are not in the digest
+    suggested: Any = field(default=None, metadata=_ASIDE)  # values of other keys
+
+
+@dataclass
+class TransferSet:
+    """Keys of a transfer set that are part of a run's identity: it is cropped as the data is."""
+
+    name: Any = MISSING
+    splits: Any = MISSING
+    train_size: Any = MISSING
+    digest: Any = MISSING
+
+
+@dataclass
+class Network:
+    """Keys of a network that are no part of a run's identity; see `conf/network/`."""
+
+    name: Any = field(
+        default=None, metadata=_ASIDE
+    )  # of what `net` builds, or of the file of the weights
+    path: Any = field(default=None, metadata=_ASIDE)
+    trial_images: Any = field(default=None, metadata=_ASIDE)
+
+
+def aside(*declarations: type) -> frozenset[str]:
+    """The keys that these dataclasses declare as no part of a run's identity."""
+    return frozenset(
+        each.name
+        for declaration in declarations
+        for each in fields(declaration)
+        if not each.metadata.get("identity", True)
+    )
 
 
 def train_size(cfg: DictConfig) -> int:

@@ -197,14 +197,6 @@ def identity(trainer: Mapping[str, Any]) -> dict[str, Any]:
     return {name: trainer[name] for name in _RESULT if _differs(trainer, name)}
 
 
-def upgrade(cfg: DictConfig) -> None:
-    """Moves keys that an earlier version kept in `trainer` to where they are now."""
-    trainer = cfg.get("trainer") or {}
-    for old, new in _RENAMED.items():
-        if old in trainer:
-            OmegaConf.update(cfg, new, trainer.pop(old), force_add=True)
-
-
 def _differs(trainer: Mapping[str, Any], name: str) -> bool:
     value = trainer.get(name)
     same = (value == each and type(value) is type(each) for each in _RESULT[name])

@@ -218,7 +218,8 @@ def check_teachers(cfg: DictConfig) -> None:
                 f"{key}.classes={teacher.classes}: data={cfg.data.name} has {cfg.data.classes} "
                 "classes; choose a teacher that was fine-tuned on this data"
             )
-        if teacher.weights is None and not teacher.finetune:
+        _check_made_by(cfg, key, teacher)
+        if teacher.weights is None and not teacher.made_by:
             raise UserError(f"{key}.weights=null: a teacher needs weights; {_remedy(teacher)}")
         _check_network(key, teacher)
     if cfg.teacher.get("shares") is not None:
@@ -230,6 +231,22 @@ def check_teachers(cfg: DictConfig) -> None:
             lambda shares: sorted(shares) == members and all(map(_POSITIVE[0], shares.values())),
             f"give each member a positive number, as in {{{example}}}, or null",
         )
+
+
+def _check_made_by(cfg: DictConfig, key: str, teacher: DictConfig) -> None:
+    made_by = teacher.get("made_by")
+    if made_by is None:
+        return
+    if not OmegaConf.is_dict(made_by) or set(made_by) != {"command", "overrides"}:
+        example = "{command:finetune,overrides:[data=pets,...]}"
+        raise UserError(f"{key}.made_by={made_by}: give {example}, or null")
+    _require(cfg, f"{key}.made_by.command", *_one_of("train", "finetune"))
+    _require(
+        cfg,
+        f"{key}.made_by.overrides",
+        lambda value: OmegaConf.is_list(value) and all(isinstance(each, str) for each in value),
+        "give a list, as in [data=pets,model=bit_r152x2]",
+    )
 
 
 def _check_network(key: str, network: DictConfig) -> None:
@@ -263,6 +280,7 @@ def _shown(value: object) -> str:
 
 
 def _remedy(network: DictConfig) -> str:
-    if network.get("finetune"):
-        return f"make it with: {hardware.invocation('finetune')} {' '.join(network.finetune)}"
+    if made_by := network.get("made_by"):
+        command = hardware.invocation(made_by.command)
+        return f"make it with: {command} {' '.join(made_by.overrides)}"
     return f"give the path of a .safetensors or .npz file, or {either(pretrained.NAMES)}"

@@ -2,17 +2,15 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
-from funmatch.config import schema
 from funmatch.config.errors import UserError
 from funmatch.data import decoded_cache, image_files
 from funmatch.data.batch import Brings
 from funmatch.data.sources import ArraySource, Source, Splits
-from funmatch.experiment import build
+from funmatch.experiment.device import device
+from funmatch.experiment.experiment import Experiment
 from funmatch.models.network import Network
 from funmatch.runtime import hardware
 from funmatch.tasks.base import Task
@@ -25,7 +23,7 @@ _SAMPLE = 64  # images by whose sizes auto estimates those of all
 
 
 def apply_cache(
-    cfg: DictConfig, data: Splits, student: Network, task: Task
+    experiment: Experiment, data: Splits, student: Network, task: Task
 ) -> tuple[Splits, Brings]:
     """What a run reads its images from.
 
@@ -37,23 +35,23 @@ def apply_cache(
         UserError: there is no room for what `data.cache` asks for, or no decoder for what
             `data.decode` asks for.
     """
-    steps, train = schema.total_steps(cfg), data.train
+    steps, train = experiment.steps, data.train
     val, test = (
         EvaluationViews(data.part(part), student.resize, student.side, task.truth_in_view)
         for part in ("val", "test")
     )
-    decoded_there = cfg.data.get("decode") == "device"
+    decoded_there = experiment.data.decode == "device"
     if not isinstance(train, ArraySource) and not decoded_there:
-        train = _decoded_once(cfg, train, steps * cfg.batch_size / len(train))
+        train = _decoded_once(experiment, train, steps * experiment.batch_size / len(train))
     if isinstance(data.val, ArraySource):
         seen: Source = ArraySource.of(val)
     else:
-        seen = _decoded_once(cfg, val, steps / cfg.validate_every)
-    found = replace(data, train=train, val=seen, test=test)
+        seen = _decoded_once(experiment, val, steps / experiment.validate_every)
+    views = replace(data, train=train, val=seen, test=test)
     if decoded_there:
         _check_decoder(train)
-        return found, "files"
-    return found, "cuts" if _on_device(cfg, train) else "views"
+        return views, "files"
+    return views, "cuts" if _on_device(experiment, train) else "views"
 
 
 def _check_decoder(train: Source) -> None:
@@ -64,50 +62,47 @@ def _check_decoder(train: Source) -> None:
         raise UserError("data.decode=device: several sets are taught on; choose host")
 
 
-def _decoded_once(cfg: DictConfig, source: Source, visits: float) -> Source:
+def _decoded_once(experiment: Experiment, source: Source, visits: float) -> Source:
     """The source, from a cache on disk if that is asked for, or worth it for so many visits."""
-    if not _on_disk(cfg, source, visits):
+    if not _on_disk(experiment, source, visits):
         return source
     try:
-        return decoded_cache.cached(source, _store(cfg))
+        return decoded_cache.cached(source, experiment.paths.cache)
     except OSError as error:
-        why = f"{_store(cfg)}: {error.strerror}"
-        if cfg.data.cache == "auto":
+        why = f"{experiment.paths.cache}: {error.strerror}"
+        if experiment.data.cache == "auto":
             _log.warning("  cache: %s; the run goes on without it", why)
             return source
         remedy = "give another paths.cache, or data.cache=none"
-        raise UserError(f"data.cache={cfg.data.cache}: {why}; {remedy}") from error
+        raise UserError(f"data.cache={experiment.data.cache}: {why}; {remedy}") from error
 
 
-def _store(cfg: DictConfig) -> Path:
-    return Path(cfg.paths.cache)
-
-
-def _on_disk(cfg: DictConfig, source: Source, visits: float) -> bool:
-    if cfg.data.cache == "none":
+def _on_disk(experiment: Experiment, source: Source, visits: float) -> bool:
+    if experiment.data.cache == "none":
         return False
-    if decoded_cache.is_cached(source, _store(cfg)):
+    if decoded_cache.is_cached(source, experiment.paths.cache):
         return True
-    free = hardware.free_disk_space(_store(cfg))
-    if cfg.data.cache == "auto":
+    free = hardware.free_disk_space(experiment.paths.cache)
+    if experiment.data.cache == "auto":
         return visits >= 2 and decoded_cache.size(source, _SAMPLE) <= free / _SHARE
     if (size := decoded_cache.size(source)) <= free:
         return True
     raise UserError(
-        f"data.cache={cfg.data.cache}: needs {size / 1e9:.3g} GB in {_store(cfg)}, where "
-        f"{free / 1e9:.3g} GB are free; give another paths.cache, or data.cache=none"
+        f"data.cache={experiment.data.cache}: needs {size / 1e9:.3g} GB in "
+        f"{experiment.paths.cache}, where {free / 1e9:.3g} GB are free; give another paths.cache, "
+        "or data.cache=none"
     )
 
 
-def _on_device(cfg: DictConfig, train: Source) -> bool:
-    place, mode = build.device(cfg), cfg.data.cache
-    if mode == "device" and place.type != "cuda":
+def _on_device(experiment: Experiment, train: Source) -> bool:
+    current, mode = device(experiment), experiment.data.cache
+    if mode == "device" and current.type != "cuda":
         return True
-    if place.type != "cuda" or mode in ("none", "disk"):
+    if current.type != "cuda" or mode in ("none", "disk"):
         return False
     if mode == "auto" and not isinstance(train, ArraySource | decoded_cache.Cached):
         return False
-    free, _ = torch.cuda.mem_get_info(place)
+    free, _ = torch.cuda.mem_get_info(current)
     size = decoded_cache.size(train)
     if mode == "auto":
         return size <= free / _SHARE

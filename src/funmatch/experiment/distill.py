@@ -1,80 +1,112 @@
 """Distillation of a student from the outputs of a teacher."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning import seed_everything
-from omegaconf import DictConfig
 
-from funmatch.config import schema
 from funmatch.config.errors import UserError
 from funmatch.experiment import (
-    build,
     cache_policy,
+    datasets,
     fitting,
     input_check,
+    networks,
     objective_setup,
     target_policy,
 )
+from funmatch.experiment.device import configure_torch, device
+from funmatch.experiment.experiment import Experiment
 from funmatch.experiment.teachers import load_teacher
-from funmatch.models.teacher import SUM
-from funmatch.objectives.base import refuse_split
-from funmatch.runs.directory import Run
-from funmatch.runtime.allowlist import instantiate
+from funmatch.models.teacher import SUM, Teacher
+from funmatch.objectives.base import Objective, refuse_split
 from funmatch.runtime.timer import Timer
+from funmatch.tasks.base import Task
 from funmatch.training.callbacks.stopwatch import Stopwatch
 from funmatch.training.distillation import Distillation
 
 
-def distill(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """Trains a student on the outputs of a teacher; returns the figures of the run."""
-    fitting.prepare(cfg)
-    objective, task = instantiate(cfg.objective), build.task(cfg)
-    rows, ranks = cfg.batch_size, schema.rank_count(cfg)
-    refuse_split(objective, micro_batch=cfg.compute.micro_batch, rows=rows // ranks, ranks=ranks)
-    splits, law = build.splits(cfg), build.recipe(cfg)
-    teacher = load_teacher(cfg, objective.teacher_features)
-    members = zip(schema.teachers(cfg).items(), teacher.members.values(), strict=True)
-    for (key, part), network in members:
-        input_check.check_network(cfg, key, part, network, splits.val, task)
-    if objective.teacher_features and len(teacher.members) > 1:
-        raise UserError("teacher.members: an objective that matches features takes one teacher")
-    if len(teacher.members) > 1 and teacher.combine == SUM and not objective.sums_members:
-        what = f"{type(objective).__name__} matches one prediction"
-        raise UserError(f"teacher.combine=sum: {what}; choose {' or '.join(task.means)}")
-    if objective.teacher_features and cfg.targets.mode != "live":
-        remedy = "records hold no features; choose targets=live"
-        raise UserError(f"targets={cfg.targets.mode}: {remedy}")
+def distill(
+    experiment: Experiment, train: Callable[[Experiment], dict[str, Any]]
+) -> dict[str, Any]:
+    """Trains a student on the outputs of a teacher.
+
+    Args:
+        experiment: has a teacher, an objective and targets.
+        train: trains a teacher that is made on demand.
+
+    Returns:
+        The figures of the run.
+    """
+    configure_torch(experiment)
+    assert experiment.objective is not None
+    objective: Objective = experiment.objective()
+    task = datasets.build_task(experiment.data)
+    refuse_split(
+        objective,
+        micro_batch=experiment.compute.micro_batch,
+        rows=experiment.rank_batch_size,
+        ranks=experiment.ranks,
+    )
+    splits, recipe = datasets.load_splits(experiment), datasets.build_recipe(experiment)
+    teacher = load_teacher(experiment, task, train, objective.teacher_features)
+    assert experiment.teacher is not None
+    members = zip(experiment.teacher.members.values(), teacher.members.values(), strict=True)
+    for spec, network in members:
+        input_check.check_network(experiment, spec, network, splits.val, task)
+    _check_objective(experiment, objective, teacher, task)
     softened = teacher.softened(objective.temperature)
     clock, before = Timer(), Timer()
-    stopwatch = Stopwatch(cfg.batch_size, clock, before)  # to make a teacher is no part of the run
-    seed_everything(cfg.init_seed, verbose=False)
-    student = build.learner(cfg, "student", objective.student_features)
-    input_check.check_network(cfg, "student", cfg.student, student, splits.val, task)
+    # To make a teacher is no part of the run.
+    stopwatch = Stopwatch(experiment.batch_size, clock, before)
+    seed_everything(experiment.init_seed, verbose=False)
+    student = networks.build_student(experiment, objective.student_features)
+    input_check.check_network(experiment, experiment.student, student, splits.val, task)
     objective_setup.set_up(
         objective,
         task,
         student,
         teacher,
         splits.train,
-        total_steps=schema.total_steps(cfg),
-        seed=cfg.init_seed,
-        device=build.device(cfg),
+        total_steps=experiment.steps,
+        seed=experiment.init_seed,
+        device=device(experiment),
     )
-    build.note_batch_norms(cfg, objective, "objective")
-    images, brings = cache_policy.apply_cache(cfg, splits, student, task)
+    networks.warn_of_batch_norm(experiment, objective, "objective")
+    images, brings = cache_policy.apply_cache(experiment, splits, student, task)
 
-    with before(build.device(cfg)):
-        words, needed = target_policy.training_targets(cfg, softened, law, images.train, task)
+    with before(device(experiment)):
+        targets, needs_views = target_policy.training_targets(
+            experiment, softened, recipe, images.train, task
+        )
     references = {
-        "val": target_policy.evaluation_targets(cfg, teacher, splits.val, task),
-        "test": target_policy.evaluation_targets(cfg, teacher, splits.test, task),
+        split: target_policy.evaluation_targets(experiment, teacher, source, task)
+        for split, source in (("val", splits.val), ("test", splits.test))
     }
-    learner = Distillation(student, words, references, objective, build.learning(cfg), task, clock)
-    sides = {"student": student.side, **(teacher.sides if needed else {})}
-    data = build.stream(cfg, images, law, sides, brings, task)
-    fitting.save_example_views(cfg, run, images, law, {"student": student.side, **teacher.sides})
+    learning = fitting.build_learning(experiment)
+    learner = Distillation(student, targets, references, objective, learning, task, clock)
+    sides = {"student": student.side, **(teacher.sides if needs_views else {})}
+    data = datasets.build_datamodule(experiment, images, recipe, sides, brings, task)
+    fitting.save_example_views(
+        experiment, images, recipe, {"student": student.side, **teacher.sides}
+    )
     try:
-        figures = fitting.fit(cfg, run, learner, data, stopwatch, splits.test.classes)
+        figures = fitting.fit(experiment, learner, data, stopwatch, splits.test.classes)
     finally:
-        words.flush()
+        targets.flush()
     return {**figures, "teacher_fingerprint": teacher.fingerprint()}
+
+
+def _check_objective(
+    experiment: Experiment, objective: Objective, teacher: Teacher, task: Task
+) -> None:
+    """Refuses an objective that needs more of the teacher than there is."""
+    if objective.teacher_features and len(teacher.members) > 1:
+        raise UserError("teacher.members: an objective that matches features takes one teacher")
+    if len(teacher.members) > 1 and teacher.combine == SUM and not objective.sums_members:
+        what = f"{type(objective).__name__} matches one prediction"
+        raise UserError(f"teacher.combine=sum: {what}; choose {' or '.join(task.means)}")
+    targets = experiment.targets
+    if objective.teacher_features and targets is not None and targets.mode != "live":
+        remedy = "recorded targets hold no features; choose targets=live"
+        raise UserError(f"targets={targets.mode}: {remedy}")

@@ -1,28 +1,29 @@
-"""What a run will need, before it starts: models, arithmetic, time, disk, what is missing."""
+"""A dry run: the networks, arithmetic, time and disk that a run needs, and what is missing."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from funmatch.config import identity, schema
 from funmatch.config.errors import UserError
 from funmatch.data import decoded_cache
 from funmatch.data.sources import ArraySource
-from funmatch.experiment import build, fitting, target_policy, teachers
+from funmatch.experiment import datasets, networks, target_policy
+from funmatch.experiment.build import build_teacher_experiment
+from funmatch.experiment.device import configure_torch, device
+from funmatch.experiment.experiment import Experiment
+from funmatch.experiment.specs import NetworkSpec
 from funmatch.models import pretrained, timm_models
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
-from funmatch.runs.directory import Run
 from funmatch.runtime import hardware
+from funmatch.views.recipes import Fixed
 
 _PATIENCE = 5.0  # seconds to time a network for, beyond its first batch
 _LIMIT = 16  # images of a timed batch
@@ -45,21 +46,18 @@ class Cost:
     seconds: float
 
 
-def dry_run(cfg: DictConfig) -> None:
-    """Prints what the run of a configuration needs, and what of it is not there."""
-    fitting.prepare(cfg)
-    place = build.device(cfg)
-    steps = schema.total_steps(cfg)
-    images = schema.train_size(cfg)
-    epochs = steps * cfg.batch_size / images
-    print(f"  recipe    {cfg.recipe.name}, data {cfg.data.name}, seed {cfg.seed}")
-    print(f"  steps     {steps:,} of {cfg.batch_size} images ({epochs:,.0f} epochs of {images:,})")
+def dry_run(experiment: Experiment) -> None:
+    """Prints what a run needs, and what of it is not there."""
+    configure_torch(experiment)
+    current = device(experiment)
+    steps, images = experiment.steps, experiment.train_size
+    batch_size, epochs = experiment.batch_size, experiment.epochs
+    data, seed = experiment.data.name, experiment.seed
+    print(f"  recipe    {experiment.recipe_name}, data {data}, seed {seed}")
+    print(f"  steps     {steps:,} of {batch_size} images ({epochs:,.0f} epochs of {images:,})")
 
-    learns = "student" if "student" in cfg else "model"
-    costs = {learns: _cost(cfg, cfg[learns], place, learns)}
-    if "teacher" in cfg:
-        for key, part in schema.teachers(cfg).items():
-            costs[key] = _cost(cfg, part, place, "teacher")
+    learns = experiment.student.key
+    costs = {spec.key: _cost(experiment, spec, current) for spec in _networks(experiment)}
     width = max(9, *map(len, costs))
     for key, cost in costs.items():
         way = "forward and backward" if key == learns else "forward"
@@ -69,44 +67,55 @@ def dry_run(cfg: DictConfig) -> None:
             f"{1 / cost.seconds:,.1f} images/s"
         )
 
-    shown = dict.fromkeys(costs, steps * cfg.batch_size)
-    if "teacher_crop" in cfg.recipe:  # asked once per image, and view
-        views = cfg.recipe.ensemble if cfg.recipe.teacher_crop == "inception_ensemble" else 1
+    shown = dict.fromkeys(costs, steps * batch_size)
+    recipe = datasets.build_recipe(experiment)
+    if isinstance(recipe, Fixed):  # the teacher sees each image once, or once in each of its views
+        views = recipe.ensemble if recipe.drawn else 1
         shown |= {key: images * views for key in costs if key != learns}
     flop = sum(costs[key].flop * shown[key] for key in costs)
-    seconds = sum(costs[key].seconds * shown[key] for key in costs) / schema.rank_count(cfg)
+    seconds = sum(costs[key].seconds * shown[key] for key in costs) / experiment.ranks
     print(f"  compute   {_number(flop, 'FLOP')}")
-    print(f"  time      {_duration(seconds)} on {_machine(place, cfg)}, data and validation aside")
-    _print_disk(cfg, costs[learns].parameters, steps)
-    _print_cache(cfg)
-    missing = list(_missing(cfg))
+    machine = _machine(current, experiment)
+    print(f"  time      {_duration(seconds)} on {machine}, data and validation aside")
+    _print_disk(experiment, costs[learns].parameters, isinstance(recipe, Fixed))
+    _print_cache(experiment)
+    missing = list(_missing(experiment))
     for line in missing:
         print(f"  missing   {line}")
     print("  not ready: see what is missing" if missing else "  ready")
 
 
-def _cost(cfg: DictConfig, part: DictConfig, place: torch.device, role: str) -> Cost:
-    teaches = role == "teacher"
+def _networks(experiment: Experiment) -> list[NetworkSpec]:
+    """The student, and all that teach."""
+    teacher = experiment.teacher
+    return [experiment.student, *(teacher.members.values() if teacher else ())]
+
+
+def _cost(experiment: Experiment, spec: NetworkSpec, current: torch.device) -> Cost:
     with torch.device("meta"):
-        sketch = build.blank(part).train(not teaches)
-    channels = len(part.mean or (0, 0, 0))
+        sketch = networks.build_network(spec).train(not spec.is_teacher)
+    channels = len(spec.mean or (0, 0, 0))
     # What torch counts for the gradient of a kernel is that of an ungrouped convolution.
     corrected = {torch.ops.aten.convolution_backward: _backward}
     with FlopCounterMode(display=False, custom_mapping=corrected) as counter:
         # Two, for BatchNorm learns nothing from one.
         _pass(sketch, torch.empty(2, channels, sketch.side, sketch.side, device="meta"))
     parameters = sum(p.numel() for p in sketch.parameters())
-    network = build.blank(part)
-    asked = build.frozen(cfg, network) if teaches else build.tuned(cfg, network, role).to(place)
-    mixed = cfg.trainer.precision != "32-true"
+    network = networks.build_network(spec)
+    built: Network | Frozen
+    if spec.is_teacher:
+        built = networks.freeze(experiment, network, spec)
+    else:
+        built = networks.with_compute_options(experiment, network, spec).to(current)
+    mixed = experiment.precision != "32-true"
 
     def go(images: int) -> float:
-        views = torch.rand(images, channels, network.side, network.side, device=place) * 255
+        views = torch.rand(images, channels, network.side, network.side, device=current) * 255
         start = time.perf_counter()
-        with torch.autocast(place.type, torch.bfloat16, enabled=mixed):
-            _pass(asked, views)
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
+        with torch.autocast(current.type, torch.bfloat16, enabled=mixed):
+            _pass(built, views)
+        if current.type == "cuda":
+            torch.cuda.synchronize(current)
         return time.perf_counter() - start
 
     return Cost(sketch.side, parameters, counter.get_total_flops() // 2, _seconds_per_image(go))
@@ -138,64 +147,62 @@ def _seconds_per_image(go: Callable[[int], float]) -> float:
     return min([first, *(go(images) for _ in range(repeats))]) / images
 
 
-def _print_disk(cfg: DictConfig, parameters: int, steps: int) -> None:
+def _print_disk(experiment: Experiment, parameters: int, fixed_teacher: bool) -> None:
     state = 3 * 4 * parameters  # weights and two moments
-    states = cfg.checkpoint_keep + 1  # old ones stay until the new one is whole
+    states = experiment.checkpoint_keep + 1  # old ones stay until the new one is whole
     targets = 0
-    if "teacher" in cfg and "teacher_crop" in cfg.recipe:
-        targets = 4 * schema.train_size(cfg) * cfg.data.classes * len(schema.teachers(cfg))
-    elif "teacher" in cfg and cfg.targets.mode in ("auto", "record"):
-        targets = target_policy.store_size(cfg, steps)
-    logs = Path(cfg.paths.logs)
+    if experiment.teacher is not None and fixed_teacher:
+        values = experiment.data.classes * len(experiment.teacher.members)
+        targets = 4 * experiment.train_size * values
+    elif experiment.targets is not None and experiment.targets.mode in ("auto", "record"):
+        targets = target_policy.store_size(experiment, experiment.steps)
+    logs = experiment.paths.logs
     print(
         f"  disk      about {_number(states * state + 4 * parameters + targets, 'B')} in {logs}; "
         f"{_number(hardware.free_disk_space(logs), 'B')} are free"
     )
 
 
-def _print_cache(cfg: DictConfig) -> None:
-    with suppress(UserError, ValueError):  # what is missing is said elsewhere
-        train = build.splits(_without_download(cfg)).train
-        if cfg.data.cache != "none" and not isinstance(train, ArraySource):
+def _print_cache(experiment: Experiment) -> None:
+    with suppress(UserError, ValueError):  # `_missing` reports it
+        train = datasets.load_splits(_without_download(experiment)).train
+        if experiment.data.cache != "none" and not isinstance(train, ArraySource):
             size = decoded_cache.size(train, sample=64)
-            print(f"  cache     about {_number(size, 'B')} decoded, in {cfg.paths.cache}")
+            print(f"  cache     about {_number(size, 'B')} decoded, in {experiment.paths.cache}")
 
 
-def _missing(cfg: DictConfig) -> Iterator[str]:
+def _missing(experiment: Experiment) -> Iterator[str]:
     try:
-        build.splits(_without_download(cfg))
+        datasets.load_splits(_without_download(experiment))
     except (UserError, ValueError) as error:
         yield str(error)
-    networks = {key: cfg[key] for key in ("student", "model") if key in cfg}
-    if "teacher" in cfg:
-        networks |= schema.teachers(cfg)
-    for key, network in networks.items():
-        name = network.get("weights")
+    for spec in _networks(experiment):
+        key, name = spec.key, spec.weights
         if name in pretrained.WEIGHTS and pretrained.locate(name) is None:
             yield f"{key}.weights={name}: not on this machine yet; the run fetches it"
-        if name == "hub" and not timm_models.is_available(build.blank(network)):
+        if name == "hub" and not timm_models.is_available(networks.build_network(spec)):
             yield f"{key}.weights=hub: not on this machine yet; the run fetches it"
-        if name is None and network.get("finetune"):
-            making = teachers.teacher_config(cfg, network)
-            if not Run(identity.run_directory(making)).completed:
-                steps = schema.total_steps(making)
-                yield f"{key}: not made yet; the run fine-tunes it first, {steps:,} steps"
+        if name is None and spec.made_by is not None:
+            making = build_teacher_experiment(spec, experiment)
+            if not making.run.completed:
+                verb = "distils" if making.objective is not None else "fine-tunes"
+                yield f"{key}: not made yet; the run {verb} it first, {making.steps:,} steps"
 
 
-def _without_download(cfg: DictConfig) -> DictConfig:
-    cfg = cfg.copy()
-    for data in (cfg.data, *(cfg.get("transfer") or {}).values()):
-        if "download" in data:
-            data.download = False
-    return cfg
+def _without_download(experiment: Experiment) -> Experiment:
+    return replace(
+        experiment,
+        data=experiment.data.without_download(),
+        training_sets=tuple(data.without_download() for data in experiment.training_sets),
+    )
 
 
-def _machine(place: torch.device, cfg: DictConfig) -> str:
-    if place.type == "cuda":
-        name = torch.cuda.get_device_name(place)
+def _machine(current: torch.device, experiment: Experiment) -> str:
+    if current.type == "cuda":
+        name = torch.cuda.get_device_name(current)
     else:
-        name = f"{place.type} with {torch.get_num_threads()} threads"
-    return f"{schema.rank_count(cfg)} x {name}"
+        name = f"{current.type} with {torch.get_num_threads()} threads"
+    return f"{experiment.ranks} x {name}"
 
 
 def _number(value: float, unit: str = "") -> str:

@@ -2,58 +2,63 @@
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
 from funmatch.config.errors import UserError
 from funmatch.data.batch import Batch, Truth
-from funmatch.experiment import build, fitting, target_policy
+from funmatch.experiment import datasets, networks, target_policy
+from funmatch.experiment.device import configure_torch, device
+from funmatch.experiment.experiment import Experiment, Setup
 from funmatch.experiment.teachers import load_teacher
+from funmatch.experiment.train_here import train_here
 from funmatch.models.frozen import Frozen
-from funmatch.runs.directory import Run
 from funmatch.tasks.description import column
 from funmatch.tasks.metrics import MeanMetrics
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 
 
-def evaluate_student(cfg: DictConfig, run: Run, split: str) -> dict[str, float]:
+def evaluate_student(experiment: Experiment, split: str) -> dict[str, float]:
     """The metrics of the student that a run has left, on one split."""
-    fitting.prepare(cfg)
-    source, task = build.evaluation(cfg).part(split), build.task(cfg)
-    student = build.left(cfg, run)
-    words = None
-    if "teacher" in cfg:
-        teacher = load_teacher(cfg)
+    configure_torch(experiment)
+    run, task = experiment.run, datasets.build_task(experiment.data)
+    source = datasets.load_evaluation_splits(experiment).part(split)
+    student = networks.load_student(experiment.student, run)
+    targets = None
+    if experiment.teacher is not None:
+        teacher = load_teacher(experiment, task, train_here)
         if run.result.get("teacher_fingerprint", teacher.fingerprint()) != teacher.fingerprint():
-            raise UserError(f"{run.directory}: was taught by another teacher than the one at hand")
-        words = target_policy.evaluation_targets(cfg, teacher, source, task)
-    place = build.device(cfg)
-    metrics, frozen = task.metrics().to(place), Frozen(student)
+            raise UserError(f"{run.directory}: was taught by another teacher than that of today")
+        targets = target_policy.evaluation_targets(experiment, teacher, source, task)
+    current = device(experiment)
+    metrics, frozen = task.metrics().to(current), Frozen(student)
     views = EvaluationViews(source, student.resize, student.side, task.truth_in_view)
-    stream = EvaluationStream(views, batch_size=cfg.batch_size)
+    stream = EvaluationStream(views, batch_size=experiment.batch_size)
     for number in range(len(stream)):
-        batch = stream[number].to(place)
-        said = None if words is None else words(batch).prediction
-        metrics.update(frozen(batch.view("student")).prediction, said, batch.label)
+        batch = stream[number].to(current)
+        target = None if targets is None else targets(batch).prediction
+        metrics.update(frozen(batch.view("student")).prediction, target, batch.label)
     return _columns(metrics, split)
 
 
-def evaluate_teacher(cfg: DictConfig, split: str) -> dict[str, float]:
+def evaluate_teacher(setup: Setup, split: str) -> dict[str, float]:
     """The score of a teacher on one split."""
-    fitting.prepare(cfg)
-    source, task = build.evaluation(cfg).part(split), build.task(cfg)
+    configure_torch(setup)
+    source, task = (
+        datasets.load_evaluation_splits(setup).part(split),
+        datasets.build_task(setup.data),
+    )
     index = np.arange(len(source))
     label = source.labels(index)
     if label is None:
-        raise UserError(f"data={cfg.data.name}: has no labels to measure a teacher by")
-    words = target_policy.evaluation_targets(cfg, load_teacher(cfg), source, task)
+        raise UserError(f"data={setup.data.name}: has no labels to measure a teacher by")
+    teacher = load_teacher(setup, task, train_here)
+    targets = target_policy.evaluation_targets(setup, teacher, source, task)
     metrics = task.metrics()
     views = {"student": torch.empty(0)}  # its predictions are computed already
-    said = words(Batch(torch.from_numpy(index), Truth(label), 0, views)).prediction
-    metrics.update(said, said, label)
-    found = _columns(metrics, split)
-    return {name: value for name, value in found.items() if name.startswith("teacher")}
+    prediction = targets(Batch(torch.from_numpy(index), Truth(label), 0, views)).prediction
+    metrics.update(prediction, prediction, label)
+    columns = _columns(metrics, split).items()
+    return {name: value for name, value in columns if name.startswith("teacher")}
 
 
 def _columns(metrics: MeanMetrics, split: str) -> dict[str, float]:
-    found = metrics.compute()
-    return {column(f"{split}/{name}"): float(mean) for name, mean in found.items()}
+    return {column(f"{split}/{name}"): float(mean) for name, mean in metrics.compute().items()}

@@ -1,67 +1,84 @@
-"""Students for others: written, read again, compared with the student, timed, and described."""
+"""Export of a student: written, read again, compared with the student, timed, and described."""
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from funmatch.config import schema, validation
 from funmatch.config.errors import UserError
 from funmatch.data.sources import Source, Splits
-from funmatch.experiment import build, fitting, load_run, teachers
+from funmatch.experiment import datasets, networks, teachers
+from funmatch.experiment.device import configure_torch, device
+from funmatch.experiment.experiment import Experiment
+from funmatch.experiment.interleaved_timing import TimedNetwork, time_in_turns
+from funmatch.experiment.train_here import train_here
 from funmatch.export import card, inference_model, int8, onnx, torch_export
 from funmatch.export import timm_safetensors as safetensors
 from funmatch.models import timm_models
 from funmatch.models.exported import ExportedModel
 from funmatch.models.network import Network
-from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, hardware
 from funmatch.tasks.base import Task
 from funmatch.tasks.description import TaskDescription
 from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
 
-_BATCH = 32
+_BATCH = 32  # images of a pass
 _LIMIT = 1e-3  # of the largest logit: by so much a file may differ that is no approximation
-_LEAST = 3  # turns
 _FACTS = "verification.json"
-_FORMATS = {
+FORMATS = {
     "safetensors": safetensors,
     "onnx": onnx,
     "torch_export": torch_export,
     "int8": int8,
 }
-_Contender = tuple[Callable[[int], object], int]  # passes so many images through; bytes
 
 
-def export(cfg: DictConfig) -> None:
-    """Writes `RUN/export/FORMAT`, if what is there says what the student says."""
-    validation.check_export(cfg, _FORMATS)
-    run, there = load_run.open_run(cfg.run, cfg.trainer.accelerator, cfg.get("data"))
-    there.compute.threads = cfg.compute.threads
-    there.trainer.precision = "32-true"  # to compare what is alike
-    fitting.prepare(there)
-    data = build.evaluation(there)
-    student = build.left(there, run).eval()
-    out = Path(cfg.out) if cfg.out is not None else run.directory / "export" / cfg.format
-    _refuse_to_replace(out, cfg.format)
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is written, and how it is verified.
+
+    Attributes:
+        format: a name in `FORMATS`.
+        directory: where it is written.
+        split: of the data, on which the file is compared with the student.
+        images: of that split, at most.
+        calibration: training images by which int8 scales activations, at most.
+        seconds: of timing for each network.
+        licenses: of student, teacher and data, as SPDX names for the card; None: not stated.
+    """
+
+    format: str
+    directory: Path
+    split: str
+    images: int
+    calibration: int
+    seconds: float
+    licenses: Mapping[str, str | None]
+
+
+def export(experiment: Experiment, options: ExportOptions) -> None:
+    """Writes the student of a run as a file, if its predictions are those of the student."""
+    configure_torch(experiment)
+    data = datasets.load_evaluation_splits(experiment)
+    student = networks.load_student(experiment.student, experiment.run).eval()
+    out = options.directory
+    _refuse_to_replace(out, options.format)
     draft = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        facts = _written(cfg, there, run, student, data, draft)
+        facts = _write_verified(experiment, options, student, data, draft)
         shutil.rmtree(out, ignore_errors=True)
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    _report(facts, out, TaskDescription.of(run.result))
+    _report(facts, out, TaskDescription.of(experiment.run.result))
 
 
 def _refuse_to_replace(out: Path, kind: str) -> None:
@@ -74,48 +91,44 @@ def _refuse_to_replace(out: Path, kind: str) -> None:
         raise UserError(f"out={out}: holds {held}; choose another folder, which is made")
 
 
-def _written(
-    cfg: DictConfig, there: DictConfig, run: Run, student: Network, data: Splits, folder: Path
+def _write_verified(
+    experiment: Experiment, options: ExportOptions, student: Network, data: Splits, folder: Path
 ) -> dict[str, Any]:
-    """Writes the file, reads it again, compares it, and describes it; what was found."""
-    kind = _FORMATS[cfg.format]
-    classes = list(data.train.classes or map(str, range(there.data.classes)))
-    calibration = _batches(data.train, student, cfg.calibration)
+    """Writes the file, reads it again, compares it and describes it; returns the verification."""
+    kind, run = FORMATS[options.format], experiment.run
+    classes = list(data.train.classes or map(str, range(experiment.data.classes)))
+    calibration = _batches(data.train, student, options.calibration)
     try:
         kind.write(student, folder, inference_model.metadata(student, classes), calibration)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        found: nn.Module
+        exported: nn.Module
         if kind is safetensors:
-            found = safetensors.load(folder, build.blank(schema.student(there)))
+            exported = safetensors.load(folder, networks.build_network(experiment.student))
         else:
-            found = ExportedModel(folder / kind.FILE)
+            exported = ExportedModel(folder / kind.FILE)
     except ImportError as error:
         remedy = "pip install 'funmatch[export]'"
-        raise UserError(f"format={cfg.format}: {error.name} is not there; {remedy}") from error
-    place = build.device(there)
-    if isinstance(found, ExportedModel) and not found.takes(place):
-        place = torch.device("cpu")  # for all, lest a file be compared with another device
-    task = build.task(there)
-    compared = _compared(cfg, data.part(cfg.split), student.to(place), found.to(place), task)
-    contenders = {
-        "this file": _contender(found, student, size, place),
-        "student": _contender(
-            inference_model.InferenceModel(student).to(place),
-            student,
-            run.student.stat().st_size,
-            place,
-        ),
+        raise UserError(f"format={options.format}: {error.name} is not there; {remedy}") from error
+    current = device(experiment)
+    if isinstance(exported, ExportedModel) and not exported.takes(current):
+        current = torch.device("cpu")  # for all, lest a file be compared with another device
+    task, source = datasets.build_task(experiment.data), data.part(options.split)
+    compared = _compare(options, source, student.to(current), exported.to(current), task)
+    inference = inference_model.InferenceModel(student).to(current)
+    timed = {
+        "this file": _timed(exported, student, size, current),
+        "student": _timed(inference, student, run.student.stat().st_size, current),
     }
-    if "teacher" in there and teachers.is_available(there):
+    if experiment.teacher is not None and teachers.is_available(experiment):
         with suppress(ValueError, OSError, ImportError):  # what it was made of may have gone
-            contenders["teacher"] = _teacher(there, place)
+            timed["teacher"] = _timed_teacher(experiment, task, current)
     facts = {
-        "format": cfg.format,
+        "format": options.format,
         "file": kind.FILE,
         **compared,
-        "speed": _speed(contenders, cfg.seconds),
+        "speed": time_in_turns(timed, rows=_BATCH, seconds=options.seconds),
         "device": torch.cuda.get_device_name()
-        if place.type == "cuda"
+        if current.type == "cuda"
         else hardware.processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -123,7 +136,7 @@ def _written(
     atomic_files.write(folder / _FACTS, json.dumps(facts, indent=2) + "\n")
     atomic_files.write(folder / "model.json", run.model.read_bytes())
     atomic_files.write(
-        folder / "README.md", card.card(_facts(cfg, there, run, student, classes, facts))
+        folder / "README.md", card.card(_card_facts(experiment, options, student, classes, facts))
     )
     return facts
 
@@ -137,29 +150,29 @@ def _batches(source: Source, student: Network, most: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _compared(
-    cfg: DictConfig, source: Source, student: Network, found: nn.Module, task: Task
+def _compare(
+    options: ExportOptions, source: Source, student: Network, exported: nn.Module, task: Task
 ) -> dict[str, Any]:
-    place = student.scale.device
+    """How the predictions of the file differ from those of the student."""
     pairs = []
-    for pixels in _batches(source, student, cfg.images):
-        given = pixels.to(place)
-        pairs.append((student(given).prediction.cpu(), found(given).cpu()))
+    for pixels in _batches(source, student, options.images):
+        inputs = pixels.to(student.scale.device)
+        pairs.append((student(inputs).prediction.cpu(), exported(inputs).cpu()))
     own, theirs = (torch.cat(list(predicted)) for predicted in zip(*pairs, strict=True))
     difference, largest = float((own - theirs).abs().max()), float(own.abs().max())
-    if cfg.format != "int8" and not difference <= _LIMIT * max(1.0, largest):
+    if options.format != "int8" and not difference <= _LIMIT * max(1.0, largest):
         raise UserError(
-            f"format={cfg.format}: the file differs from the student by {difference:.2g} in its "
-            f"predictions, of at most {largest:.2g}; it is not kept"
+            f"format={options.format}: the file differs from the student by {difference:.2g} in "
+            f"its predictions, of at most {largest:.2g}; it is not kept"
         )
-    index = evenly_spaced(source, cfg.images)
+    index = evenly_spaced(source, options.images)
     views = EvaluationViews(source, student.resize, student.side, task.truth_in_view)
     metrics, named = task.metrics(), task.description
     metrics.update(theirs, own, views.labels(index))  # the file against the student, as its teacher
     figures = {name: float(value) for name, value in metrics.compute().items()}
     score = named.score.metric
     return {
-        "split": cfg.split,
+        "split": options.split,
         "images": len(own),
         "max_logit_difference": difference,
         "largest_logit": largest,
@@ -169,81 +182,54 @@ def _compared(
     }
 
 
-def _contender(net: nn.Module, student: Network, size: int, place: torch.device) -> _Contender:
-    pixels = torch.rand(_BATCH, len(student.mean), student.side, student.side, device=place) * 255
+def _timed(net: nn.Module, student: Network, size: int, device: torch.device) -> TimedNetwork:
+    pixels = torch.rand(_BATCH, len(student.mean), student.side, student.side, device=device) * 255
 
     def run(rows: int) -> None:
         with torch.no_grad():
             net(pixels[:rows]).cpu()  # waits for it
 
-    return run, size
+    return TimedNetwork(run, size)
 
 
-def _teacher(there: DictConfig, place: torch.device) -> _Contender:
-    teacher = teachers.load_teacher(there)
+def _timed_teacher(experiment: Experiment, task: Task, device: torch.device) -> TimedNetwork:
+    teacher = teachers.load_teacher(experiment, task, train_here)
     views = {
-        name: torch.rand(_BATCH, len(member.mean), member.side, member.side, device=place) * 255
+        name: torch.rand(_BATCH, len(member.mean), member.side, member.side, device=device) * 255
         for name, member in teacher.members.items()
     }
 
     def run(rows: int) -> None:
         teacher(lambda name: views[name][:rows]).prediction.cpu()
 
-    return run, sum(member.size for member in teacher.members.values())
+    return TimedNetwork(run, sum(member.size for member in teacher.members.values()))
 
 
-def _speed(contenders: dict[str, _Contender], seconds: float) -> dict[str, dict[str, float]]:
-    """Latency of one image and throughput of many, of networks that take turns."""
-    times: dict[str, dict[int, list[float]]] = {name: {1: [], _BATCH: []} for name in contenders}
-    spent = dict.fromkeys(contenders, 0.0)
-    for name, (run, _) in contenders.items():
-        for rows in times[name]:
-            run(rows)  # what is done once
-    for turn in range(1000):
-        left = [name for name in contenders if turn < _LEAST or spent[name] < seconds]
-        for name in left:
-            for rows, found in times[name].items():
-                began = time.perf_counter()
-                contenders[name][0](rows)
-                found.append(time.perf_counter() - began)
-                spent[name] += found[-1]
-        if not left:
-            break
-    return {
-        name: {
-            "latency_ms": 1000 * median(found[1]),
-            "images_per_second": _BATCH / median(found[_BATCH]),
-            "bytes": contenders[name][1],
-        }
-        for name, found in times.items()
-    }
-
-
-def _facts(
-    cfg: DictConfig,
-    there: DictConfig,
-    run: Run,
+def _card_facts(
+    experiment: Experiment,
+    options: ExportOptions,
     student: Network,
     classes: list[str],
     verification: dict[str, Any],
 ) -> card.Facts:
+    run, spec, data = experiment.run, experiment.student, experiment.data
     result = run.result
-    teacher = result.get("teacher_fingerprint")
+    fingerprint = result.get("teacher_fingerprint")
+    teacher = experiment.teacher if fingerprint else None
     made = {
         "run": f"`{run.directory.name}`",
-        "recipe": f"`{there.recipe.name}`",
-        "data": f"{there.data.name}: {schema.train_size(there):,} training images",
-        "length": f"{result['steps']:,} steps of {there.batch_size} images",
-        **({"teacher": f"{_called(there.teacher)}, fingerprint `{teacher}`"} if teacher else {}),
-        "student": f"{_called(schema.student(there))}, "
-        f"{sum(p.numel() for p in student.net.parameters()):,} weights",
+        "recipe": f"`{experiment.recipe_name}`",
+        "data": f"{data.name}: {experiment.train_size:,} training images",
+        "length": f"{result['steps']:,} steps of {experiment.batch_size} images",
+        **({"teacher": f"{teacher.label}, fingerprint `{fingerprint}`"} if teacher else {}),
+        "student": f"{spec.label}, {sum(p.numel() for p in student.net.parameters()):,} weights",
     }
     task = TaskDescription.of(result)
     measured = {name: result[name] for name in task.columns if result.get(name) is not None}
     return card.Facts(
-        title=f"{_called(schema.student(there))} for {there.data.name}",
+        title=f"{spec.label} for {data.name}",
         task=task,
-        kind=cfg.format,
+        kind=options.format,
         file=verification["file"],
         made=made,
         measured=measured,
@@ -255,21 +241,10 @@ def _facts(
             "side": student.side,
             "resize": student.resize,
         },
-        licenses={
-            "student": cfg.license,
-            "teacher": cfg.teacher_license,
-            "data": cfg.data_license,
-        },
-        timm=cfg.format == "safetensors" and timm_models.timm_equivalent(student.net) is not None,
+        licenses=dict(options.licenses),
+        timm=options.format == "safetensors"
+        and timm_models.timm_equivalent(student.net) is not None,
     )
-
-
-def _called(part: DictConfig) -> str:
-    """A network by its name, or by what makes it."""
-    if part.get("members"):
-        return " + ".join(_called(member) for member in part.members.values())
-    name = part.get("name") or part.get("path") or part.net["_target_"]
-    return Path(str(name)).name  # where it lies is nobody's business
 
 
 def _report(facts: dict[str, Any], out: Path, task: TaskDescription) -> None:

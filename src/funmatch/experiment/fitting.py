@@ -3,71 +3,71 @@
 import json
 import logging
 import shutil
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from funmatch.config import identity, schema
+from funmatch.config import identity
 from funmatch.data.sources import Splits
-from funmatch.experiment import build, warm_start
-from funmatch.experiment.trainer import build_trainer, set_flags
+from funmatch.experiment import warm_start
+from funmatch.experiment.build import build
+from funmatch.experiment.device import device
+from funmatch.experiment.experiment import Experiment
+from funmatch.experiment.trainer import build_trainer
 from funmatch.models import load_weights
 from funmatch.runs import checkpoint_files
-from funmatch.runs.directory import Run
-from funmatch.runtime import atomic_files, distributed
-from funmatch.runtime.allowlist import instantiate
+from funmatch.runtime import atomic_files, distributed, log
 from funmatch.runtime.preemption import STOP
 from funmatch.tasks.description import column
 from funmatch.training.callbacks.best_student import BestStudent, step_of
 from funmatch.training.callbacks.checkpoint import PeriodicCheckpoint
 from funmatch.training.callbacks.stopwatch import Stopwatch
-from funmatch.training.learner import Learner
+from funmatch.training.learner import Learner, Learning
 from funmatch.training.loggers.csv import CsvLogger
 from funmatch.views.example_views import contact_sheet, example_views
 from funmatch.views.recipes import Recipe
 
+_log = logging.getLogger(__name__)
+
 
 def fit(
-    cfg: DictConfig,
-    run: Run,
+    experiment: Experiment,
     learner: Learner,
     data: LightningDataModule,
     stopwatch: Stopwatch,
     classes: Sequence[str],
 ) -> dict[str, Any]:
     """Trains to the last step, then measures val, and test once with the best student."""
-    steps = schema.total_steps(cfg)
+    run, steps = experiment.run, experiment.steps
     if distributed.rank() == 0:
-        atomic_files.write(run.model, _description(cfg))
+        atomic_files.write(run.model, _model_json(experiment))
     task = learner.task.description
     best = BestStudent(run.student, task)
     latest = PeriodicCheckpoint(
         run.checkpoints,
-        every=cfg.checkpoint_every,
-        keep=cfg.checkpoint_keep,
-        validate_every=cfg.validate_every,
+        every=experiment.checkpoint_every,
+        keep=experiment.checkpoint_keep,
+        validate_every=experiment.validate_every,
         total=steps,
     )
-    further = [each for each in instantiate(cfg.callbacks).values() if each is not None]
+    further = [each for each in experiment.callbacks().values() if each is not None]
     callbacks = [stopwatch, best, latest, *further]
-    state = _beginning(cfg, run)
+    state = _first_state(experiment)
     loggers: list[Logger] = []
     failed = True
     try:
-        loggers += _loggers(cfg, run, 0 if state is None else checkpoint_files.step(state))
+        loggers += _loggers(experiment, 0 if state is None else checkpoint_files.step(state))
         _tell(loggers, "begin", run)
-        trainer = build_trainer(cfg, run.directory, steps, callbacks, loggers)
+        trainer = build_trainer(experiment, callbacks, loggers)
         with STOP.deferred():
             trainer.fit(learner, data, ckpt_path=None if state is None else str(state))
         # The trainer validates at multiples only; nor has it, if the best student was lost since.
-        if steps % cfg.validate_every or not best.step:
+        if steps % experiment.validate_every or not best.step:
             trainer.validate(learner, data, verbose=False)
         trainer.strategy.barrier()  # rank 0 has written the best student
         load_weights.load(learner.student.net, run.student)
@@ -96,45 +96,46 @@ def _tell(loggers: list[Logger], what: str, *args: Any, **more: Any) -> None:
             getattr(logger, what)(*args, **more)
 
 
-def prepare(cfg: DictConfig) -> None:
-    """Tells torch where to compute, and silences what the frameworks say of themselves."""
-    if cfg.compute.threads is not None:
-        torch.set_num_threads(cfg.compute.threads)
-    set_flags(cfg.trainer)
-    if (place := build.device(cfg)).type == "cuda":
-        torch.cuda.set_device(place)  # else each rank holds memory of the first one too
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*is smaller than the logging interval.*",
-        ".*resuming from a checkpoint that ended.*",  # the stream begins at the restored step
-        ".*sync_dist=True.*",  # our metrics are means over all ranks already
-        r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",  # the first were left out
-        ".*`srun` command is available.*",  # nor is it needed where we start the ranks
-    ):
-        warnings.filterwarnings("ignore", message)
+def build_learning(experiment: Experiment) -> Learning:
+    """How a network learns: optimiser, schedule, clipping, micro-batches."""
+    fused = experiment.compute.fused
+    return Learning(
+        optimizer=experiment.optimizer(),
+        schedule=_schedule(experiment),
+        log_every=experiment.trainer["log_every_n_steps"],
+        seed=experiment.init_seed,
+        clip_norm=experiment.clip_norm,
+        max_skipped=experiment.max_skipped,
+        micro_batch=experiment.compute.micro_batch,
+        fused=device(experiment).type == "cuda" if fused == "auto" else fused,
+    )
 
 
-def _beginning(cfg: DictConfig, run: Run) -> Path | None:
-    """The state that the run goes on from: its own, that of another run, or none."""
-    total = schema.total_steps(cfg)
+def _schedule(experiment: Experiment) -> Callable[[int], float]:
+    """Multiplier of the learning rate at a step."""
+    schedule = experiment.schedule(total_steps=experiment.steps)
+    # Hydra's own partial checks its target at each call: 0.16 ms a step.
+    return partial(schedule.func, *schedule.args, **schedule.keywords)
+
+
+def _first_state(experiment: Experiment) -> Path | None:
+    """The checkpoint that training continues from: the run's own, that of another run, or none."""
+    run, total = experiment.run, experiment.steps
     if (
-        not warm_start.should_restart(cfg, run)
-        and (state := run.checkpoints.newest(build.say)) is not None
+        not warm_start.should_restart(experiment)
+        and (state := run.checkpoints.newest(_info)) is not None
     ):
-        build.say(f"going on from step {checkpoint_files.step(state)} of {total}")
+        _info(f"going on from step {checkpoint_files.step(state)} of {total}")
         return state
-    if (origin := warm_start.warm_start_source(cfg)) is None:
+    if (origin := warm_start.warm_start_source(experiment)) is None:
         return None
     source, state = origin
     step = checkpoint_files.step(state)
     there, here = (
-        build.schedule(each)(step)
-        for each in (identity.read(source.directory / "config.yaml"), cfg)
+        _schedule(each)(step)
+        for each in (build(identity.read(source.directory / "config.yaml")), experiment)
     )
-    build.say(
+    _info(
         f"going on from step {step} of {source.directory}: the schedule is now that of {total} "
         f"steps, so the learning rate goes from {there:.3g} to {here:.3g} of its peak; "
         f"a run of {total} steps from the beginning would not end the same"
@@ -146,45 +147,57 @@ def _beginning(cfg: DictConfig, run: Run) -> Path | None:
     return state
 
 
-def _loggers(cfg: DictConfig, run: Run, done: int) -> list[Logger]:
+def _info(message: str) -> None:
+    log.rank_zero_info(_log, message)
+
+
+def _loggers(experiment: Experiment, done: int) -> list[Logger]:
     """metrics.csv, and what the logger group names; for rank 0."""
     if distributed.rank() != 0:
         return []
+    run = experiment.run
     loggers: list[Logger] = [CsvLogger(run.metrics, step=done)]
-    for logger in instantiate(cfg.logger).values():
+    for logger in experiment.loggers().values():
         if isinstance(logger, partial):
             logger = logger(
                 run,
                 step=done,
-                config=OmegaConf.to_container(cfg, resolve=True),
-                group=cfg.name,
-                job_type=cfg.recipe.name,
-                tags=_tags(cfg, run),
+                config=dict(experiment.config),
+                group=experiment.name,
+                job_type=experiment.recipe_name,
+                tags=_tags(experiment),
             )
         loggers.append(logger)
     return loggers
 
 
-def _tags(cfg: DictConfig, run: Run) -> list[str]:
+def _tags(experiment: Experiment) -> list[str]:
     """Words by which runs are found: the recipe, and what was chosen of each group."""
-    typed = run.directory / ".hydra" / "hydra.yaml"  # ranks of ours are not started by Hydra
+    typed = (
+        experiment.run.directory / ".hydra" / "hydra.yaml"
+    )  # ranks of ours are not started by Hydra
     chosen = OmegaConf.load(typed).hydra.runtime.choices if typed.exists() else {}
     groups = ("data", "teacher", "student", "model")
-    return [cfg.recipe.name, *(f"{g}={chosen[g]}" for g in groups if chosen.get(g))]
+    return [experiment.recipe_name, *(f"{g}={chosen[g]}" for g in groups if chosen.get(g))]
 
 
-def _description(cfg: DictConfig) -> str:
+def _model_json(experiment: Experiment) -> str:
     """What is needed to build the student again, as JSON."""
-    student = OmegaConf.to_container(schema.student(cfg), resolve=True)
-    return json.dumps(student, indent=2) + "\n"
+    return json.dumps(experiment.student.settings, indent=2) + "\n"
 
 
 def save_example_views(
-    cfg: DictConfig, run: Run, data: Splits, law: Recipe, sides: dict[str, int]
+    experiment: Experiment, data: Splits, recipe: Recipe, sides: dict[str, int]
 ) -> None:
     """Saves views.png: what each network sees in the first step."""
-    if distributed.rank() == 0 and not run.views.exists():
-        given = {"batch_size": cfg.batch_size, "seed": cfg.seed, "step": 0}
-        atomic_files.write(
-            run.views, contact_sheet(example_views(data.train, law, sides=sides, **given))
+    path = experiment.run.views
+    if distributed.rank() == 0 and not path.exists():
+        views = example_views(
+            data.train,
+            recipe,
+            sides=sides,
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            step=0,
         )
+        atomic_files.write(path, contact_sheet(views))

@@ -1,19 +1,24 @@
-"""What does not fit is found before training: every network of strangers is shown a few images."""
+"""Checks before training that a network of the user's takes the images and fits the task."""
 
+import logging
 import math
 from collections.abc import Sequence
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from funmatch.config.errors import UserError
 from funmatch.data.sources import Source
-from funmatch.experiment import build
+from funmatch.experiment.device import device
+from funmatch.experiment.experiment import Experiment
+from funmatch.experiment.specs import Data, NetworkSpec
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
+from funmatch.runtime import log
 from funmatch.tasks.base import Task
 from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
+
+_log = logging.getLogger(__name__)
 
 _Network = Frozen | Network
 _FEW = 2  # images: enough to see what fits
@@ -27,14 +32,13 @@ _NORMALISATIONS = {
 
 
 def check_network(
-    cfg: DictConfig, key: str, part: DictConfig, network: _Network, source: Source, task: Task
+    experiment: Experiment, spec: NetworkSpec, network: _Network, source: Source, task: Task
 ) -> None:
-    """Shows a network evaluation views of a source, if it asks for it by `trial_images`.
+    """Passes evaluation views of a source through a network, if its `trial_images` says so.
 
     Args:
-        cfg: of the run.
-        key: of the network, as in teacher or teacher.members.a.
-        part: its configuration.
+        experiment: the run.
+        spec: describes the network.
         network: itself.
         source: images, labelled or not.
         task: what a prediction means.
@@ -42,34 +46,33 @@ def check_network(
     Raises:
         UserError: it does not take the views, or its predictions are not those of the task.
     """
-    if "trial_images" not in part:
+    if spec.check_images is None:
         return
-    wanted = max(_FEW, part.trial_images)
-    index = evenly_spaced(source, wanted)
+    index = evenly_spaced(source, max(_FEW, spec.check_images))
     views = EvaluationViews(source, network.resize, network.side)
-    pixels = torch.stack(list(views.images(index[:_FEW]))).to(build.device(cfg))
-    _check(cfg, key, part, _said(key, network, pixels), len(pixels), task)
+    pixels = torch.stack(list(views.images(index[:_FEW]))).to(device(experiment))
+    _check(experiment, spec, _prediction(spec.key, network, pixels), len(pixels), task)
     label = views.labels(index)
-    if part.trial_images <= 0 or label is None or len(network.mean) != 3:
+    if spec.check_images <= 0 or label is None or len(network.mean) != 3:
         return
     pixels = torch.stack(list(views.images(index))).to(pixels.device)
-    if found := _suggest_normalization(network, pixels, label.to(pixels.device), task):
-        build.say(f"{key}: {found}")
+    if hint := _suggest_normalization(network, pixels, label.to(pixels.device), task):
+        log.rank_zero_info(_log, f"{spec.key}: {hint}")
 
 
-def _asked(network: _Network, pixels: Tensor) -> Tensor:
+def _predict(network: _Network, pixels: Tensor) -> Tensor:
     if isinstance(network, Frozen):
         return network(pixels).prediction
-    place = next(network.parameters()).device  # one that learns is not on the device yet
+    own = next(network.parameters()).device  # one that learns is not on the device yet
     with torch.no_grad():
-        said = network.eval()(pixels.to(place)).prediction
+        prediction = network.eval()(pixels.to(own)).prediction
     network.train()
-    return said.to(pixels.device)
+    return prediction.to(pixels.device)
 
 
-def _said(key: str, network: _Network, pixels: Tensor) -> Tensor:
+def _prediction(key: str, network: _Network, pixels: Tensor) -> Tensor:
     try:
-        return _asked(network, pixels)
+        return _predict(network, pixels)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of whatever it computes with
@@ -81,33 +84,33 @@ def _said(key: str, network: _Network, pixels: Tensor) -> Tensor:
 
 
 def _check(
-    cfg: DictConfig, key: str, part: DictConfig, prediction: Tensor, images: int, task: Task
+    experiment: Experiment, spec: NetworkSpec, prediction: Tensor, images: int, task: Task
 ) -> None:
-    wanted = task.prediction_shape
-    if prediction.dim() != 1 + len(wanted) or len(prediction) != images:
-        shape = ", ".join(map(str, (images, "classes" if len(wanted) == 1 else wanted)))
+    key, data, expected = spec.key, experiment.data, task.prediction_shape
+    if prediction.dim() != 1 + len(expected) or len(prediction) != images:
+        shape = ", ".join(map(str, (images, "classes" if len(expected) == 1 else expected)))
         raise UserError(
             f"{key}: gives {list(prediction.shape)} for {images} images; an "
             f"{task.description.model} gives [{shape}]"
         )
-    if len(wanted) == 1 and prediction.shape[1] != part.classes:
+    if len(expected) == 1 and prediction.shape[1] != spec.classes:
         raise UserError(
-            f"{key}.classes={part.classes}: the network gives {prediction.shape[1]} for each "
-            f"image; data={cfg.data.name} has {cfg.data.classes} classes"
-            + _remedy(key, cfg, prediction.shape[1])
+            f"{key}.classes={spec.classes}: the network gives {prediction.shape[1]} for each "
+            f"image; data={data.name} has {data.classes} classes"
+            + _remedy(spec, data, prediction.shape[1])
         )
     if not prediction.isfinite().all():
         raise UserError(f"{key}: gives no finite numbers; look at its weights, mean and std")
-    if found := task.misfit(prediction):
-        what, _, remedy = found.partition("; ")
-        if "output" in part:  # of an exported model, which may give either
+    if misfit := task.misfit(prediction):
+        what, _, remedy = misfit.partition("; ")
+        if spec.has_output_key:  # of an exported model, which may give either
             remedy = f"give {key}.output=probabilities"
         raise UserError(f"{key}: {what}; {remedy}")
 
 
-def _remedy(key: str, cfg: DictConfig, classes: int) -> str:
-    if key.startswith("teacher") and cfg.data.name == "folder":
-        return f"; without labels {key}.classes={classes} teaches all that the teacher knows"
+def _remedy(spec: NetworkSpec, data: Data, classes: int) -> str:
+    if spec.is_teacher and data.name == "folder":
+        return f"; without labels {spec.key}.classes={classes} teaches all that the teacher knows"
     return "; fine-tune it on this data, or choose another"
 
 
@@ -121,14 +124,14 @@ def _suggest_normalization(network: _Network, pixels: Tensor, label: Tensor, tas
             for pair in ((network.mean, network.std), (mean, std))
         )
         shown = ((pixels / 255 - theirs[0]) / theirs[1] * ours[1] + ours[0]) * 255
-        predictions = [_asked(network, piece) for piece in torch.split(shown, 16)]
+        predictions = [_predict(network, piece) for piece in torch.split(shown, 16)]
         return task.is_correct(torch.cat(predictions), label)
 
     own = right(network.mean, network.std)
     if own is None:
         return ""
     others = {
-        name: found for name, v in _NORMALISATIONS.items() if (found := right(*v)) is not None
+        name: correct for name, v in _NORMALISATIONS.items() if (correct := right(*v)) is not None
     }
     name = max(others, key=lambda each: int(others[each].sum()))
     gained, lost = int((others[name] & ~own).sum()), int((own & ~others[name]).sum())

@@ -10,40 +10,24 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from omegaconf import DictConfig
+from typing import Any
 
 from funmatch.config.errors import UserError
-from funmatch.config.schema import rank_count
+from funmatch.experiment.experiment import Experiment
 from funmatch.runs.directory import Run
-from funmatch.runtime import distributed, hardware, log
+from funmatch.runtime import distributed, hardware
 from funmatch.runtime.preemption import CTRL_C, RESUMABLE_EXIT_CODES, STOP, Interrupted
-
-Method = Literal["distill", "supervise"]
 
 _GRACE = 5.0  # seconds in which the others end when a rank has failed, or are told that it has left
 _PATIENCE = 60.0  # seconds in which they leave then
 _LOOK = 0.1  # seconds between two looks at the ranks
 
 
-def train_here(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
-    """Trains a run in this process; returns its figures."""
-    # Imported here: a process that only waits for its ranks needs no torch.
-    from funmatch.experiment import distill, supervise
-
-    methods = {"distill": distill.distill, "supervise": supervise.supervise}
-    with log.to_file(run.directory, distributed.rank()):
-        return methods[method](cfg, run)
-
-
-def train(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
+def train(experiment: Experiment) -> dict[str, Any]:
     """Trains a run, in this process or in one for each device.
 
     Args:
-        cfg: of the run.
-        run: what it leaves; this process holds its lock.
-        method: distill or supervise.
+        experiment: the run, whose lock this process holds.
 
     Returns:
         The figures of the run.
@@ -52,18 +36,21 @@ def train(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
         UserError: a rank failed; the others were ended.
         Interrupted: the ranks were asked to stop, and have saved.
     """
-    number = rank_count(cfg)
+    number, trainer = experiment.ranks, experiment.trainer
     if distributed.is_rank() and distributed.world_size() != number:
         raise UserError(
-            f"trainer.devices={cfg.trainer.devices}: {distributed.world_size()} processes were "
-            f"started, not {number} (trainer.num_nodes={cfg.trainer.num_nodes}); start as many, "
+            f"trainer.devices={trainer['devices']}: {distributed.world_size()} processes were "
+            f"started, not {number} (trainer.num_nodes={trainer['num_nodes']}); start as many, "
             "or say so"
         )
     if number == 1 or distributed.is_rank():
-        return train_here(cfg, run, method)
-    if cfg.trainer.num_nodes > 1:
+        # Imported here: a process that only waits for its ranks needs no torch.
+        from funmatch.experiment.train_here import train_here
+
+        return train_here(experiment)
+    if trainer["num_nodes"] > 1:
         raise UserError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}: start one process for each device, with "
+            f"trainer.num_nodes={trainer['num_nodes']}: start one process for each device, with "
             "make slurm-train, srun or torchrun"
         )
     with tempfile.TemporaryDirectory() as answers, socket.create_server(("127.0.0.1", 0)) as free:
@@ -73,7 +60,7 @@ def train(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
         with STOP.deferred():
             try:
                 for rank in range(number):
-                    started.append(_start(rank, number, port, method, run, answers))
+                    started.append(_start(rank, number, port, experiment.run, answers))
                 _wait(started)
                 codes = [process.poll() for process in started]
             finally:
@@ -83,10 +70,8 @@ def train(cfg: DictConfig, run: Run, method: Method) -> dict[str, Any]:
             return _outcome(codes, Path(answers))
 
 
-def _start(
-    rank: int, ranks: int, port: int, method: Method, run: Run, answers: str
-) -> subprocess.Popen[bytes]:
-    told = {
+def _start(rank: int, ranks: int, port: int, run: Run, answers: str) -> subprocess.Popen[bytes]:
+    variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
         "NODE_RANK": 0,
@@ -96,8 +81,8 @@ def _start(
         "FUNMATCH_PARENT": os.getpid(),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "funmatch.cli.worker", method, str(run.directory), answers],
-        env=hardware.subprocess_environment(**told),
+        [sys.executable, "-m", "funmatch.cli.worker", str(run.directory), answers],
+        env=hardware.subprocess_environment(**variables),
         start_new_session=True,  # Ctrl-C in a terminal is ours to pass on
         pass_fds=[run.descriptor],  # the run is locked until the last of them has ended
     )

@@ -1,4 +1,4 @@
-"""The life of one run: claimed, trained or skipped, summed up."""
+"""The life of one run: locked, trained or skipped, summarised."""
 
 import json
 import logging
@@ -8,23 +8,23 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from funmatch import __version__
-from funmatch.config import identity, schema
+from funmatch.config import identity
 from funmatch.config.errors import UserError
 from funmatch.experiment import warm_start
+from funmatch.experiment.experiment import Experiment
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, log
 from funmatch.tasks.description import TaskDescription
 
 _log = logging.getLogger(__name__)
 
-Train = Callable[[DictConfig, Run], dict[str, Any]]
+Train = Callable[[Experiment], dict[str, Any]]
 
 
 def format_result(row: dict[str, Any]) -> str:
@@ -35,51 +35,53 @@ def format_result(row: dict[str, Any]) -> str:
     return f"{', '.join(figures)} in {row['wall_seconds']:.0f} s"
 
 
-def run_to_completion(cfg: DictConfig, train: Train, *, wait: bool = False) -> dict[str, Any]:
-    """Brings a run to its end, wherever an earlier session left it.
+def run_to_completion(
+    experiment: Experiment, train: Train, *, wait: bool = False
+) -> dict[str, Any]:
+    """Brings a run to its end, from wherever an earlier process left it.
 
     Args:
-        cfg: of the run.
-        train: trains from the run's checkpoint, if there is one, and returns what it measured.
+        experiment: the run.
+        train: trains from the run's checkpoint, if there is one, and returns its figures.
         wait: for another process that works on the run; else it is refused.
 
     Returns:
-        The run's summary; that of the earlier session if the run was complete already.
+        The run's summary; that of the earlier process if the run was complete already.
 
     Raises:
         UserError: another process works on the run, or the directory holds another configuration.
     """
-    run = Run(identity.run_directory(cfg))
+    run = experiment.run
     try:
         with run.lock(wait=wait):
-            return _run_to_completion(cfg, run, train)
+            return _run_to_completion(experiment, train)
     except Timeout:
         raise UserError(
             f"{run.directory}: another process works on this run; wait for it or change name"
         ) from None
 
 
-def _run_to_completion(cfg: DictConfig, run: Run, train: Train) -> dict[str, Any]:
+def _run_to_completion(experiment: Experiment, train: Train) -> dict[str, Any]:
+    run = experiment.run
     run.sweep_up()
-    _write_or_verify_config(run.directory / "config.yaml", cfg)
-    if warm_start.should_restart(cfg, run):
+    _write_or_verify_config(experiment)
+    if warm_start.should_restart(experiment):
         warm_start.reset(run)
     if run.completed:
         return run.result
-    steps = schema.total_steps(cfg)
     facts = {
-        "recipe": cfg.recipe.name,
-        "seed": cfg.seed,
-        "epochs": round(steps * cfg.batch_size / schema.train_size(cfg), 3),
-        "steps": steps,
-        "settings": identity.identity(cfg),
-        "task": _task(cfg),
+        "recipe": experiment.recipe_name,
+        "seed": experiment.seed,
+        "epochs": round(experiment.epochs, 3),
+        "steps": experiment.steps,
+        "settings": experiment.identity,
+        "task": _task(experiment),
     }
     run.write_summary({**facts, "status": "running"})
     try:
         with log.to_file(run.directory):
-            _log_beginning(run, steps)
-            figures = train(cfg, run)
+            _log_beginning(run, experiment.steps)
+            figures = train(experiment)
             _log.info("measured: %s", json.dumps(figures), extra=log.FILE_ONLY)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -90,10 +92,10 @@ def _run_to_completion(cfg: DictConfig, run: Run, train: Train) -> dict[str, Any
     return run.result
 
 
-def _task(cfg: DictConfig) -> dict[str, Any]:
-    from funmatch.experiment import build  # imports torch
+def _task(experiment: Experiment) -> dict[str, Any]:
+    from funmatch.experiment import datasets  # imports torch
 
-    return build.task(cfg).description.as_json()
+    return datasets.build_task(experiment.data).description.as_json()
 
 
 def _log_beginning(run: Run, steps: int) -> None:
@@ -105,13 +107,14 @@ def _log_beginning(run: Run, steps: int) -> None:
     _log.info("%s: %d steps", run.directory.name, steps, extra=log.FILE_ONLY)
 
 
-def _write_or_verify_config(path: Path, cfg: DictConfig) -> None:
+def _write_or_verify_config(experiment: Experiment) -> None:
     """Writes the configuration, or compares with the one that is there."""
+    path = experiment.run.directory / "config.yaml"
     if path.exists():
         there = identity.identity(identity.read(path))
-        if found := identity.differing_key(there, identity.identity(cfg)):
+        if difference := identity.differing_key(there, experiment.identity):
             raise UserError(
-                f"{path.parent}: holds a run with another configuration: {found}; "
+                f"{path.parent}: holds a run with another configuration: {difference}; "
                 "give another name or remove the directory"
             )
-    atomic_files.write(path, OmegaConf.to_yaml(cfg, resolve=True))
+    atomic_files.write(path, OmegaConf.to_yaml(dict(experiment.config)))

@@ -1,27 +1,28 @@
-"""Training a network on labels."""
+"""Training of a network on labels."""
 
 from typing import Any
 
 from lightning import seed_everything
-from omegaconf import DictConfig
 
-from funmatch.experiment import build, cache_policy, fitting, input_check
-from funmatch.runs.directory import Run
+from funmatch.experiment import cache_policy, datasets, fitting, input_check, networks
+from funmatch.experiment.device import configure_torch
+from funmatch.experiment.experiment import Experiment
 from funmatch.training.callbacks.stopwatch import Stopwatch
 from funmatch.training.supervised import Supervision
 
 
-def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """Teaches a network from labels; returns the figures of the run."""
-    fitting.prepare(cfg)
-    data, task = build.splits(cfg), build.task(cfg)
-    seed_everything(cfg.init_seed, verbose=False)
-    student = build.learner(cfg, "model")
-    input_check.check_network(cfg, "model", cfg.model, student, data.val, task)
-    learner = Supervision(student, build.learning(cfg), task)
-    images, brings = cache_policy.apply_cache(cfg, data, student, task)
+def supervise(experiment: Experiment) -> dict[str, Any]:
+    """Trains a network on labels; returns the figures of the run."""
+    configure_torch(experiment)
+    splits, task = datasets.load_splits(experiment), datasets.build_task(experiment.data)
+    seed_everything(experiment.init_seed, verbose=False)
+    student = networks.build_student(experiment)
+    input_check.check_network(experiment, experiment.student, student, splits.val, task)
+    learner = Supervision(student, fitting.build_learning(experiment), task)
+    images, brings = cache_policy.apply_cache(experiment, splits, student, task)
     sides = {"student": student.side}
-    law = build.recipe(cfg)
-    stream = build.stream(cfg, images, law, sides, brings, task)
-    fitting.save_example_views(cfg, run, images, law, sides)
-    return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size), data.test.classes)
+    recipe = datasets.build_recipe(experiment)
+    data = datasets.build_datamodule(experiment, images, recipe, sides, brings, task)
+    fitting.save_example_views(experiment, images, recipe, sides)
+    stopwatch = Stopwatch(experiment.batch_size)
+    return fitting.fit(experiment, learner, data, stopwatch, splits.test.classes)

@@ -1,4 +1,4 @@
-"""Where the teacher's word comes from: the teacher, a record of what it said, or both."""
+"""Where the teacher's predictions come from: the teacher itself, recorded targets, or both."""
 
 import logging
 from collections.abc import Iterable
@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 
-from funmatch.config import schema
 from funmatch.config.errors import UserError
 from funmatch.data.sources import Source
-from funmatch.experiment import build
+from funmatch.experiment.device import device
+from funmatch.experiment.experiment import Experiment, Setup
+from funmatch.experiment.specs import Targets
 from funmatch.models.teacher import Teacher
-from funmatch.runtime import distributed, hardware
+from funmatch.runtime import hardware, log
 from funmatch.targets import base, online, per_image, recorded, store
 from funmatch.targets.store import LogitStore
 from funmatch.tasks.base import Task
@@ -27,134 +27,140 @@ _SHARE = 4  # auto takes at most one part in so many of what is free
 
 
 def training_targets(
-    cfg: DictConfig, teacher: Teacher, law: Recipe, source: Source, task: Task
+    experiment: Experiment, teacher: Teacher, recipe: Recipe, source: Source, task: Task
 ) -> tuple[base.Targets, bool]:
-    """The teacher's word on training batches, and whether it must see their views for it.
+    """The teacher's predictions on training batches, and whether it needs their views for them.
 
     Args:
-        cfg: of the run.
+        experiment: the run.
         teacher: with the temperature of the run.
-        law: which views it gets.
+        recipe: which views it gets.
         source: the images.
         task: what a prediction means.
 
     Raises:
-        UserError: there is no record to replay, or no room for one.
+        UserError: there are no recorded targets to replay, or no room to record them.
     """
-    if isinstance(law, Fixed):
-        if cfg.targets.mode != "live":
-            _say(f"targets={cfg.targets.mode} changes nothing: a fixed teacher is always recorded")
-        asking = _asking(cfg, teacher)
-        return per_image.on_fixed_views(teacher, source, law, task, seed=cfg.seed, **asking), False
-    if cfg.targets.mode == "live":
+    options = experiment.targets
+    assert options is not None
+    if isinstance(recipe, Fixed):
+        if options.mode != "live":
+            _info(f"targets={options.mode} changes nothing: a fixed teacher is always recorded")
+        passes = _passes(experiment, teacher)
+        views = {"seed": experiment.seed, **passes}
+        return per_image.on_fixed_views(teacher, source, recipe, task, **views), False
+    if options.mode == "live":
         return online.OnlineTargets(teacher), True
     about = {
         "kind": "steps",
-        **law.law(cfg.seed),
-        "batch_size": cfg.batch_size,
-        "precision": cfg.trainer.precision,
+        **recipe.law(experiment.seed),
+        "batch_size": experiment.batch_size,
+        "precision": experiment.precision,
     }
-    kept = {
+    stores = {
         name: LogitStore(
-            _store(cfg), {**base.store_metadata(member, source), **about}, cfg.targets.form
+            _folder(experiment), {**base.store_metadata(member, source), **about}, options.form
         )
         for name, member in teacher.members.items()
     }
-    steps = schema.total_steps(cfg)
-    there = _recorded(kept.values(), steps, cfg.batch_size)
-    keep = _keeps(cfg, next(iter(kept.values())), steps, int(there.sum()))
-    rng = np.random.default_rng(cfg.seed)
-    verify = rng.permutation(np.flatnonzero(there))[: cfg.targets.verify].tolist()
-    needed = bool(verify) or not there.all()
-    words = recorded.RecordedTargets(
+    steps, batch_size = experiment.steps, experiment.batch_size
+    complete = _complete_steps(stores.values(), steps, batch_size)
+    keep = _should_record(experiment, options, next(iter(stores.values())), int(complete.sum()))
+    rng = np.random.default_rng(experiment.seed)
+    verify = rng.permutation(np.flatnonzero(complete))[: options.verify].tolist()
+    needs_views = bool(verify) or not complete.all()
+    targets = recorded.RecordedTargets(
         teacher,
-        kept,
+        stores,
         task,
-        batch_size=cfg.batch_size,
-        complete=not needed,
+        batch_size=batch_size,
+        complete=not needs_views,
         keep=keep,
         verify=frozenset(verify),
     )
-    return words, needed
+    return targets, needs_views
 
 
-def evaluation_targets(
-    cfg: DictConfig, teacher: Teacher, source: Source, task: Task
-) -> base.Targets:
-    """The teacher's word on an evaluation split."""
-    return per_image.on_evaluation_views(teacher, source, task, **_asking(cfg, teacher))
+def evaluation_targets(setup: Setup, teacher: Teacher, source: Source, task: Task) -> base.Targets:
+    """The teacher's predictions on an evaluation split."""
+    return per_image.on_evaluation_views(teacher, source, task, **_passes(setup, teacher))
 
 
-def store_size(cfg: DictConfig, steps: int) -> int:
-    """Bytes of the record of so many steps."""
-    row = store.encoding(cfg.targets.form).width(cfg.data.classes) + 4
-    return steps * cfg.batch_size * row * len(schema.teachers(cfg))
+def store_size(experiment: Experiment, steps: int) -> int:
+    """Bytes of the recorded targets of so many steps."""
+    assert experiment.targets is not None
+    assert experiment.teacher is not None
+    row = store.encoding(experiment.targets.form).width(experiment.data.classes) + 4
+    return steps * experiment.batch_size * row * len(experiment.teacher.members)
 
 
-def _recorded(kept: Iterable[LogitStore], steps: int, batch_size: int) -> NDArray[np.bool_]:
-    """The steps [steps] of which every record has all rows."""
-    found = np.ones(steps, dtype=bool)
-    for record in kept:
-        end = min(steps, len(record) // batch_size)
-        found[end:] = False
+def _complete_steps(stores: Iterable[LogitStore], steps: int, batch_size: int) -> NDArray[np.bool_]:
+    """The steps, bool [steps], of which every store has all rows."""
+    complete = np.ones(steps, dtype=bool)
+    for each in stores:
+        end = min(steps, len(each) // batch_size)
+        complete[end:] = False
         for first in range(0, end, _BLOCK):
             last = min(first + _BLOCK, end)
-            rows = record.there(slice(first * batch_size, last * batch_size))
-            found[first:last] &= rows.reshape(-1, batch_size).all(axis=1)
-    return found
+            rows = each.there(slice(first * batch_size, last * batch_size))
+            complete[first:last] &= rows.reshape(-1, batch_size).all(axis=1)
+    return complete
 
 
-def _keeps(cfg: DictConfig, record: LogitStore, steps: int, there: int) -> bool:
-    """Whether what is asked is recorded; says so, or why it cannot be."""
-    store, mode = _store(cfg), cfg.targets.mode
-    have = f"{there:,} of {steps:,} steps are in {record.folder}"
-    if there == steps:
-        checked = min(cfg.targets.verify, steps)
-        _say(
+def _should_record(
+    experiment: Experiment, options: Targets, record: LogitStore, recorded_steps: int
+) -> bool:
+    """Whether predictions are recorded; reports it, or why they cannot be."""
+    folder, mode, steps = _folder(experiment), options.mode, experiment.steps
+    have = f"{recorded_steps:,} of {steps:,} steps are in {record.folder}"
+    if recorded_steps == steps:
+        checked = min(options.verify, steps)
+        _info(
             f"{have}: the teacher is asked about {checked} to verify them"
             if checked
             else f"{have}: the teacher is not asked"
         )
         return False
     if mode == "replay":
-        if there:
+        if recorded_steps:
             raise UserError(f"targets=replay: {have}; targets=auto asks the teacher for the others")
         near = record.nearest()
         near = f"the nearest record differs in {near}" if near else "there is no record"
         raise UserError(
-            f"targets=replay: nothing is recorded of these views in {store}, {near}; "
+            f"targets=replay: nothing is recorded of these views in {folder}, {near}; "
             "targets=record makes it"
         )
-    need, free = store_size(cfg, steps - there), hardware.free_disk_space(store)
-    text = f"{have}; {need / 1e6:,.3g} MB ({cfg.targets.form})"
+    need = store_size(experiment, steps - recorded_steps)
+    free = hardware.free_disk_space(folder)
+    text = f"{have}; {need / 1e6:,.3g} MB ({options.form})"
     if mode == "auto" and need > free / _SHARE:
-        _say(
+        _info(
             f"{text} more are too much for {free / 1e9:,.3g} GB that are free: nothing is recorded"
         )
         return False
     if need > free:
         raise UserError(
-            f"targets=record: needs {need / 1e9:.3g} GB in {store}, where {free / 1e9:.3g} GB are "
+            f"targets=record: needs {need / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are "
             "free; choose targets.form=top10, or targets=live"
         )
-    _say(f"{text} are recorded")
+    _info(f"{text} are recorded")
     return True
 
 
-def _say(text: str) -> None:
-    if distributed.rank() == 0:
-        _log.info("  targets: %s", text)
+def _info(text: str) -> None:
+    log.rank_zero_info(_log, f"targets: {text}")
 
 
-def _asking(cfg: DictConfig, teacher: Teacher) -> dict[str, Any]:
-    place = build.device(cfg)
+def _passes(setup: Setup, teacher: Teacher) -> dict[str, Any]:
+    """How the teacher's predictions of whole splits are computed, and where they are kept."""
+    current = device(setup)
     # Always as many at a time: the last bits of logits depend on it. And no more than a step takes:
     # 64 images of 128 px were the peak of a run's memory.
-    most, pixels = (256, 2**24) if place.type == "cuda" else (64, 2**18)
+    most, pixels = (256, 2**24) if current.type == "cuda" else (64, 2**18)
     side = max(member.side for member in teacher.members.values())
     batch_size = max(1, min(most, pixels // side**2))
-    return {"store": _store(cfg), "batch_size": batch_size, "device": place}
+    return {"store": _folder(setup), "batch_size": batch_size, "device": current}
 
 
-def _store(cfg: DictConfig) -> Path:
-    return Path(cfg.paths.logs) / "targets"
+def _folder(setup: Setup) -> Path:
+    return setup.paths.logs / "targets"

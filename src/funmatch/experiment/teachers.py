@@ -1,73 +1,75 @@
-"""The teacher of a run: loaded, or trained first where it can be."""
+"""The teacher of an experiment: loaded, or trained first where it can be."""
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from hydra import compose
-from omegaconf import DictConfig, OmegaConf
-
-from funmatch.config import identity, schema, validation
-from funmatch.experiment import (
-    build,
-    run_lifecycle,
-)
-from funmatch.experiment.supervise import supervise
+from funmatch.experiment import networks, run_lifecycle
+from funmatch.experiment.build import build_teacher_experiment
+from funmatch.experiment.experiment import Experiment, Setup
+from funmatch.experiment.specs import NetworkSpec
 from funmatch.models import load_weights, pretrained
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
-from funmatch.runs.directory import Run
 from funmatch.runtime import distributed
+from funmatch.tasks.base import Task
 
 _log = logging.getLogger(__name__)
 
+_POLL_S = 0.5
 
-def load_teacher(cfg: DictConfig, features: tuple[str, ...] = ()) -> Teacher:
-    """The teacher with its weights; it is made first where it can be and is not there."""
-    return build.teacher(cfg, lambda part: load_member(cfg, part, features))
+Train = Callable[[Experiment], dict[str, Any]]
 
 
-def is_available(cfg: DictConfig) -> bool:
-    """Whether the weights of all that teach are here, to be neither made nor fetched."""
-    for part in schema.teachers(cfg).values():
-        if part.weights is None:
-            if not Run(identity.run_directory(teacher_config(cfg, part))).completed:
+def load_teacher(setup: Setup, task: Task, train: Train, features: tuple[str, ...] = ()) -> Teacher:
+    """The teacher with its weights; it is trained first if it can be made and is not there.
+
+    Args:
+        setup: has a teacher.
+        task: combines the predictions of several members.
+        train: trains a teacher that is made on demand.
+        features: names of the modules whose outputs the teacher keeps.
+    """
+    return networks.build_teacher(
+        setup, task, lambda member: load_member(setup, member, train, features)
+    )
+
+
+def is_available(setup: Setup) -> bool:
+    """Whether the weights of all members are here, to be neither made nor fetched."""
+    assert setup.teacher is not None
+    for member in setup.teacher.members.values():
+        if member.weights is None:
+            if not build_teacher_experiment(member, setup).run.completed:
                 return False
-        elif part.weights in pretrained.NAMES:
-            if pretrained.locate(part.weights) is None:
+        elif member.weights in pretrained.NAMES:
+            if pretrained.locate(member.weights) is None:
                 return False
-        elif part.weights != "included" and not Path(part.weights).is_file():
+        elif member.weights != load_weights.INCLUDED and not Path(member.weights).is_file():
             return False
     return True
 
 
-def load_member(cfg: DictConfig, part: DictConfig, features: tuple[str, ...] = ()) -> Network:
+def load_member(
+    setup: Setup, member: NetworkSpec, train: Train, features: tuple[str, ...] = ()
+) -> Network:
     """One of the networks that teach, not frozen yet."""
-    network = build.blank(part, features)
-    load_weights.load(network.net, part.weights or _train_if_missing(cfg, part), head=part.head)
+    network = networks.build_network(member, features)
+    weights = member.weights or _train_if_missing(setup, member, train)
+    load_weights.load(network.net, weights, head=member.head)
     return network
 
 
-def teacher_config(cfg: DictConfig, teacher: DictConfig) -> DictConfig:
-    """The configuration of the run that makes a teacher."""
-    overrides = [*teacher.finetune, "name=teachers", "logger=none"]
-    # One teacher serves all precisions and all numbers of devices.
-    trainer = {key: cfg.trainer[key] for key in ("accelerator", "log_every_n_steps")}
-    compute = {key: cfg.compute[key] for key in ("workers", "threads")}
-    here = {"paths": cfg.paths, "trainer": trainer, "compute": compute}
-    merged = OmegaConf.merge(compose("finetune", overrides), here)
-    assert isinstance(merged, DictConfig)
-    validation.check(merged)
-    return merged
-
-
-def _train_if_missing(cfg: DictConfig, teacher: DictConfig) -> Path:
-    """The file of a teacher that can be made here, by the first who needs it."""
-    own = teacher_config(cfg, teacher)
-    run = Run(identity.run_directory(own))
+def _train_if_missing(setup: Setup, member: NetworkSpec, train: Train) -> Path:
+    """The weights of a teacher that is made on demand, by the first run that needs it."""
+    experiment = build_teacher_experiment(member, setup)
+    run = experiment.run
     while distributed.rank() > 0 and not run.completed:
-        time.sleep(0.5)  # rank 0 makes it
+        time.sleep(_POLL_S)  # rank 0 makes it
     if not run.completed:
-        _log.info("teacher: fine-tuning it once, into %s", run.directory)
-        run_lifecycle.run_to_completion(own, supervise, wait=True)
+        verb = "distilling" if experiment.objective is not None else "fine-tuning"
+        _log.info("teacher: %s it once, into %s", verb, run.directory)
+        run_lifecycle.run_to_completion(experiment, train, wait=True)
     return run.student

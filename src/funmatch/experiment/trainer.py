@@ -1,11 +1,10 @@
-"""Builds Lightning's Trainer from the `trainer` group of a configuration."""
+"""Builds Lightning's Trainer for an experiment."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -19,8 +18,8 @@ from lightning.pytorch.profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
-from omegaconf import DictConfig, OmegaConf
 
+from funmatch.experiment.experiment import Experiment
 from funmatch.runtime import distributed
 from funmatch.runtime.allowlist import instantiate
 from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
@@ -29,22 +28,18 @@ _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch":
 
 
 def build_trainer(
-    cfg: DictConfig,
-    directory: Path,
-    steps: int,
+    experiment: Experiment,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
 ) -> Trainer:
-    """The Trainer of a run: the arguments of `cfg.trainer`, and those that exact resume decides.
+    """The Trainer of a run: the arguments that are configured, and those that exact resume decides.
 
     Args:
-        cfg: of the run, checked by `trainer_arguments`.
-        directory: of the run, where Lightning and user callbacks write what has no other place.
-        steps: length of the run.
+        experiment: the run, in whose directory Lightning and user callbacks write too.
         callbacks: all of them, in order.
         loggers: empty but on rank 0.
     """
-    given: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    given, directory = dict(experiment.trainer), experiment.run.directory
     profiler = _profiler(given.pop("profiler", None), directory)
     given.pop("overfit_batches", None)  # is the stream's
     group = {key: value for key, value in given.items() if value is not None}
@@ -54,9 +49,9 @@ def build_trainer(
     summary = [RichModelSummary()] if group["enable_model_summary"] else []
     trainer: Trainer = build(
         profiler=profiler,
-        max_steps=steps,
+        max_steps=experiment.steps,
         max_epochs=-1,
-        val_check_interval=cfg.validate_every,
+        val_check_interval=experiment.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -72,19 +67,6 @@ def build_trainer(
         # Lightning's way to look for a GPU, for which an optimiser looks in each step: 0.05 ms.
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     return trainer
-
-
-def set_flags(trainer: Mapping[str, Any]) -> None:
-    """Sets torch's global flags before the first network computes.
-
-    The Trainer sets them too, but after targets are computed, and it leaves those of an earlier run
-    of this process (a job of the same sweep) as they are.
-    """
-    wanted = trainer.get("deterministic") or False
-    if wanted:  # read when CUDA starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(bool(wanted), warn_only=wanted == "warn")
-    torch.backends.cudnn.benchmark = bool(trainer.get("benchmark")) and not wanted
 
 
 def _environment() -> ClusterEnvironment:

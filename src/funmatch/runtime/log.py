@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from funmatch.runtime import distributed
 from funmatch.runtime.preemption import Interrupted
 
 ROOT = logging.getLogger("funmatch")
@@ -85,3 +86,9 @@ def to_file(directory: Path, rank: int = 0) -> Iterator[None]:
     finally:
         ROOT.removeHandler(handler)
         handler.close()
+
+
+def rank_zero_info(logger: logging.Logger, message: str) -> None:
+    """Logs a message of a run once, not in every rank; indented below the line of the run."""
+    if distributed.rank() == 0:
+        logger.info("  %s", message)
