@@ -8,14 +8,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from funmatch.config import compose, resolvers, schema
+from funmatch.config import compose, resolvers
 from funmatch.data.batch import Batch
 from funmatch.data.sources import Splits
-from funmatch.experiment import build, teachers
+from funmatch.experiment import datasets, fitting, networks, teachers
+from funmatch.experiment.build import build
+from funmatch.experiment.device import configure_torch, device
+from funmatch.experiment.train_here import train_here
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.objectives.base import Objective
-from funmatch.runtime.allowlist import instantiate
 from funmatch.views.recipes import Recipe
 from funmatch.views.stream import Steps, Stream
 
@@ -68,30 +70,36 @@ def workload(overrides: list[str]) -> Workload:
     """What `src/train.py` would train with these overrides."""
     resolvers.register()
     with compose.compose_context():
-        cfg = hydra.compose("train", overrides)
-        if cfg.compute.threads is not None:
-            torch.set_num_threads(cfg.compute.threads)
-        torch.manual_seed(cfg.seed)
-        learning = build.learning(cfg)
+        experiment = build(hydra.compose("train", overrides))
+        teacher, objective = experiment.teacher, experiment.objective
+        assert teacher is not None
+        assert objective is not None
+        configure_torch(experiment)
+        torch.manual_seed(experiment.seed)
+        learning, task = fitting.build_learning(experiment), datasets.build_task(experiment.data)
 
         def plain() -> tuple[Network, Network]:
             with compose.compose_context():
-                return build.blank(cfg.student), teachers.load_member(cfg, cfg.teacher)
+                (member,) = teacher.members.values()
+                return (
+                    networks.build_network(experiment.student),
+                    teachers.load_member(experiment, member, train_here),
+                )
 
         return Workload(
             plain=plain,
-            student=build.learner(cfg, "student"),
-            teacher=teachers.load_teacher(cfg),
-            objective=instantiate(cfg.objective),
+            student=networks.build_student(experiment),
+            teacher=teachers.load_teacher(experiment, task, train_here),
+            objective=objective(),
             optimizer=learning.optimizer,
             schedule=learning.schedule,
-            clip_norm=cfg.clip_norm,
-            device=build.device(cfg),
-            autocast=cfg.trainer.precision == "bf16-mixed",
-            data=build.splits(cfg),
-            recipe=build.recipe(cfg),
-            batch_size=cfg.batch_size,
-            seed=cfg.seed,
-            steps=schema.total_steps(cfg),
-            workers=cfg.compute.workers,
+            clip_norm=experiment.clip_norm,
+            device=device(experiment),
+            autocast=experiment.precision == "bf16-mixed",
+            data=datasets.load_splits(experiment),
+            recipe=datasets.build_recipe(experiment),
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            steps=experiment.steps,
+            workers=experiment.compute.workers,
         )

@@ -38,7 +38,8 @@ from funmatch.data.decoded_cache import Cached, cached
 from funmatch.data.file_list import FileList, images_below
 from funmatch.data.image_files import ImageFiles, decoded
 from funmatch.data.sources import Source, Splits
-from funmatch.experiment import build, cache_policy
+from funmatch.experiment import cache_policy, datasets
+from funmatch.experiment.build import build
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Fixed, Independent, Recipe, Shared
 from funmatch.views.stream import Steps, Stream
@@ -507,7 +508,8 @@ def configured(
         place = f"paths.cache={tmp_path}/kept"
         cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", place, *more)
         splits = Splits(source, source, source)
-        return cache_policy.apply_cache(cfg, splits, toys.network(), build.task(cfg))
+        task = datasets.build_task(build(cfg).data)
+        return cache_policy.apply_cache(build(cfg), splits, toys.network(), task)
 
     return call
 
@@ -566,7 +568,7 @@ def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> N
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
     found, brings = cache_policy.apply_cache(
-        cfg, Splits(digits, digits, digits), toys.network(), build.task(cfg)
+        build(cfg), Splits(digits, digits, digits), toys.network(), toys.TASK
     )
     assert found.train is digits
     assert brings == "cuts"

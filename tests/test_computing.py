@@ -24,10 +24,12 @@ from torch.nn import functional as F
 
 from commands import QUICK, answers, command, command_here
 from funmatch.data.batch import Batch
-from funmatch.experiment import build
+from funmatch.experiment import datasets, networks
+from funmatch.experiment.build import build
 from funmatch.models import bit, conv, folding
 from funmatch.models.compiled import Compiled
 from funmatch.models.frozen import Frozen, _digest
+from funmatch.models.teacher import Teacher
 from funmatch.models.network import Network
 from funmatch.objectives.function_matching import FunctionMatching
 from funmatch.optim import sgd
@@ -440,12 +442,18 @@ def test_auto_turns_networks_without_group_norm(
     configured, student: str, overrides: str, layout: torch.memory_format
 ) -> None:
     cfg = configured(student, *overrides.split())
-    assert layouts(build.learner(cfg, "student")) == {layout}
+    assert layouts(networks.build_student(build(cfg))) == {layout}
     cfg.teacher = {**cfg.student, "members": {}}
-    teacher = build.teacher(cfg, build.blank)
+    teacher = untrained_teacher(cfg)
     (member,) = teacher.members.values()
     member(torch.zeros(1, len(cfg.student.mean), member.side, member.side))
     assert layouts(member._network) == {layout}
+
+
+def untrained_teacher(cfg: DictConfig) -> Teacher:
+    experiment = build(cfg)
+    task = datasets.build_task(experiment.data)
+    return networks.build_teacher(experiment, task, networks.build_network)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -455,7 +463,7 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
     said = []
     for last in (False, True):
         torch.manual_seed(0)
-        network = build.blank(cfg.student)
+        network = networks.build_network(build(cfg).student)
         nn.init.normal_(network.net.classifier.weight)
         network.train(training).tuned(channels_last=last)
         kept: list[Tensor] = []
@@ -477,7 +485,7 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
 )
 def test_the_teacher_is_of_the_precision(configured, precision: str, dtype: torch.dtype) -> None:
     cfg = configured("digits", f"trainer.precision={precision}")
-    (member,) = build.teacher(cfg, build.blank).members.values()
+    (member,) = untrained_teacher(cfg).members.values()
     assert member.dtype == dtype
 
 
@@ -608,10 +616,13 @@ def test_networks_are_compiled_for_what_they_are_shown(
     configured, settings: str, teacher: int | None, student: int | None
 ) -> None:
     cfg = configured("digits", *(f"compute.{each}" for each in settings.split()))
-    found = [
-        build._tuning(cfg, wrapped(tiny()), role)["compiled"] for role in ("teacher", "student")
+    experiment = build(cfg)
+    assert experiment.teacher is not None
+    specs = experiment.teacher.members["teacher"], experiment.student
+    compiled = [
+        networks._compute_options(experiment, wrapped(tiny()), spec)["compiled"] for spec in specs
     ]
-    assert found == [teacher, student]
+    assert compiled == [teacher, student]
 
 
 # --- real commands -------------------------------------------------------------------------------
@@ -651,7 +662,7 @@ def normalised(**settings: Any) -> nn.Module:
 def test_micro_batch_warns_of_batch_normalisation(configured, capsys) -> None:
     for net, told in (("test_computing.normalised", 1), ("funmatch.models.conv.build", 0)):
         cfg = configured("digits", "compute.micro_batch=30", f"student.net._target_={net}")
-        build.learner(cfg, "student")
+        networks.build_student(build(cfg))
         found = "compute.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
         assert capsys.readouterr().out == f"  {found}\n" * told
 

@@ -8,12 +8,15 @@ from functools import cache
 import hydra
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from commands import ROOT
 from funmatch.config import compose, groups, identity, schema, validation
-from funmatch.experiment import build
+from funmatch.experiment import datasets, networks
+from funmatch.experiment.build import build
+from funmatch.experiment.specs import NetworkSpec
 from funmatch.models import pretrained
+from funmatch.models.teacher import Teacher
 from funmatch.models.network import Network
 
 ROWS = groups.paper()
@@ -246,7 +249,7 @@ def test_two_teachers_of_imagenet_are_averaged_by_their_logits() -> None:
     cfg = composed("imagenet_t384_t224")
     assert cfg.teacher.combine == "logit"
     assert cfg.teacher.shares is None
-    assert build.teacher(cfg, sketched).combine == "logit"
+    assert teacher_of(cfg).combine == "logit"
 
 
 def test_shampoo_has_the_settings_of_the_appendix() -> None:
@@ -263,7 +266,7 @@ def test_shampoo_has_the_settings_of_the_appendix() -> None:
 def test_the_consistency_study_varies_the_recipe_alone(name: str) -> None:
     cfg, base = composed(name), composed("flowers102_10k")
     kind, _, view = name.removeprefix("consistency_").rpartition("_")
-    law = build.recipe(cfg)
+    law = datasets.build_recipe(build(cfg))
     if kind == "fixed":
         assert cfg.recipe.name == "fixed_teacher"
         assert cfg.recipe.teacher_crop == {"ensemble": "inception_ensemble"}.get(view, view)
@@ -342,19 +345,25 @@ def test_labels_from_scratch_have_no_weights_and_the_settings_of_a_row(data: str
 # --- networks ------------------------------------------------------------------------------------
 
 
-@cache
-def _sketch(text: str) -> Network:
-    with torch.device("meta"):
-        return build.blank(OmegaConf.create(json.loads(text)))
+_SKETCHES: dict[str, Network] = {}
 
 
-def sketched(cfg: DictConfig) -> Network:
-    """The network of a configuration, without numbers in it."""
-    return _sketch(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
+def sketched(spec: NetworkSpec) -> Network:
+    """A network without numbers in it; equal ones are built once."""
+    key = json.dumps(dict(spec.settings))
+    if key not in _SKETCHES:
+        with torch.device("meta"):
+            _SKETCHES[key] = networks.build_network(spec)
+    return _SKETCHES[key]
 
 
-def parameters(cfg: DictConfig) -> int:
-    return sum(parameter.numel() for parameter in sketched(cfg).parameters())
+def parameters(spec: NetworkSpec) -> int:
+    return sum(parameter.numel() for parameter in sketched(spec).parameters())
+
+
+def teacher_of(cfg: DictConfig) -> Teacher:
+    experiment = build(cfg)
+    return networks.build_teacher(experiment, datasets.build_task(experiment.data), sketched)
 
 
 def bit_parameters(blocks: tuple[int, ...], width: int, classes: int) -> int:
@@ -390,12 +399,12 @@ def test_the_sizes_here_are_those_of_the_literature(kind: str, millions: float) 
 @every
 def test_its_networks_have_the_papers_size(name: str) -> None:
     cfg = composed(name)
-    learns = cfg.student if "student" in cfg else cfg.model
+    experiment = build(cfg)
     mobile = name == "imagenet_mobilenet_v3_large"
     kind = "mobilenet_v3_large" if mobile else "bit_r50"
-    assert parameters(learns) == expected_parameters(kind, cfg.data.classes)
-    if "teacher" in cfg:
-        assert [parameters(part) for part in schema.teachers(cfg).values()] == [
+    assert parameters(experiment.student) == expected_parameters(kind, cfg.data.classes)
+    if experiment.teacher is not None:
+        assert [parameters(member) for member in experiment.teacher.members.values()] == [
             expected_parameters("bit_r152x2", cfg.data.classes)
         ] * (2 if name == "imagenet_t384_t224" else 1)
 
@@ -412,7 +421,7 @@ def test_its_networks_see_views_of_the_papers_side(name: str) -> None:
             "imagenet_t384": {"teacher": 384},
             "imagenet_t384_t224": {"teacher.t384": 384, "teacher.t224": 224},
         }.get(name, {"teacher": side})
-        assert build.teacher(cfg, sketched).sides == teachers
+        assert teacher_of(cfg).sides == teachers
 
 
 @every
@@ -436,7 +445,7 @@ def test_its_weights_are_released_ones(name: str) -> None:
 def test_the_mobile_student_has_group_norm() -> None:
     kinds = {
         type(module).__name__
-        for module in sketched(composed("imagenet_mobilenet_v3_large").student).modules()
+        for module in sketched(build(composed("imagenet_mobilenet_v3_large")).student).modules()
     }
     assert not any("BatchNorm" in kind for kind in kinds)
     assert any("GroupNorm" in kind for kind in kinds)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import small
 from commands import command_here
 from funmatch.data.datasets import builders
-from funmatch.experiment import build, load_run
+from funmatch.experiment import load_run, networks
 from funmatch.export import onnx
 from funmatch.runs.directory import Run
 from funmatch.views.evaluation_views import EvaluationViews
@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def best(home: Path, name: str) -> Run:
-    return load_run.open_run(str(home / "logs" / name), "cpu")[0]
+    return load_run.open_run(str(home / "logs" / name), accelerator="cpu").run
 
 
 def views(home: Path) -> NDArray[np.float32]:
@@ -63,9 +63,10 @@ def views(home: Path) -> NDArray[np.float32]:
 
 
 def student_says(home: Path, name: str) -> Tensor:
-    run, cfg = load_run.open_run(str(home / "logs" / name), "cpu")
+    experiment = load_run.open_run(str(home / "logs" / name), accelerator="cpu")
     with torch.no_grad():
-        return build.left(cfg, run).eval()(torch.from_numpy(views(home))).prediction
+        student = networks.load_student(experiment).eval()
+        return student(torch.from_numpy(views(home))).prediction
 
 
 def by_others(folder: Path, kind: str, pixels: NDArray[np.float32]) -> Tensor:
@@ -166,7 +167,7 @@ def test_the_best_of_several_runs_is_taken(home: Path, capsys) -> None:
 
 def test_an_export_can_be_a_teacher(home: Path) -> None:
     folder, _ = exported(home, "batch", "onnx")
-    run, _ = load_run.open_run(str(home / "logs" / "batch"), "cpu")
+    run = best(home, "batch")
     teacher = ("teacher=program", f"teacher.path={folder / 'student.onnx'}")
     given = (*DATA, f"data.root={home / 'images'}", "data.cache=none", *STUDENTS["batch"])
     code, _, err = command_here("train", *given, *teacher, "name=grandchild", "steps=2", cwd=home)
@@ -248,8 +249,8 @@ def test_wrong_values_of_an_export(home: Path, given: str, told: str) -> None:
 
 
 def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
-    run, cfg = load_run.open_run(str(home / "logs" / "group"), "cpu")
-    student = build.left(cfg, run)
+    experiment = load_run.open_run(str(home / "logs" / "group"), accelerator="cpu")
+    student, run = networks.load_student(experiment), experiment.run
     before = {k: v.clone() for k, v in student.net.state_dict().items()}
     student.train()
     onnx.write(student, tmp_path, {"classes": list(CLASSES)}, [])

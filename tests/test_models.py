@@ -547,7 +547,7 @@ def test_a_student_sees_what_the_data_has(compose, name: str) -> None:
 def test_a_teacher_keeps_its_classifier(compose, name: str) -> None:
     teacher = composed(compose, "teacher", name)
     assert teacher.head == "keep"
-    assert teacher.finetune is None
+    assert teacher.made_by is None
     known = ("hub", *pretrained.NAMES)
     assert teacher.weights in known or (teacher.weights is None and name not in ("timm", *LITES))
     with torch.device("meta"):

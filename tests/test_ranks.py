@@ -178,7 +178,7 @@ def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     """Rank 0 makes it, rank 1 waits for it."""
     settings = ("data=digits", "model=digits_teacher", "steps=20", "optimizer.lr=1e30")
     making = ",".join(f"'{setting}'" for setting in (*settings, "schedule.warmup_steps=1"))
-    given = (*SETTINGS, *TWO, "name=untaught", f"teacher.finetune=[{making}]")
+    given = (*SETTINGS, *TWO, "name=untaught", f"teacher.made_by.overrides=[{making}]")
     done = command("train", *given, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: rank 0: ")

@@ -24,7 +24,8 @@ from commands import QUICK, ROOT, answers, command, command_here, environment
 from faults import inject
 from funmatch.config import identity, validation
 from funmatch.config.errors import UserError
-from funmatch.experiment import build, target_policy
+from funmatch.experiment import datasets, target_policy
+from funmatch.experiment.build import build
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
@@ -268,13 +269,14 @@ class Lesson:
     ) -> None:
         validation.check(cfg)
         self.cfg, self.nets, self.source = cfg, nets, source
-        self.law = build.recipe(cfg)
+        experiment = build(cfg)
+        self.law = datasets.build_recipe(experiment)
         members = {name: Frozen(net) for name, net in nets.items()}
         self.teacher = Teacher(members, means=TASK.means, **combination).softened(
             cfg.objective.temperature
         )
         self.words, self.asked = target_policy.training_targets(
-            cfg, self.teacher, self.law, source, TASK
+            experiment, self.teacher, self.law, source, TASK
         )
 
     def given(self, side: int = 8) -> Tensor:
@@ -700,7 +702,7 @@ TEACHER = ("data=digits", "data.images_per_class=null", "model=digits_teacher", 
 TEACHER += ("schedule.warmup_steps=5", "validate_every=30", "optimizer.lr=0.003")
 SETTINGS = (
     *QUICK,
-    f"teacher.finetune={json.dumps(TEACHER)}",
+    f"teacher.made_by.overrides={json.dumps(TEACHER)}",
     *("steps=60", "schedule.warmup_steps=5", "validate_every=30", "trainer.log_every_n_steps=5"),
     *("optimizer.lr=0.003", "checkpoint_every=30"),
 )

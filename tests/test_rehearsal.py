@@ -16,7 +16,8 @@ from commands import command
 from funmatch.cli import app
 from funmatch.config import schema, validation
 from funmatch.config.compose import compose_context
-from funmatch.experiment import build, dry_run
+from funmatch.experiment import dry_run, networks
+from funmatch.experiment.build import build
 from funmatch.models import timm_models
 from funmatch.models.network import Network
 from funmatch.runs.directory import Run
@@ -118,7 +119,10 @@ def test_a_dry_run_of_what_is_all_there(home: Path, made: Run, compose, tmp_path
     steps = schema.total_steps(cfg)
     assert steps == 300
     assert found["steps"] == ["300 of 6 images (50 epochs of 36)"]
-    student, teacher = build.blank(cfg.student), build.blank(cfg.teacher)
+    experiment = build(cfg)
+    assert experiment.teacher is not None
+    student = networks.build_network(experiment.student)
+    teacher = networks.build_network(experiment.teacher.members["teacher"])
     for key, network in (("student", student), ("teacher", teacher)):
         (line,) = found[key]
         assert parameters(line) == about(sum(p.numel() for p in network.parameters()))
@@ -156,7 +160,7 @@ def test_a_dry_run_of_fine_tuning(home: Path, compose, tmp_path: Path) -> None:
     assert found["steps"] == ["500 of 6 images (83 epochs of 36)"]  # by the rule
     cfg = compose(*overrides, *SMALL, name="finetune")
     assert parameters(found["model"][0]) == about(
-        sum(p.numel() for p in build.blank(cfg.model).parameters())
+        sum(p.numel() for p in networks.build_network(build(cfg).student).parameters())
     )
     (missing,) = found["missing"]
     assert missing.startswith("model.weights=BiT-M-R50x1: not on this machine yet")
@@ -169,7 +173,9 @@ def test_a_dry_run_of_several_teachers(home: Path, made: Run, compose, tmp_path:
     overrides = (*on(home), *STUDENT, "teacher=ensemble", *members, *names, "steps=7")
     found = rehearsed(home, tmp_path, "train", *overrides)
     cfg = compose(*overrides, *SMALL)
-    size = sum(p.numel() for p in build.blank(cfg.teacher.members.a).parameters())
+    teacher = build(cfg).teacher
+    assert teacher is not None
+    size = sum(p.numel() for p in networks.build_network(teacher.members["a"]).parameters())
     keys = [f"teacher.members.{name}" for name in "ab"]
     costs = 0.0
     for key in keys:
@@ -196,7 +202,7 @@ def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
         cfg = compose(*overrides, *SMALL)
         validation.check(cfg)
         with compose_context():
-            dry_run.dry_run(cfg)
+            dry_run.dry_run(build(cfg))
         return lines(f"(dry run: nothing is written)\n{capsys.readouterr().out}")
 
     return call

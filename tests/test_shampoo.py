@@ -166,10 +166,11 @@ def test_what_cannot_work_is_refused(settings: dict[str, float], line: str) -> N
 
 
 def test_the_configuration_builds_it(compose: Callable) -> None:
-    from funmatch.experiment import build
+    from funmatch.experiment import fitting
+    from funmatch.experiment.build import build
 
     cfg = compose("optimizer=shampoo", "schedule=warmup_quadratic", "optimizer.block_size=16")
-    learning = build.learning(cfg)
+    learning = fitting.build_learning(build(cfg))
     built = learning.optimizer(nn.Linear(3, 3))
     assert type(built).__name__ == "Shampoo"
     assert built.block_size == 16

@@ -2,19 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from commands import QUICK, command, start
+from commands import QUICK, command, command_here, start
 from funmatch.runs.directory import Run
+from small import only_run
 
 # A teacher of a few hundred steps.
 MADE_BY = ("data=digits", "data.images_per_class=null", "model=digits_teacher", "steps=600")
 MADE_BY += ("schedule.warmup_steps=20", "validate_every=50", "checkpoint_every=50")
-TEACHER = f"teacher.finetune={json.dumps(MADE_BY)}"
+TEACHER = f"teacher.made_by.overrides={json.dumps(MADE_BY)}"
 STUDENT = ("steps=4", "schedule.warmup_steps=1", TEACHER, *QUICK)
 
 
@@ -58,6 +60,47 @@ def test_a_killed_training_leaves_no_teacher_and_is_gone_on_with(
     assert done.returncode == 0, done.stderr
     assert teacher(tmp_path).completed
     assert teacher(tmp_path).student.read_bytes() == plain.student.read_bytes()
+
+
+ASSISTANT = ("student=digits", "data.images_per_class=null", "steps=60", "validate_every=30")
+ASSISTANT += ("schedule.warmup_steps=5", "student.net.widths=[24,32]", TEACHER)
+
+
+def test_a_distilled_teacher_is_made_from_its_own_teacher_first(tmp_path: Path, plain: Run) -> None:
+    overrides = json.dumps(ASSISTANT)
+    made_by = ("teacher.made_by.command=train", f"teacher.made_by.overrides={overrides}")
+    given = (*STUDENT[:2], "teacher.net.widths=[24,32]", *made_by, *QUICK)
+    code, out, err = command_here("train", *given, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert re.findall("teacher: (fine-tuning|distilling) it once", out) == [
+        "distilling",
+        "fine-tuning",
+    ]
+    assert teacher(tmp_path).student.read_bytes() == plain.student.read_bytes()
+    (directory,) = (tmp_path / "logs" / "teachers").glob("function_matching-s0-*")
+    student = only_run(tmp_path, "digits")
+    score = student.result["teacher_test_top1"]
+    assert score == pytest.approx(Run(directory).result["student_test_top1"])
+    code, out, _ = command_here("train", *given, "seed=1", cwd=tmp_path)
+    assert code == 0
+    assert "it once" not in out
+
+
+def test_a_teacher_that_would_teach_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own" / "teacher" / "circular.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "defaults: [/network/digits_student@_here_]\n"
+        "head: keep\n"
+        "made_by: {command: train, overrides: [teacher=circular]}\n"
+    )
+    given = ("--config-dir=own", "teacher=circular", "name=first", *QUICK)
+    code, _, err = command_here("train", *given, cwd=tmp_path)
+    assert code == 1
+    assert err == (
+        "error: teacher.made_by: train teacher=circular needs its own student as its teacher; "
+        "give it another teacher\n"
+    )
 
 
 def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, plain: Run) -> None:

@@ -12,13 +12,15 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import RichModelSummary
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.profilers import SimpleProfiler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from commands import QUICK, command_here
 from faults import inject
 from funmatch.config import identity, trainer_arguments, validation
 from funmatch.config.errors import UserError
-from funmatch.experiment.trainer import build_trainer, set_flags
+from funmatch.experiment.build import build
+from funmatch.experiment.device import configure_torch
+from funmatch.experiment.trainer import build_trainer
 from funmatch.views.recipes import Shared
 from funmatch.views.repeated import RepeatedSteps
 from funmatch.views.stream import Stream
@@ -60,15 +62,17 @@ IN_IDENTITY = ("precision", "deterministic", "sync_batchnorm", "limit_val_batche
 
 
 def built(cfg: DictConfig, tmp_path: Path) -> Trainer:
+    cfg.paths.logs = str(tmp_path)
     validation.check(cfg)
-    set_flags(cfg.trainer)
-    return build_trainer(cfg, tmp_path, 100, [], [])
+    experiment = build(cfg)
+    configure_torch(experiment)
+    return build_trainer(experiment, [], [])
 
 
 @pytest.fixture(autouse=True)
-def _default_flags() -> Any:
+def _default_flags(compose) -> Any:
     yield
-    set_flags({})
+    configure_torch(build(compose(CPU)))
 
 
 def test_every_argument_of_the_trainer_is_passed_on_or_refused() -> None:
@@ -158,26 +162,13 @@ def test_the_options_of_the_group_are_what_their_names_say(compose) -> None:
     assert (ddp.accelerator, ddp.devices, ddp.strategy) == ("gpu", "auto", "ddp")
 
 
-def test_flags_of_one_job_do_not_stay_for_the_next() -> None:
-    set_flags({"deterministic": True, "benchmark": True})
+def test_flags_of_one_job_do_not_stay_for_the_next(compose) -> None:
+    both = ("trainer.deterministic=true", "trainer.benchmark=true")
+    configure_torch(build(compose(CPU, *both)))
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark  # torch would ignore the former
-    set_flags({})
+    configure_torch(build(compose(CPU)))
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_a_run_of_an_earlier_version_is_read_under_the_new_keys(compose, tmp_path: Path) -> None:
-    cfg = compose()
-    old = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    old.trainer.log_every = old.trainer.pop("log_every_n_steps")
-    old.trainer.update(old.pop("compute"))
-    old.trainer.pop("_target_")
-    path = tmp_path / "config.yaml"
-    path.write_text(OmegaConf.to_yaml(old))
-    read = identity.read(path)
-    assert read.compute == OmegaConf.create(OmegaConf.to_container(cfg.compute, resolve=True))
-    assert read.trainer.log_every_n_steps == 50
-    assert identity.identity(read) == identity.identity(cfg)
 
 
 def test_repeated_steps_are_the_first_batches_under_their_own_numbers() -> None:

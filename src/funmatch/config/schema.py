@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-
 _ASIDE = {"identity": False}
 
 

@@ -21,7 +21,7 @@ def evaluate_student(experiment: Experiment, split: str) -> dict[str, float]:
     configure_torch(experiment)
     run, task = experiment.run, datasets.build_task(experiment.data)
     source = datasets.load_evaluation_splits(experiment).part(split)
-    student = networks.load_student(experiment.student, run)
+    student = networks.load_student(experiment)
     targets = None
     if experiment.teacher is not None:
         teacher = load_teacher(experiment, task, train_here)

@@ -66,7 +66,7 @@ def export(experiment: Experiment, options: ExportOptions) -> None:
     """Writes the student of a run as a file, if its predictions are those of the student."""
     configure_torch(experiment)
     data = datasets.load_evaluation_splits(experiment)
-    student = networks.load_student(experiment.student, experiment.run).eval()
+    student = networks.load_student(experiment).eval()
     out = options.directory
     _refuse_to_replace(out, options.format)
     draft = out.with_name(f".{out.name}.tmp")

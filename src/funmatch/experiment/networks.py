@@ -15,7 +15,6 @@ from funmatch.models import load_weights, timm_models
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.models.teacher import NAME, Teacher
-from funmatch.runs.directory import Run
 from funmatch.runtime import log
 from funmatch.tasks.base import Task
 
@@ -54,10 +53,10 @@ def build_student(experiment: Experiment, features: tuple[str, ...] = ()) -> Net
     return with_compute_options(experiment, network, spec)
 
 
-def load_student(spec: NetworkSpec, run: Run) -> Network:
+def load_student(experiment: Experiment) -> Network:
     """The student that a run has left."""
-    network = build_network(spec)
-    load_weights.load(network.net, run.student)
+    network = build_network(experiment.student)
+    load_weights.load(network.net, experiment.run.student)
     return network
 
 
