@@ -29,8 +29,8 @@ from funmatch.experiment.build import build
 from funmatch.models import bit, conv, folding
 from funmatch.models.compiled import Compiled
 from funmatch.models.frozen import Frozen, _digest
-from funmatch.models.teacher import Teacher
 from funmatch.models.network import Network
+from funmatch.models.teacher import Teacher
 from funmatch.objectives.function_matching import FunctionMatching
 from funmatch.optim import sgd
 from funmatch.runs.directory import Run

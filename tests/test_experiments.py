@@ -16,8 +16,8 @@ from funmatch.experiment import datasets, networks
 from funmatch.experiment.build import build
 from funmatch.experiment.specs import NetworkSpec
 from funmatch.models import pretrained
-from funmatch.models.teacher import Teacher
 from funmatch.models.network import Network
+from funmatch.models.teacher import Teacher
 
 ROWS = groups.paper()
 NAMED = {row["name"]: row for row in ROWS if row["name"]}
