@@ -138,10 +138,10 @@ def test_a_key_that_is_missing_or_refused_is_told_in_a_line(
 ) -> None:
     done = command("dashboard", cwd=workplace)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: dashboard: W&B said: No API key .*WANDB_API_KEY.*\n", done.stderr)
+    assert re.fullmatch(r"error: dashboard: W&B: No API key .*WANDB_API_KEY.*\n", done.stderr)
     server.refuses = True
     given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
     done = command("dashboard", cwd=workplace, **given)
     assert done.returncode == 1
-    assert re.fullmatch(r"error: dashboard: W&B said: .*WANDB_API_KEY.*\n", done.stderr)
+    assert re.fullmatch(r"error: dashboard: W&B: .*WANDB_API_KEY.*\n", done.stderr)
     assert KEY not in done.stderr

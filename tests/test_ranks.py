@@ -190,7 +190,7 @@ def test_as_many_processes_are_started_as_the_run_has_devices(tmp_path: Path) ->
     done = command("train", *given, cwd=tmp_path, RANK="0", WORLD_SIZE="3")
     assert done.returncode == 1
     told = "trainer.devices=2: 3 processes were started, not 2 (trainer.num_nodes=1); "
-    assert done.stderr == f"error: {told}start as many, or say so\n"
+    assert done.stderr == f"error: {told}start as many, or change these keys\n"
 
 
 def test_a_sweep_is_not_started_by_rank(workplace: Path) -> None:

@@ -487,7 +487,7 @@ def test_record_depends_on_teacher_normalisation(lesson) -> None:
 
 def test_the_key_in_which_the_nearest_record_differs_is_named(lesson) -> None:
     """With both values; of several records, that which differs least."""
-    with pytest.raises(UserError, match=r"nothing is recorded of .*, there is no record; "):
+    with pytest.raises(UserError, match=r"nothing is recorded of .*, there is no record at all; "):
         lesson("targets=replay")
     lesson("targets=record").given()
     lesson("targets=record", "seed=3", "data.min_area=0.5").given()
@@ -772,7 +772,7 @@ def steps_record(home: Path) -> Path:
 def test_a_replay_ends_as_the_run_that_recorded(home: Path, recorded: Run) -> None:
     replayed, said = trained(home, "replayed", "targets=replay", "targets.verify=5")
     assert "60 of 60 steps are in logs/targets/" in said
-    assert ": the teacher is asked about 5 to verify them\n" in said
+    assert ": the teacher computes 5 of them again to verify them\n" in said
     assert same(replayed, recorded)
     assert replayed.directory.name == recorded.directory.name
 
@@ -782,7 +782,7 @@ def test_auto_replays_what_auto_recorded(home: Path, recorded: Run) -> None:
     assert "0 of 60 steps are in logs/targets/" in said
     again, said = trained(home, "again", "targets=auto", "seed=1")
     assert "60 of 60 steps are in logs/targets/" in said
-    assert ": the teacher is not asked\n" in said
+    assert ": the teacher is not needed\n" in said
     assert same(first, again)
     assert losses(first) != losses(recorded)
 
@@ -852,7 +852,7 @@ def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(
     assert (code, err) == (1, f"error: {where}: {told}\n")
     code, _, err = train(elsewhere, "name=damaged", "targets=replay")
     assert code == 1
-    assert f"targets=replay: 59 of 60 steps are in {where}; targets=auto asks the teacher" in err
+    assert f"targets=replay: 59 of 60 steps are in {where}; targets=auto computes the others" in err
     healed, said = trained(elsewhere, "damaged", "targets=auto")
     assert f"59 of 60 steps are in {where}; " in said
     assert same(healed, recorded)

@@ -1,4 +1,4 @@
-"""Starts a command under Hydra and speaks to the user in one line per error."""
+"""Starts a command under Hydra, and prints an error in one line."""
 
 import itertools
 import logging
@@ -32,8 +32,8 @@ def launch(
 ) -> None:
     """Runs a task under Hydra, once or for each job of a sweep; ends the process on an error.
 
-    A job that fails does not stop the others; the exit code is 1 then. A command that is asked to
-    stop, by a signal or by `max_time`, ends with 75, or 130 for Ctrl-C: it can go on later.
+    A job that fails does not stop the others; the exit code is 1 then. A command that is stopped by
+    a signal or by `max_time` ends with 75, or 130 for Ctrl-C: it can be resumed.
 
     Args:
         config_name: of the primary configuration.
@@ -43,7 +43,7 @@ def launch(
     load_dotenv(Path(".env"))  # keys; what the environment already holds wins
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
     resolvers.register()
-    _say_that_it_is_a_sweep(sys.argv)
+    _select_multirun(sys.argv)
     ValidateJobs.jobs = 1
     failed, again = False, "the same command"
 
@@ -76,14 +76,17 @@ def launch(
             try:
                 finish()
             except OSError:
-                if not failed:  # by a full disk, say: then that was said
+                if not failed:  # by a full disk for instance, which was reported
                     raise
     except Interrupted as stop:
         STOP.ignore_further(stop.code)
-        told = stop.message or "what was saved is kept"
         if distributed.rank() == 0:
-            said = f"{told}; {again} goes on (exit code {stop.code})"
-            print(f"interrupted by {stop.reason}: {said}", file=sys.stderr, flush=True)
+            state = stop.message or "what was saved is kept"
+            print(
+                f"interrupted by {stop.reason}: {state}; {again} goes on (exit code {stop.code})",
+                file=sys.stderr,
+                flush=True,
+            )
         raise SystemExit(stop.code) from None
     except Exception as error:
         failed = True
@@ -92,16 +95,16 @@ def launch(
         raise SystemExit(1)
 
 
-def _say_that_it_is_a_sweep(arguments: list[str]) -> None:
+def _select_multirun(arguments: list[str]) -> None:
     """Makes `sweep=NAME` a sweep without -m: Hydra 1.4 wants to know before it composes."""
-    for place, argument in enumerate(arguments):
+    for number, argument in enumerate(arguments):
         if argument.startswith("sweep=") and argument not in ("sweep=", "sweep=null"):
-            arguments.insert(place, "hydra.mode=MULTIRUN")
+            arguments.insert(number, "hydra.mode=MULTIRUN")
             return
 
 
 class RemoveScratch(Callback):
-    """Removes what Hydra has written of a sweep that keeps nothing."""
+    """Removes what Hydra writes for a sweep of a command that leaves no runs."""
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         if Path(config.hydra.sweep.dir) == resolvers.scratch():

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-_WIDE = 120  # columns, where there is no terminal
+_WIDTH = 120  # columns, without a terminal
 
 
 def print_config_tree(cfg: DictConfig, title: str, choices: Mapping[str, Any]) -> None:
@@ -29,26 +29,26 @@ def print_config_tree(cfg: DictConfig, title: str, choices: Mapping[str, Any]) -
             tree.add(Text.assemble(head, "  ", " ".join(_pairs(group))))
     console = Console()
     if not console.is_terminal:
-        console.width = _WIDE
+        console.width = _WIDTH
     console.print(tree)
 
 
 def _pairs(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """`key=value` of all leaves; of what is made, that it is made is left out."""
+    """`key=value` of all leaves, without `_target_` and `_partial_`."""
     for key, value in node.items():
         if key in ("_target_", "_partial_"):
             continue
         if isinstance(value, dict):
             yield from _pairs(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}={_word(value)}"
+            yield f"{prefix}{key}={_as_typed(value)}"
 
 
-def _word(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     """A value as it would be typed."""
     match value:
         case list():
-            return f"[{','.join(map(_word, value))}]"
+            return f"[{','.join(map(_as_typed, value))}]"
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]
         case _:

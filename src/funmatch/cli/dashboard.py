@@ -16,12 +16,12 @@ def _dashboard(cfg: DictConfig) -> None:
         from funmatch.analysis import wandb_dashboard
     except ImportError as error:
         remedy = "pip install 'funmatch[dashboard]'"
-        raise UserError(f"dashboard: {error.name} is not there; {remedy}") from error
+        raise UserError(f"dashboard: {error.name} is not installed; {remedy}") from error
     try:
         address = wandb_dashboard.write(
             cfg.project, entity=cfg.entity, group=cfg.name, view=cfg.view
         )
     except Exception as error:  # of many kinds
         reason = " ".join(str(error).split())
-        raise UserError(f"dashboard: W&B said: {reason}; see WANDB_API_KEY in .env") from error
+        raise UserError(f"dashboard: W&B: {reason}; see WANDB_API_KEY in .env") from error
     print(address)

@@ -23,7 +23,7 @@ def _report(cfg: DictConfig) -> None:
     groups = group_runs(roots)
     if not groups:
         remedy = f"make some with {hardware.invocation('train')}"
-        raise UserError(f"runs={cfg.runs}: no runs there; {remedy}")
+        raise UserError(f"runs={cfg.runs}: has no runs; {remedy}")
     out = Path(cfg.out) if cfg.out is not None else roots[0]
     tables.print_table(groups)
     print(f"{out}/{', '.join(path.name for path in page.write(out, groups))}")

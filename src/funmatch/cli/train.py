@@ -65,7 +65,7 @@ def _launch(config_name: str) -> None:
         try:
             row = run_to_completion(experiment, launcher.train)
         finally:
-            with suppress(OSError):  # of a full disk, say: the run comes first
+            with suppress(OSError):  # of a full disk for instance: the run comes first
                 if not finished:
                     directory = run.directory.parent
                     tables.write(directory, group_runs([directory]))

@@ -13,12 +13,12 @@ from funmatch.runtime import atomic_files, distributed, hardware
 from funmatch.runtime.preemption import STOP, Interrupted
 
 
-def main(directory: str, answers: str) -> int:
+def main(directory: str, folder: str) -> int:
     """Trains as one rank and writes the outcome as JSON; the launcher watches the clock.
 
     Args:
         directory: of the run.
-        answers: folder for `<rank>.json`.
+        folder: for the result, `<rank>.json`.
 
     Returns:
         The exit code.
@@ -29,19 +29,19 @@ def main(directory: str, answers: str) -> int:
     resolvers.register()
     code = 0
     cfg = identity.read(Path(directory) / "config.yaml")
-    answer: dict[str, Any]
+    result: dict[str, Any]
     try:
         with compose.compose_context(), STOP.install_handlers():
             from funmatch.experiment.train_here import train_here  # imports torch
 
-            answer = {"figures": train_here(build(cfg))}
+            result = {"figures": train_here(build(cfg))}
     except Interrupted as stop:
         STOP.ignore_further(stop.code)
-        answer, code = {"interrupted": (stop.reason, stop.code, stop.message)}, stop.code
+        result, code = {"interrupted": (stop.reason, stop.code, stop.message)}, stop.code
     except Exception as error:
         explain.print_traceback(error)
-        answer, code = {"error": explain.explain(error, "train")}, 1
-    atomic_files.write(Path(answers) / f"{distributed.rank()}.json", json.dumps(answer))
+        result, code = {"error": explain.explain(error, "train")}, 1
+    atomic_files.write(Path(folder) / f"{distributed.rank()}.json", json.dumps(result))
     return code
 
 

@@ -1,4 +1,4 @@
-"""Where decoded images are kept: on disk, on the device too, or nowhere."""
+"""Whether decoded images are cached: on disk, on the device too, or not at all."""
 
 import logging
 from dataclasses import replace
@@ -57,13 +57,13 @@ def apply_cache(
 def _check_decoder(train: Source) -> None:
     if image_files.codec is None:
         remedy = "install torchcodec (the extra funmatch[torchcodec]), or choose host"
-        raise UserError(f"data.decode=device: torchcodec is not there; {remedy}")
+        raise UserError(f"data.decode=device: torchcodec is not installed; {remedy}")
     if not isinstance(train, image_files.ImageFiles):
-        raise UserError("data.decode=device: several sets are taught on; choose host")
+        raise UserError("data.decode=device: there are several transfer sets; choose host")
 
 
 def _decoded_once(experiment: Experiment, source: Source, visits: float) -> Source:
-    """The source, from a cache on disk if that is asked for, or worth it for so many visits."""
+    """The source, cached on disk if that is configured, or worth it for so many visits."""
     if not _on_disk(experiment, source, visits):
         return source
     try:

@@ -25,8 +25,8 @@ from funmatch.models.network import Network
 from funmatch.runtime import hardware
 from funmatch.views.recipes import Fixed
 
-_PATIENCE = 5.0  # seconds to time a network for, beyond its first batch
-_LIMIT = 16  # images of a timed batch
+_TIMING_S = 5.0  # for each network, beyond its first batch
+_MAX_BATCH = 16  # images of a timed batch
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Cost:
 
 
 def dry_run(experiment: Experiment) -> None:
-    """Prints what a run needs, and what of it is not there."""
+    """Prints what a run needs, and what of it is missing."""
     configure_torch(experiment)
     current = device(experiment)
     steps, images = experiment.steps, experiment.train_size
@@ -109,7 +109,7 @@ def _cost(experiment: Experiment, spec: NetworkSpec, current: torch.device) -> C
         built = networks.with_compute_options(experiment, network, spec).to(current)
     mixed = experiment.precision != "32-true"
 
-    def go(images: int) -> float:
+    def time_pass(images: int) -> float:
         views = torch.rand(images, channels, network.side, network.side, device=current) * 255
         start = time.perf_counter()
         with torch.autocast(current.type, torch.bfloat16, enabled=mixed):
@@ -118,7 +118,9 @@ def _cost(experiment: Experiment, spec: NetworkSpec, current: torch.device) -> C
             torch.cuda.synchronize(current)
         return time.perf_counter() - start
 
-    return Cost(sketch.side, parameters, counter.get_total_flops() // 2, _seconds_per_image(go))
+    return Cost(
+        sketch.side, parameters, counter.get_total_flops() // 2, _seconds_per_image(time_pass)
+    )
 
 
 def _backward(
@@ -138,13 +140,13 @@ def _pass(network: Network | Frozen, views: Tensor) -> None:
         logits.float().logsumexp(dim=-1).mean().backward()
 
 
-def _seconds_per_image(go: Callable[[int], float]) -> float:
+def _seconds_per_image(time_pass: Callable[[int], float]) -> float:
     """The best of several batches, after one that warms up."""
-    once = go(2) / 2
-    images = max(2, min(_LIMIT, int(_PATIENCE / 3 / max(once, 1e-9))))
-    first = go(images)
-    repeats = min(5, int(_PATIENCE / max(first, 1e-9)))
-    return min([first, *(go(images) for _ in range(repeats))]) / images
+    once = time_pass(2) / 2
+    images = max(2, min(_MAX_BATCH, int(_TIMING_S / 3 / max(once, 1e-9))))
+    first = time_pass(images)
+    repeats = min(5, int(_TIMING_S / max(first, 1e-9)))
+    return min([first, *(time_pass(images) for _ in range(repeats))]) / images
 
 
 def _print_disk(experiment: Experiment, parameters: int, fixed_teacher: bool) -> None:

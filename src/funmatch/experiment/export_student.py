@@ -108,7 +108,9 @@ def _write_verified(
             exported = ExportedModel(folder / kind.FILE)
     except ImportError as error:
         remedy = "pip install 'funmatch[export]'"
-        raise UserError(f"format={options.format}: {error.name} is not there; {remedy}") from error
+        raise UserError(
+            f"format={options.format}: {error.name} is not installed; {remedy}"
+        ) from error
     current = device(experiment)
     if isinstance(exported, ExportedModel) and not exported.takes(current):
         current = torch.device("cpu")  # for all, lest a file be compared with another device
@@ -163,7 +165,7 @@ def _compare(
     if options.format != "int8" and not difference <= _LIMIT * max(1.0, largest):
         raise UserError(
             f"format={options.format}: the file differs from the student by {difference:.2g} in "
-            f"its predictions, of at most {largest:.2g}; it is not kept"
+            f"its predictions, of at most {largest:.2g}; it is removed"
         )
     index = evenly_spaced(source, options.images)
     views = EvaluationViews(source, student.resize, student.side, task.truth_in_view)

@@ -131,13 +131,13 @@ def _first_state(experiment: Experiment) -> Path | None:
         return None
     source, state = origin
     step = checkpoint_files.step(state)
-    there, here = (
+    old_rate, new_rate = (
         _schedule(each)(step)
         for each in (build(identity.read(source.directory / "config.yaml")), experiment)
     )
     _info(
         f"going on from step {step} of {source.directory}: the schedule is now that of {total} "
-        f"steps, so the learning rate goes from {there:.3g} to {here:.3g} of its peak; "
+        f"steps, so the learning rate goes from {old_rate:.3g} to {new_rate:.3g} of its peak; "
         f"a run of {total} steps from the beginning would not end the same"
     )
     if distributed.rank() == 0:
@@ -172,7 +172,7 @@ def _loggers(experiment: Experiment, done: int) -> list[Logger]:
 
 
 def _tags(experiment: Experiment) -> list[str]:
-    """Words by which runs are found: the recipe, and what was chosen of each group."""
+    """Tags by which runs are found: the recipe, and the option of each group."""
     typed = (
         experiment.run.directory / ".hydra" / "hydra.yaml"
     )  # ranks of ours are not started by Hydra

@@ -18,9 +18,9 @@ from funmatch.runs.directory import Run
 from funmatch.runtime import distributed, hardware
 from funmatch.runtime.preemption import CTRL_C, RESUMABLE_EXIT_CODES, STOP, Interrupted
 
-_GRACE = 5.0  # seconds in which the others end when a rank has failed, or are told that it has left
-_PATIENCE = 60.0  # seconds in which they leave then
-_LOOK = 0.1  # seconds between two looks at the ranks
+_GRACE_S = 5.0  # for the other ranks to end on their own after one has ended with an error
+_SAVE_TIMEOUT_S = 60.0  # for them to save and end after one was preempted
+_POLL_S = 0.1
 
 
 def train(experiment: Experiment) -> dict[str, Any]:
@@ -34,14 +34,14 @@ def train(experiment: Experiment) -> dict[str, Any]:
 
     Raises:
         UserError: a rank failed; the others were ended.
-        Interrupted: the ranks were asked to stop, and have saved.
+        Interrupted: the ranks were signalled to stop, and have saved.
     """
     number, trainer = experiment.ranks, experiment.trainer
     if distributed.is_rank() and distributed.world_size() != number:
         raise UserError(
             f"trainer.devices={trainer['devices']}: {distributed.world_size()} processes were "
             f"started, not {number} (trainer.num_nodes={trainer['num_nodes']}); start as many, "
-            "or say so"
+            "or change these keys"
         )
     if number == 1 or distributed.is_rank():
         # Imported here: a process that only waits for its ranks needs no torch.
@@ -53,24 +53,24 @@ def train(experiment: Experiment) -> dict[str, Any]:
             f"trainer.num_nodes={trainer['num_nodes']}: start one process for each device, with "
             "make slurm-train, srun or torchrun"
         )
-    with tempfile.TemporaryDirectory() as answers, socket.create_server(("127.0.0.1", 0)) as free:
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
         free.close()
         started: list[subprocess.Popen[bytes]] = []
         with STOP.deferred():
             try:
                 for rank in range(number):
-                    started.append(_start(rank, number, port, experiment.run, answers))
+                    started.append(_start(rank, number, port, experiment.run, folder))
                 _wait(started)
                 codes = [process.poll() for process in started]
             finally:
                 for process in started:
                     process.kill()
                     process.wait()
-            return _outcome(codes, Path(answers))
+            return _outcome(codes, Path(folder))
 
 
-def _start(rank: int, ranks: int, port: int, run: Run, answers: str) -> subprocess.Popen[bytes]:
+def _start(rank: int, ranks: int, port: int, run: Run, folder: str) -> subprocess.Popen[bytes]:
     variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -81,7 +81,7 @@ def _start(rank: int, ranks: int, port: int, run: Run, answers: str) -> subproce
         "FUNMATCH_PARENT": os.getpid(),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "funmatch.cli.worker", str(run.directory), answers],
+        [sys.executable, "-m", "funmatch.cli.worker", str(run.directory), folder],
         env=hardware.subprocess_environment(**variables),
         start_new_session=True,  # Ctrl-C in a terminal is ours to pass on
         pass_fds=[run.descriptor],  # the run is locked until the last of them has ended
@@ -89,43 +89,45 @@ def _start(rank: int, ranks: int, port: int, run: Run, answers: str) -> subproce
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until all ranks have ended; one that leaves or fails takes the others with it."""
-    asked, since = False, 0.0
+    """Waits until all ranks have ended; when one is preempted or fails, the others are ended."""
+    signalled, since = False, 0.0
     while None in [process.poll() for process in started]:  # each is polled: any() would stop early
         now, codes = time.monotonic(), {process.returncode for process in started} - {None, 0}
         since = since or (now if codes else 0.0)
-        late, left = codes and now > since + _GRACE, bool(codes & RESUMABLE_EXIT_CODES)
-        if (STOP.code or (left and late)) and not asked:  # a rank may have heard it alone
-            asked = True
+        late, preempted = codes and now > since + _GRACE_S, bool(codes & RESUMABLE_EXIT_CODES)
+        # The signal may have reached one rank only.
+        if (STOP.code or (preempted and late)) and not signalled:
+            signalled = True
             number = signal.SIGINT if CTRL_C in {STOP.code, *codes} else signal.SIGTERM
             for process in started:
                 process.send_signal(number)
-        if late and (not left or now > since + _PATIENCE):
+        if late and (not preempted or now > since + _SAVE_TIMEOUT_S):
             return
-        time.sleep(_LOOK)
+        time.sleep(_POLL_S)
 
 
-def _outcome(codes: Sequence[int | None], answers: Path) -> dict[str, Any]:
-    """What has come of the ranks, by their exit codes (None: ended by us) and by what they say.
+def _outcome(codes: Sequence[int | None], folder: Path) -> dict[str, Any]:
+    """The figures of the run, from the exit codes of the ranks and the results that they wrote.
 
-    The first to end badly is the cause; the others miss it.
+    An exit code is None if we ended the rank. The first rank to fail is the cause; the others fail
+    since they miss it.
     """
-    said = sorted(answers.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    found = {int(path.stem): json.loads(path.read_text()) for path in said}
+    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    results = {int(path.stem): json.loads(path.read_text()) for path in files}
     killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
     for rank, number in killed.items():
         if number in (signal.SIGTERM, signal.SIGINT) and STOP.code:
-            raise Interrupted(STOP.reason, STOP.code)  # before a rank could hear it
-        if rank not in found and not any("interrupted" in answer for answer in found.values()):
+            raise Interrupted(STOP.reason, STOP.code)  # before a rank could handle it
+        if rank not in results and not any("interrupted" in each for each in results.values()):
             name = signal.Signals(number).name
             raise UserError(f"rank {rank} was killed by {name}; the same command goes on")
-    for rank, answer in found.items():
-        if "interrupted" in answer:
-            reason, code, told = answer["interrupted"]
-            raise Interrupted(STOP.reason or reason, STOP.code or code, told)
-        if "error" in answer:
-            raise UserError(f"rank {rank}: {answer['error']}")
+    for rank, result in results.items():
+        if "interrupted" in result:
+            reason, code, message = result["interrupted"]
+            raise Interrupted(STOP.reason or reason, STOP.code or code, message)
+        if "error" in result:
+            raise UserError(f"rank {rank}: {result['error']}")
     for rank, code in enumerate(codes):
-        if rank not in found:
-            raise UserError(f"rank {rank} ended with exit code {code} and said nothing")
-    return dict(found[0]["figures"])
+        if rank not in results:
+            raise UserError(f"rank {rank} ended with exit code {code} and left no result")
+    return dict(results[0]["figures"])

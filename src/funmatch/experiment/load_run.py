@@ -67,14 +67,14 @@ def _best(directory: Path) -> Run:
         return Run(directory)
     done = [row for row in summaries.collect([directory]) if row["status"] == "completed"]
     if not done:
-        raise UserError(f"run={directory}: no finished run there; give the directory of one")
+        raise UserError(f"run={directory}: has no finished run; give the directory of one")
     tasks = [TaskDescription.of(row) for row in done]
     if len({task.name for task in tasks}) > 1:
-        raise UserError(f"run={directory}: runs of several tasks there; give that of one")
+        raise UserError(f"run={directory}: has runs of several tasks; give the directory of one")
     task, score = tasks[0].score, tasks[0].student_score("val")
     if len(done) > 1 and any(row[score] is None for row in done):
         raise UserError(
-            f"run={directory}: {len(done)} runs there, and no labels to choose by; give that of one"
+            f"run={directory}: has {len(done)} runs, and no labels to choose by; give one of them"
         )
     best = max(done, key=lambda row: task.rank(row[score] or 0.0))
     if len(done) > 1:

@@ -100,19 +100,19 @@ def _task(experiment: Experiment) -> dict[str, Any]:
 
 def _log_beginning(run: Run, steps: int) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning"))
-    place = f"Python {platform.python_version()} on {platform.platform()}"
-    facts = f"funmatch {__version__}, {versions}, {place}"
+    system = f"Python {platform.python_version()} on {platform.platform()}"
+    facts = f"funmatch {__version__}, {versions}, {system}"
     _log.info("command: %s", shlex.join(sys.argv), extra=log.FILE_ONLY)
     _log.info("%s", facts, extra=log.FILE_ONLY)
     _log.info("%s: %d steps", run.directory.name, steps, extra=log.FILE_ONLY)
 
 
 def _write_or_verify_config(experiment: Experiment) -> None:
-    """Writes the configuration, or compares with the one that is there."""
+    """Writes the configuration, or compares it with the one that an earlier process wrote."""
     path = experiment.run.directory / "config.yaml"
     if path.exists():
-        there = identity.identity(identity.read(path))
-        if difference := identity.differing_key(there, experiment.identity):
+        written = identity.identity(identity.read(path))
+        if difference := identity.differing_key(written, experiment.identity):
             raise UserError(
                 f"{path.parent}: holds a run with another configuration: {difference}; "
                 "give another name or remove the directory"

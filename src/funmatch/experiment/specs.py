@@ -43,7 +43,7 @@ class Data:
         splits: builds the `Splits`.
         task: builds the `Task`; None for classification.
         corrupt_images: what to do with images that cannot be decoded.
-        cache: where decoded images are kept: none, disk, device or auto.
+        cache: where decoded images are cached: none, disk, device or auto.
         decode: where images are decoded: host or device.
         min_area: smallest share of an image in an aggressive crop.
         mild: sides in pixels of a mild crop: resized to the first, cut to the second.
@@ -91,7 +91,7 @@ class NetworkSpec:
         weights: see `load_weights.load`; None for fresh ones, or those of `made_by`.
         head: "keep" or "zero", see `load_weights.load`.
         check_images: images on which the network is tried before training; None: not at all.
-        has_output_key: whether `KEY.output` says what the network gives, as of exported models.
+        has_output_key: whether `KEY.output` states what the network gives: logits or probabilities.
         made_by: the run that makes it, if it is a teacher.
         settings: all its keys as they are written to model.json.
     """

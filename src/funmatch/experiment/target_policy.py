@@ -116,16 +116,16 @@ def _should_record(
     if recorded_steps == steps:
         checked = min(options.verify, steps)
         _info(
-            f"{have}: the teacher is asked about {checked} to verify them"
+            f"{have}: the teacher computes {checked} of them again to verify them"
             if checked
-            else f"{have}: the teacher is not asked"
+            else f"{have}: the teacher is not needed"
         )
         return False
     if mode == "replay":
         if recorded_steps:
-            raise UserError(f"targets=replay: {have}; targets=auto asks the teacher for the others")
+            raise UserError(f"targets=replay: {have}; targets=auto computes the others")
         near = record.nearest()
-        near = f"the nearest record differs in {near}" if near else "there is no record"
+        near = f"the nearest record differs in {near}" if near else "there is no record at all"
         raise UserError(
             f"targets=replay: nothing is recorded of these views in {folder}, {near}; "
             "targets=record makes it"

@@ -1,4 +1,4 @@
-"""The teacher of an experiment: loaded, or trained first where it can be."""
+"""The teacher of an experiment: loaded, or trained first."""
 
 import logging
 import time
@@ -24,7 +24,7 @@ Train = Callable[[Experiment], dict[str, Any]]
 
 
 def load_teacher(setup: Setup, task: Task, train: Train, features: tuple[str, ...] = ()) -> Teacher:
-    """The teacher with its weights; it is trained first if it can be made and is not there.
+    """The teacher with its weights; it is trained first if it is to be made and does not exist yet.
 
     Args:
         setup: has a teacher.
@@ -38,7 +38,7 @@ def load_teacher(setup: Setup, task: Task, train: Train, features: tuple[str, ..
 
 
 def is_available(setup: Setup) -> bool:
-    """Whether the weights of all members are here, to be neither made nor fetched."""
+    """Whether the weights of all members exist on this machine."""
     assert setup.teacher is not None
     for member in setup.teacher.members.values():
         if member.weights is None:

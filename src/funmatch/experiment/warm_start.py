@@ -43,14 +43,14 @@ def warm_start_source(experiment: Experiment) -> tuple[Run, Path] | None:
     run, step = Run(state.parents[1]), checkpoint_files.step(state)
     if checkpoint_files.digest(state) != experiment.origin or not checkpoint_files.is_intact(state):
         raise UserError(f"{key}: {state.name} has changed or is damaged; name another")
-    there, here = (
+    before, now = (
         {name: value for name, value in settings.items() if name not in _MAY_DIFFER}
         for settings in (
             identity.identity(identity.read(run.directory / "config.yaml")),
             experiment.identity,
         )
     )
-    if difference := identity.differing_key(there, here):
+    if difference := identity.differing_key(before, now):
         raise UserError(
             f"{key}: was made with another configuration: {difference}; only epochs or "
             "steps and the schedule may differ"
