@@ -23,6 +23,7 @@ from funmatch.models import pretrained, timm_models
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
 from funmatch.runtime import hardware
+from funmatch.tasks.base import Task
 from funmatch.views.recipes import Fixed
 
 _TIMING_S = 5.0  # for each network, beyond its first batch
@@ -57,7 +58,8 @@ def dry_run(experiment: Experiment) -> None:
     print(f"  steps     {steps:,} of {batch_size} images ({epochs:,.0f} epochs of {images:,})")
 
     learns = experiment.student.key
-    costs = {spec.key: _cost(experiment, spec, current) for spec in _networks(experiment)}
+    task = datasets.build_task(experiment.data)
+    costs = {spec.key: _cost(experiment, spec, task, current) for spec in _networks(experiment)}
     width = max(9, *map(len, costs))
     for key, cost in costs.items():
         way = "forward and backward" if key == learns else "forward"
@@ -91,15 +93,14 @@ def _networks(experiment: Experiment) -> list[NetworkSpec]:
     return [experiment.student, *(teacher.members.values() if teacher else ())]
 
 
-def _cost(experiment: Experiment, spec: NetworkSpec, current: torch.device) -> Cost:
+def _cost(experiment: Experiment, spec: NetworkSpec, task: Task, current: torch.device) -> Cost:
     with torch.device("meta"):
         sketch = networks.build_network(spec).train(not spec.is_teacher)
-    channels = len(spec.mean or (0, 0, 0))
+        pair = task.example(sketch, 2)  # for BatchNorm learns nothing from one
     # What torch counts for the gradient of a kernel is that of an ungrouped convolution.
     corrected = {torch.ops.aten.convolution_backward: _backward}
     with FlopCounterMode(display=False, custom_mapping=corrected) as counter:
-        # Two, for BatchNorm learns nothing from one.
-        _pass(sketch, torch.empty(2, channels, sketch.side, sketch.side, device="meta"))
+        _pass(sketch, pair)
     parameters = sum(p.numel() for p in sketch.parameters())
     network = networks.build_network(spec)
     built: Network | Frozen
@@ -110,7 +111,7 @@ def _cost(experiment: Experiment, spec: NetworkSpec, current: torch.device) -> C
     mixed = experiment.precision != "32-true"
 
     def time_pass(images: int) -> float:
-        views = torch.rand(images, channels, network.side, network.side, device=current) * 255
+        views = task.example(network, images).to(current)
         start = time.perf_counter()
         with torch.autocast(current.type, torch.bfloat16, enabled=mixed):
             _pass(built, views)
@@ -135,9 +136,9 @@ def _backward(
 def _pass(network: Network | Frozen, views: Tensor) -> None:
     learns = isinstance(network, Network) and network.training
     with torch.set_grad_enabled(learns):
-        logits = network(views).prediction
+        prediction = network(views).prediction
     if learns:
-        logits.float().logsumexp(dim=-1).mean().backward()
+        prediction.float().mean().backward()
 
 
 def _seconds_per_image(time_pass: Callable[[int], float]) -> float:

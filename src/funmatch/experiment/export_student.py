@@ -117,9 +117,10 @@ def _write_verified(
     task, source = datasets.build_task(experiment.data), data.part(options.split)
     compared = _compare(options, source, student.to(current), exported.to(current), task)
     inference = inference_model.InferenceModel(student).to(current)
+    views = task.example(student, _BATCH).to(current)
     timed = {
-        "this file": _timed(exported, student, size, current),
-        "student": _timed(inference, student, run.student.stat().st_size, current),
+        "this file": _timed(exported, views, size),
+        "student": _timed(inference, views, run.student.stat().st_size),
     }
     if experiment.teacher is not None and teachers.is_available(experiment):
         with suppress(ValueError, OSError, ImportError):  # what it was made of may have gone
@@ -184,12 +185,11 @@ def _compare(
     }
 
 
-def _timed(net: nn.Module, student: Network, size: int, device: torch.device) -> TimedNetwork:
-    pixels = torch.rand(_BATCH, len(student.mean), student.side, student.side, device=device) * 255
+def _timed(net: nn.Module, views: Tensor, size: int) -> TimedNetwork:
 
     def run(rows: int) -> None:
         with torch.no_grad():
-            net(pixels[:rows]).cpu()  # waits for it
+            net(views[:rows]).cpu()  # waits for it
 
     return TimedNetwork(run, size)
 
@@ -197,8 +197,7 @@ def _timed(net: nn.Module, student: Network, size: int, device: torch.device) ->
 def _timed_teacher(experiment: Experiment, task: Task, device: torch.device) -> TimedNetwork:
     teacher = teachers.load_teacher(experiment, task, train_here)
     views = {
-        name: torch.rand(_BATCH, len(member.mean), member.side, member.side, device=device) * 255
-        for name, member in teacher.members.items()
+        name: task.example(member, _BATCH).to(device) for name, member in teacher.members.items()
     }
 
     def run(rows: int) -> None:
