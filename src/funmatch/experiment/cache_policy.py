@@ -18,8 +18,8 @@ from funmatch.views.evaluation_views import EvaluationViews
 
 _log = logging.getLogger(__name__)
 
-_SHARE = 4  # auto takes at most one part in so many of what is free
-_SAMPLE = 64  # images by whose sizes auto estimates those of all
+_MAX_FREE_FRACTION = 1 / 4  # of the free space that auto takes at most
+_SIZE_SAMPLE = 64  # images from whose sizes auto estimates the size of all
 
 
 def apply_cache(
@@ -84,7 +84,7 @@ def _on_disk(experiment: Experiment, source: Source, visits: float) -> bool:
         return True
     free = hardware.free_disk_space(experiment.paths.cache)
     if experiment.data.cache == "auto":
-        return visits >= 2 and decoded_cache.size(source, _SAMPLE) <= free / _SHARE
+        return visits >= 2 and decoded_cache.size(source, _SIZE_SAMPLE) <= free * _MAX_FREE_FRACTION
     if (size := decoded_cache.size(source)) <= free:
         return True
     raise UserError(
@@ -105,7 +105,7 @@ def _on_device(experiment: Experiment, train: Source) -> bool:
     free, _ = torch.cuda.mem_get_info(current)
     size = decoded_cache.size(train)
     if mode == "auto":
-        return size <= free / _SHARE
+        return size <= free * _MAX_FREE_FRACTION
     if size <= free:
         return True
     raise UserError(

@@ -29,7 +29,7 @@ from funmatch.tasks.description import TaskDescription
 from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
 
 _BATCH = 32  # images of a pass
-_LIMIT = 1e-3  # of the largest logit: by so much a file may differ that is no approximation
+_MAX_DIFFERENCE = 1e-3  # of a prediction, relative to the largest, unless int8
 _FACTS = "verification.json"
 FORMATS = {
     "safetensors": safetensors,
@@ -163,7 +163,7 @@ def _compare(
         pairs.append((student(inputs).prediction.cpu(), exported(inputs).cpu()))
     own, theirs = (torch.cat(list(predicted)) for predicted in zip(*pairs, strict=True))
     difference, largest = float((own - theirs).abs().max()), float(own.abs().max())
-    if options.format != "int8" and not difference <= _LIMIT * max(1.0, largest):
+    if options.format != "int8" and not difference <= _MAX_DIFFERENCE * max(1.0, largest):
         raise UserError(
             f"format={options.format}: the file differs from the student by {difference:.2g} in "
             f"its predictions, of at most {largest:.2g}; it is removed"

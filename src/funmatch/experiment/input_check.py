@@ -21,8 +21,8 @@ from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
 _log = logging.getLogger(__name__)
 
 _Network = Frozen | Network
-_FEW = 2  # images: enough to see what fits
-_CLEAR = 3.0  # standard errors by which another normalisation must be better
+_MIN_IMAGES = 2
+_MIN_ERRORS = 3.0  # standard errors by which another normalisation must be better
 _NORMALISATIONS = {
     "[0.485,0.456,0.406] std=[0.229,0.224,0.225]": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "[0.5,0.5,0.5] std=[0.5,0.5,0.5]": ([0.5] * 3, [0.5] * 3),
@@ -48,9 +48,9 @@ def check_network(
     """
     if spec.check_images is None:
         return
-    index = evenly_spaced(source, max(_FEW, spec.check_images))
+    index = evenly_spaced(source, max(_MIN_IMAGES, spec.check_images))
     views = EvaluationViews(source, network.resize, network.side)
-    pixels = torch.stack(list(views.images(index[:_FEW]))).to(device(experiment))
+    pixels = torch.stack(list(views.images(index[:_MIN_IMAGES]))).to(device(experiment))
     _check(experiment, spec, _prediction(spec.key, network, pixels), len(pixels), task)
     label = views.labels(index)
     if spec.check_images <= 0 or label is None or len(network.mean) != 3:
@@ -135,7 +135,7 @@ def _suggest_normalization(network: _Network, pixels: Tensor, label: Tensor, tas
     }
     name = max(others, key=lambda each: int(others[each].sum()))
     gained, lost = int((others[name] & ~own).sum()), int((own & ~others[name]).sum())
-    if gained - lost <= _CLEAR * math.sqrt(gained + lost):
+    if gained - lost <= _MIN_ERRORS * math.sqrt(gained + lost):
         return ""
     return (
         f"right on {int(own.sum())} of {len(own)} val images, and on {int(others[name].sum())} "

@@ -22,8 +22,8 @@ from funmatch.views.recipes import Fixed, Recipe
 
 _log = logging.getLogger(__name__)
 
-_BLOCK = 4096  # steps whose rows are looked for at a time
-_SHARE = 4  # auto takes at most one part in so many of what is free
+_BLOCK_STEPS = 4096  # whose rows are looked up at a time
+_MAX_FREE_FRACTION = 1 / 4  # of the free space that auto takes at most
 
 
 def training_targets(
@@ -100,8 +100,8 @@ def _complete_steps(stores: Iterable[LogitStore], steps: int, batch_size: int) -
     for each in stores:
         end = min(steps, len(each) // batch_size)
         complete[end:] = False
-        for first in range(0, end, _BLOCK):
-            last = min(first + _BLOCK, end)
+        for first in range(0, end, _BLOCK_STEPS):
+            last = min(first + _BLOCK_STEPS, end)
             rows = each.there(slice(first * batch_size, last * batch_size))
             complete[first:last] &= rows.reshape(-1, batch_size).all(axis=1)
     return complete
@@ -133,7 +133,7 @@ def _should_record(
     need = store_size(experiment, steps - recorded_steps)
     free = hardware.free_disk_space(folder)
     text = f"{have}; {need / 1e6:,.3g} MB ({options.form})"
-    if mode == "auto" and need > free / _SHARE:
+    if mode == "auto" and need > free * _MAX_FREE_FRACTION:
         _info(
             f"{text} more are too much for {free / 1e9:,.3g} GB that are free: nothing is recorded"
         )
