@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from funmatch.runs.directory import read_summary
 from funmatch.tasks.description import TaskDescription, columns
 
 
@@ -20,7 +20,7 @@ def collect(directories: Iterable[Path]) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
-            row = json.loads(path.read_text())
+            row = read_summary(path)
             row["settings"], row["seed"], row["status"]
             TaskDescription.of(row)
         except (ValueError, KeyError, TypeError, OSError) as error:

@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from funmatch.runs.checkpoint_files import Checkpoints
 from funmatch.runtime import atomic_files
+from funmatch.tasks.classification.description import DESCRIPTION as CLASSIFICATION
 from funmatch.tasks.description import TaskDescription, columns
 
 
@@ -50,8 +51,8 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The summary, with the columns of a sweep's table; empty if there is none."""
         try:
-            return dict(json.loads(self.summary.read_text()))
-        except (OSError, ValueError):
+            return read_summary(self.summary)
+        except (OSError, ValueError, TypeError):
             return {}
 
     @property
@@ -64,7 +65,11 @@ class Run:
         return self.begun.read_text() if self.begun.exists() else ""
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
-        """Writes summary.json: the columns of the table, empty where not given, and the rest."""
+        """Writes summary.json: the columns of the table, null where not given, and all else.
+
+        Args:
+            values: among them "task", the description of the run's task.
+        """
         row = {name: values.get(name) for name in columns(TaskDescription.of(values))}
         extra = {key: value for key, value in values.items() if key not in row}
         content = {**row, "run": self.directory.name, **extra}
@@ -82,3 +87,13 @@ class Run:
         for path in self.directory.glob("**/.*.tmp"):
             if path.is_file():  # a folder is an export's, which clears up itself
                 path.unlink()
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The content of a summary.json; one without a task, of an older version, is classification.
+
+    Raises:
+        OSError, ValueError, TypeError: the file is missing or damaged.
+    """
+    content = dict(json.loads(path.read_text()))
+    return {**content, "task": content.get("task") or CLASSIFICATION.as_json()}

@@ -1,7 +1,7 @@
 """What the figures of a task are called and which way is better: plain data, without torch.
 
-`summary.json` holds the description of its run's task. So tables, figures and reports read runs
-of any task, old ones too, and import none.
+`summary.json` contains the description of the run's task, so that tables, figures and reports read
+runs of any task without importing it.
 """
 
 from collections.abc import Mapping
@@ -92,15 +92,12 @@ class TaskDescription:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "TaskDescription":
-        """The description in a summary; that of classification in one from before there were tasks.
+        """The description in the summary of a run: the inverse of `as_json`.
 
         Raises:
-            KeyError, TypeError: it is damaged.
+            KeyError, TypeError, ValueError: the summary is damaged.
         """
-        found = row.get("task")
-        if found is None:
-            return CLASSIFICATION
-        given = dict(found)
+        given = dict(row["task"])
         for name in ("score", "agreement", "distance"):
             given[name] = Figure(**given[name])
         given["columns"] = tuple(given["columns"])
@@ -119,32 +116,3 @@ def columns(*tasks: TaskDescription) -> tuple[str, ...]:
     """The columns of a table over runs of some tasks, each once."""
     own = dict.fromkeys(name for task in tasks for name in task.columns)
     return (*_RUN_COLUMNS, *own, *_COST_COLUMNS)
-
-
-CLASSIFICATION = TaskDescription(
-    name="classification",
-    model="image classifier",
-    score=Figure("student_top1", "accuracy", "max"),
-    agreement=Figure("agreement_top1", "agreement with the teacher", "max"),
-    distance=Figure("kl_to_teacher", "KL to teacher", "min"),
-    columns=(
-        "student_val_top1",
-        "student_test_top1",
-        "teacher_test_top1",
-        "agreement_top1",
-        "agreement_top5",
-        "kl_to_teacher",
-    ),
-    table={
-        "accuracy": "student_test_top1",
-        "agreement": "agreement_top1",
-        "KL": "kl_to_teacher",
-        "teacher": "teacher_test_top1",
-    },
-    note=(
-        "Accuracy of the student and of its teacher and their agreement are fractions; KL to the "
-        "teacher is in nats at T = 1."
-    ),
-    bounds=(0.0, 1.0),
-    pipeline_tag="image-classification",
-)

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from funmatch.core import ensembling
 from funmatch.tasks.base import Task
+from funmatch.tasks.classification.description import DESCRIPTION
 from funmatch.tasks.classification.metrics import Fidelity, is_correct
 from funmatch.tasks.classification.predictions import ClassPredictions
-from funmatch.tasks.description import CLASSIFICATION
 
 
 class Classification(Task):
@@ -20,7 +20,7 @@ class Classification(Task):
         classes: C.
     """
 
-    description = CLASSIFICATION
+    description = DESCRIPTION
     means = ensembling.MEANS
     is_distribution = True
 
