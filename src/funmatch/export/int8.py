@@ -19,14 +19,7 @@ FILE = "student.int8.onnx"
 def write(
     network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
 ) -> None:
-    """Writes student.int8.onnx.
-
-    Args:
-        network: the student.
-        folder: folder in which the file is written.
-        metadata: metadata of the file, of `inference_model.metadata`.
-        views: batches of pixels [B, channels, S, S] in [0, 255], to calibrate activations.
-    """
+    """Writes student.int8.onnx, with activations calibrated on the views."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
