@@ -30,11 +30,11 @@ def write(
 
     class Views(CalibrationDataReader):  # type: ignore[misc]  # untyped base class
         def __init__(self) -> None:
-            self._left: Iterator[Tensor] = iter(views)
+            self._batches: Iterator[Tensor] = iter(views)
 
         def get_next(self) -> dict[str, Any] | None:
-            piece = next(self._left, None)
-            return None if piece is None else {"pixels": piece.float().numpy()}
+            batch = next(self._batches, None)
+            return None if batch is None else {"pixels": batch.float().numpy()}
 
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime logs to the root logger
     onnx.write(network, folder, metadata, views)

@@ -1,4 +1,4 @@
-"""A run and its directory: what it leaves, whether it is finished, who works on it."""
+"""Run directory: paths of its files, its summary and its lock."""
 
 import json
 from collections.abc import Mapping
@@ -34,22 +34,22 @@ class Run:
         self.begun = directory / "slurm-job.txt"
 
     def lock(self, *, wait: bool) -> FileLock:
-        """Held while a process works on the run.
+        """The lock of the run, which one process holds while it works on the run.
 
         Raises:
-            filelock.Timeout: on entering, if another process holds it and `wait` is false.
+            filelock.Timeout: on entering, if another process holds the lock and `wait` is false.
         """
         self._lock = atomic_files.lock(self.directory / "run.lock", wait=wait)
         return self._lock
 
     @property
     def descriptor(self) -> int:
-        """Of the lock that is held: a process that it is passed on to holds the lock too."""
+        """File descriptor of the held lock; a process that inherits it holds the lock too."""
         return atomic_files.lock_descriptor(self._lock)
 
     @property
     def result(self) -> dict[str, Any]:
-        """The summary, with the columns of a sweep's table; empty if there is none."""
+        """The content of summary.json; empty if the file is missing or damaged."""
         try:
             return read_summary(self.summary)
         except (OSError, ValueError, TypeError):
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def begun_by(self) -> str:
-        """The SLURM job that has begun the run anew; empty if none did."""
+        """ID of the SLURM job that has restarted the run; empty if none has."""
         return self.begun.read_text() if self.begun.exists() else ""
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
@@ -76,16 +76,16 @@ class Run:
         atomic_files.write(self.summary, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def clear(self) -> None:
-        """Forgets what an earlier session did, so that the run starts anew."""
+        """Removes checkpoints, results and tracker IDs, so that the run starts from scratch."""
         self.checkpoints.clear()
-        left = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
-        for path in (*left, self.mlflow_id, self.views, self.predictions):
+        results = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
+        for path in (*results, self.mlflow_id, self.views, self.predictions):
             path.unlink(missing_ok=True)
 
     def sweep_up(self) -> None:
-        """Removes what a killed session was just writing; for the holder of the lock."""
+        """Removes temporary files of a killed process; call it only with the lock held."""
         for path in self.directory.glob("**/.*.tmp"):
-            if path.is_file():  # a folder is an export's, which clears up itself
+            if path.is_file():  # an export removes its temporary folder itself
                 path.unlink()
 
 

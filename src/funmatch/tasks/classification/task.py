@@ -14,10 +14,10 @@ from funmatch.tasks.classification.predictions import ClassPredictions
 
 
 class Classification(Task):
-    """Logits [B, C] against class numbers [B], or bool [B, C] where several are right.
+    """Logits [B, C] against class indices [B], or bool [B, C] with several correct classes.
 
     Args:
-        classes: C.
+        classes: number of classes C.
     """
 
     description = DESCRIPTION
@@ -38,7 +38,7 @@ class Classification(Task):
         return ClassPredictions()
 
     def view_average(self, predictions: Iterable[Tensor]) -> Tensor:
-        """The logarithm of the mean of the probabilities; the logits themselves of one view."""
+        """The logarithm of the mean probabilities over views; the logits if there is one view."""
         first, total, number = torch.empty(0), torch.empty(0), 0
         for number, logits in enumerate(predictions, 1):
             if number == 1:
@@ -48,10 +48,10 @@ class Classification(Task):
         return first if number == 1 else (total / number).log().float()
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        return rows  # of as many classes as the teacher has
+        return rows  # the teacher may have more classes
 
     def relative_difference(self, rows: Tensor, others: Tensor) -> float:
-        """As of any rows; a shift of all logits of an example makes no difference."""
+        """As in the base class, but invariant to a shift of all logits of an example."""
         centred = (logits - logits.mean(dim=-1, keepdim=True) for logits in (rows, others))
         return super().relative_difference(*centred)
 

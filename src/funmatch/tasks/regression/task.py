@@ -1,4 +1,4 @@
-"""Regression: a prediction is D numbers, as the label is."""
+"""Regression: a prediction, like a label, is D numbers."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from funmatch.tasks.regression.predictions import NumberPredictions
 
 
 def mean(predictions: Tensor, weights: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The weighted mean of K predictions [K, B, ...]: [B, ...]; no temperature changes it."""
+    """The weighted mean of K predictions [K, B, ...]: [B, ...]; temperature has no effect."""
     weights = weights.to(predictions)
     return torch.tensordot(weights / weights.sum(), predictions, dims=1)
 
@@ -19,7 +19,7 @@ class Regression(Task):
     """Predictions [B, D] against labels [B] (of one number) or [B, D], floating point.
 
     Args:
-        outputs: D.
+        outputs: number of outputs D.
     """
 
     description = DESCRIPTION
