@@ -14,7 +14,8 @@ from matplotlib import image
 from commands import QUICK, command, new_process, start
 from faults import inject
 from funmatch.runs.directory import Run
-from funmatch.tasks.description import CLASSIFICATION, columns
+from funmatch.tasks.classification.description import DESCRIPTION as CLASSIFICATION
+from funmatch.tasks.description import columns
 
 BUDGET = ("steps=6", "schedule.warmup_steps=2", "validate_every=3")
 SWEEP = ("-m", "recipe=fixed_teacher,consistent,function_matching")

@@ -14,7 +14,8 @@ from funmatch.analysis.seed_groups import group_runs
 from funmatch.analysis.training_curves import mean_curve
 from funmatch.config import identity
 from funmatch.runs.directory import Run
-from funmatch.tasks.description import CLASSIFICATION, columns
+from funmatch.tasks.classification.description import DESCRIPTION as CLASSIFICATION
+from funmatch.tasks.description import columns
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def leave(compose: Callable, tmp_path: Path) -> Callable[..., Path]:
         directory.mkdir()
         facts = {"recipe": cfg.recipe.name, "seed": cfg.seed, "epochs": float(cfg.epochs)}
         facts |= {"steps": cfg.epochs, "settings": identity.identity(cfg), "status": "completed"}
+        facts["task"] = CLASSIFICATION.as_json()
         Run(directory).write_summary({**facts, **figures})
         return directory
 

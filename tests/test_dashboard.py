@@ -24,7 +24,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.refuses, self.views = False, []  # type: ignore[var-annotated]
+        self.refuses, self.views, self.runs = False, [], []  # type: ignore[var-annotated]
 
     @property
     def address(self) -> str:
@@ -43,6 +43,8 @@ class Handler(BaseHTTPRequestHandler):
             (view,) = self.server.views
             edges = [{"node": {**view, "id": "Vm"}}]
             return self.answer(200, {"data": {"project": {"allViews": {"edges": edges}}}})
+        if "query Runs(" in asked["query"]:
+            return self.answer(200, {"data": {"project": runs_page(self.server.runs, asked)}})
         if "upsertView" not in asked["query"]:
             return self.answer(200, {"data": {"viewer": VIEWER}})
         self.server.views.append(asked["variables"])
@@ -57,6 +59,25 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: Any) -> None: ...
+
+
+def runs_page(configs: list[dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a query for runs, the newest first."""
+    assert asked["variables"]["order"] == "-created_at"
+    nodes = [
+        {
+            "name": f"run{number}",
+            "config": json.dumps({key: {"value": value} for key, value in config.items()}),
+            "summaryMetrics": "{}",
+        }
+        for number, config in enumerate(configs)
+    ]
+    edges = [{"node": node, "cursor": node["name"]} for node in nodes]
+    return {
+        "internalId": "1",
+        "runCount": len(nodes),
+        "runs": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}},
+    }
 
 
 @pytest.fixture
@@ -97,15 +118,21 @@ def spec_columns(spec: dict[str, Any]) -> list[str]:
     return [each.removeprefix("summary:") for each in columns if each.startswith("summary:")]
 
 
+def logged(home: Path, name: str) -> tuple[set[str], set[str], dict[str, Any]]:
+    """Metrics, figures and configuration of an offline W&B run."""
+    (file,) = (home / "logs" / name).glob("*/wandb/offline-run-*/*.wandb")
+    kept = records(file)
+    history = {i.key or i.nested_key[0] for r in kept for i in r.history.item}
+    summary = {i.key or i.nested_key[0] for r in kept for i in r.summary.update}
+    (run,) = [r.run for r in kept if r.HasField("run")]
+    return history, summary, {i.key: json.loads(i.value_json) for i in run.config.update}
+
+
 def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
     arguments = (*SHORT, "name=seen", "trainer.log_every_n_steps=2")
     assert command("train", *arguments, cwd=workplace).returncode == 0
-    (file,) = (workplace / "logs" / "seen").glob("*/wandb/offline-run-*/*.wandb")
-    kept = records(file)
-    logged = {i.key or i.nested_key[0] for r in kept for i in r.history.item}
-    summed = {i.key or i.nested_key[0] for r in kept for i in r.summary.update}
-    (run,) = [r.run for r in kept if r.HasField("run")]
-    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    history, summary, config = logged(workplace, "seen")
+    server.runs = [{}, {"data": "of another program"}, config]
 
     given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
     done = command("dashboard", "name=seen", cwd=workplace, **given)
@@ -116,8 +143,8 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
     assert view["displayName"] == "funmatch: seen"
     spec = json.loads(view["spec"])
     course, figures = shown(spec)
-    assert course <= logged, course - logged
-    assert figures <= summed, figures - summed
+    assert course <= history, course - history
+    assert figures <= summary, figures - summary
     assert len(course) >= 8
     assert len(figures) >= 8
     grouped = set(re.findall(r'"groupBy": "([^"]*)"', json.dumps(spec)))
@@ -131,6 +158,29 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
     second = server.views[1]
     assert (second["id"], second["displayName"]) == ("Vm", "funmatch: all runs")
     assert shown(json.loads(second["spec"])) == (course, figures)
+
+
+def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server) -> None:
+    arguments = (*SHORT, "data=digits_ink", "name=ink")
+    for script, more in {
+        "finetune": ("model=digits_student", "save_as=ink", "logger=none"),
+        "train": ("teacher=saved", "teacher.name=ink", "objective=mse"),
+    }.items():
+        done = command(script, *arguments, *more, cwd=workplace)
+        assert done.returncode == 0, done.stderr
+    history, summary, config = logged(workplace, "ink")
+    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
+    server.runs = [config]
+    done = command("dashboard", "name=ink", cwd=workplace, **given)
+    assert (done.returncode, done.stderr) == (0, "")
+    course, figures = shown(json.loads(server.views[-1]["spec"]))
+    assert course <= history, course - history
+    assert figures <= summary, figures - summary
+    assert {"student_test_mae", "teacher_test_mae", "rmse_to_teacher"} <= figures
+    config["data"]["task"] = {"_target_": "elsewhere.Task"}
+    refused = command("dashboard", cwd=workplace, **given)
+    assert refused.returncode == 1
+    assert "FUNMATCH_ALLOW=elsewhere" in refused.stderr
 
 
 def test_a_key_that_is_missing_or_refused_is_told_in_a_line(

@@ -14,14 +14,17 @@ from torch import Tensor
 
 from commands import QUICK, command
 from faults import inject
+from funmatch.analysis import summaries
 from funmatch.analysis.seed_groups import group_runs
 from funmatch.core.geometry import View
 from funmatch.data.datasets import digits
 from funmatch.data.sources import ArraySource
 from funmatch.runs.directory import Run
+from funmatch.tasks.classification.description import DESCRIPTION as CLASSIFICATION
 from funmatch.tasks.classification.task import Classification
-from funmatch.tasks.description import CLASSIFICATION, TaskDescription, columns
-from funmatch.tasks.regression.task import DESCRIPTION, Regression
+from funmatch.tasks.description import TaskDescription, columns
+from funmatch.tasks.regression.description import DESCRIPTION
+from funmatch.tasks.regression.task import Regression
 from funmatch.training.callbacks.best_student import step_of
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Shared
@@ -106,8 +109,10 @@ def test_a_description_survives_json(description: TaskDescription) -> None:
     assert TaskDescription.of(row) == description
 
 
-def test_a_summary_from_before_there_were_tasks_is_of_classification() -> None:
-    assert TaskDescription.of({}) is CLASSIFICATION
+def test_a_summary_from_before_there_were_tasks_is_of_classification(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"status": "completed", "seed": 0, "settings": {}}')
+    for row in (Run(tmp_path).result, *summaries.collect([tmp_path])):
+        assert TaskDescription.of(row) == CLASSIFICATION
     assert columns(CLASSIFICATION, CLASSIFICATION) == columns(CLASSIFICATION)
 
 

@@ -1,4 +1,4 @@
-"""A page about runs that needs nothing beside it: report.html."""
+"""HTML report over runs: report.html, one self-contained page."""
 
 import base64
 import html
@@ -35,8 +35,8 @@ pre { background: #f3f3f3; padding: .6rem; overflow-x: auto; font-size: .85rem; 
 nav ul { padding-left: 1.2rem; }
 .failed { border-left: 4px solid #b00; padding-left: .8rem; }
 """
-_WIDE = 2  # times as wide as high
-# Of a section: its picture, its title, and its caption; {score} and {agreement} are the task's.
+_WIDE_RATIO = 2  # of width to height
+# Sections: plot, title and caption; {score} and {agreement} are titles of the task.
 _FIGURES = {
     "comparison": (
         plots.comparison,
@@ -46,7 +46,7 @@ _FIGURES = {
     ),
     "learning": (
         plots.learning,
-        "{Score} in the course of training",
+        "{Score} during training",
         "{Score} on val, mean over seeds, of the longest runs of each recipe (as in figure 3 of "
         "the paper).",
     ),
@@ -58,34 +58,34 @@ _FIGURES = {
     ),
     "losses": (
         plots.losses,
-        "Train against val",
-        "What is minimised on training views, beside the distance to the teacher on val. A loss "
-        "that falls while the distance rises is learned by heart.",
+        "Training and validation",
+        "Loss on training views, and distance to the teacher on val. A loss that falls while the "
+        "distance rises means overfitting.",
     ),
     "calibration": (
         plots.calibration,
         "Calibration",
-        "Share of right answers against confidence on test, in 15 bins; on the diagonal a network "
-        "is as right as it is confident.",
+        "Accuracy against confidence on test, in 15 bins; on the diagonal a network is perfectly "
+        "calibrated.",
     ),
     "times": (
         plots.times,
         "Where the time goes",
-        "Seconds of a run, mean over seeds: asking the teacher, teaching the student, all else.",
+        "Seconds of a run, mean over seeds: the teacher, training the student, and the rest.",
     ),
 }
 
 
 def write(directory: Path, groups: Sequence[SeedGroup]) -> list[Path]:
-    """Writes report.html, with its figures and tables beside it; what was written."""
+    """Writes report.html with its figures and tables; returns the paths of all files."""
     drawn: list[Path] = []
     sections: list[str] = []
     tasks = by_task(groups)
-    for place, own in enumerate(tasks):
-        task, end = own[0].task, tables.suffix(place, own)
+    for index, own in enumerate(tasks):
+        task, end = own[0].task, tables.suffix(index, own)
         of = f" of {task.name}" if len(tasks) > 1 else ""
         score = task.score.title
-        words = {
+        titles = {
             "score": score,
             "Score": score[:1].upper() + score[1:],
             "agreement": task.agreement.title,
@@ -98,13 +98,13 @@ def write(directory: Path, groups: Sequence[SeedGroup]) -> list[Path]:
             if picture is None:
                 continue
             drawn.append(path)
-            title, caption = title.format(**words), caption.format(**words)
+            title, caption = title.format(**titles), caption.format(**titles)
             figure = _figure(picture, f"{title}. {caption}", caption)
             sections.append(_section(f"{name}{end}", f"{title}{of}", figure))
     sections += [
         _section("views", "What the networks saw", "\n".join(_views(groups))),
         _section("failed", "Failed runs", "\n".join(_failed(groups))),
-        _section("commands", "To repeat each run", "\n".join(_commands(groups))),
+        _section("commands", "Commands to repeat each run", "\n".join(_commands(groups))),
     ]
     page = directory / "report.html"
     atomic_files.write(page, _page([text for text in sections if text]))
@@ -143,7 +143,7 @@ def _figure(picture: bytes, alt: str, caption: str) -> str:
     source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     image = f'<img src="{source}" alt="{html.escape(alt)}">'
     width, height = struct.unpack(">II", picture[16:24])
-    if width > _WIDE * height:  # on a phone it is to be scrolled, not shrunk
+    if width > _WIDE_RATIO * height:  # scrolled on a phone, not shrunk
         image = f'<div class="wide" tabindex="0" role="region" aria-label="figure">{image}</div>'
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
@@ -153,29 +153,29 @@ def _results(groups: Sequence[SeedGroup]) -> str:
     head = (*tables.head(task), f"{task.score.title}, 95 % interval")
     rows = [[*tables.row(g), _interval(g)] for g in groups]
     caption = (
-        "On test, mean ± sample standard deviation over seeds; the interval is that of the mean, "
-        f"by Student's law. {task.note}"
+        "On test, mean ± sample standard deviation over seeds, and the confidence interval of the "
+        f"mean (Student's t). {task.note}"
     )
     errors = [_error(g) for g in groups]
     if any(error is not None for error in errors):
         head = (*head, "calibration error")
         rows = [[*row, error or "–"] for row, error in zip(rows, errors, strict=True)]
-        caption += " Calibration error: expected, of the student."
+        caption += " Calibration error: expected calibration error of the student."
     return _table(head, rows, caption)
 
 
 def _interval(group: SeedGroup) -> str:
-    found = group.interval(group.score)
-    if found is None:
+    interval = group.interval(group.score)
+    if interval is None:
         return "–"
-    bounds = zip(found, group.task.bounds, (max, min), strict=True)
+    bounds = zip(interval, group.task.bounds, (max, min), strict=True)
     low, high = (end if bound is None else within(end, bound) for end, bound, within in bounds)
     return f"{low:.3f} to {high:.3f}"
 
 
 def _error(group: SeedGroup) -> str | None:
-    known = [calibration_error(bins) for bins in reliability_diagrams(group)]
-    return f"{statistics.fmean(known):.3f}" if known else None
+    errors = [calibration_error(diagram) for diagram in reliability_diagrams(group)]
+    return f"{statistics.fmean(errors):.3f}" if errors else None
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str) -> str:
@@ -192,7 +192,7 @@ def _table(head: Iterable[str], rows: Iterable[Sequence[str]], caption: str) -> 
 
 
 def _views(groups: Sequence[SeedGroup]) -> Iterator[str]:
-    """Of one run of each recipe."""
+    """Figures of views.png, of one run of each recipe."""
     seen = set[str]()
     for g in groups:
         path = g.rows[0]["directory"] / "views.png"
@@ -200,14 +200,14 @@ def _views(groups: Sequence[SeedGroup]) -> Iterator[str]:
             continue
         seen.add(g.recipe)
         caption = f"{g.recipe}: the first images of the first step, seed {g.rows[0]['seed']}"
-        networks = "a row of images for each network: the teacher's above the student's"
+        networks = "a row of images for each network, the teacher above the student"
         yield _figure(path.read_bytes(), f"{caption}; {networks}", caption)
 
 
 def _failed(groups: Sequence[SeedGroup]) -> Iterator[str]:
     for row in _each(groups):
         if row["status"] != "completed":
-            reason = row.get("error") or "not finished; the same command goes on"
+            reason = row.get("error") or "not finished; the same command resumes it"
             run, status = html.escape(str(row["run"])), html.escape(str(row["status"]))
             text = f"<strong>{run}</strong> ({status}): {html.escape(reason)}"
             yield f'<p class="failed">{text}</p>'
@@ -215,8 +215,8 @@ def _failed(groups: Sequence[SeedGroup]) -> Iterator[str]:
 
 def _commands(groups: Sequence[SeedGroup]) -> Iterator[str]:
     for row in _each(groups):
-        if (typed := command(row)) is not None:
-            line = shlex.join(["funmatch", *typed])
+        if (arguments := command(row)) is not None:
+            line = shlex.join(["funmatch", *arguments])
             title = f"{row['recipe']}, {format_epochs(row['epochs'])} epochs, seed {row['seed']}"
             title = html.escape(title)
             yield f"<details><summary>{title}</summary><pre>{html.escape(line)}</pre></details>"

@@ -1,4 +1,4 @@
-"""What runs have come to, as pictures: each a PNG, to be told apart without colour too."""
+"""Plots over runs as PNG images, legible without colour too."""
 
 import io
 import math
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FEW = 10  # images: a share of fewer says little
+_MIN_BIN_IMAGES = 10  # the accuracy of a bin with fewer images is mostly noise
 _MARKERS = "osD^vP*X"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-# Okabe and Ito's colours, for all eyes, from dark to light.
+# The colour-blind safe palette of Okabe and Ito, from dark to light.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def comparison(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Score and agreement per recipe, and score against epochs, of finished runs of one task."""
+    """Score and agreement per recipe, and score against epochs, of completed runs of one task."""
     groups = [g for g in groups if g.completed]
     if not groups:
         return None
@@ -41,25 +41,29 @@ def comparison(groups: Sequence[SeedGroup]) -> bytes | None:
     longest = max(len(line) for name in names for line in name.splitlines())
     width = 4.4 * (len(columns) + (len(budgets) > 1)) + 0.09 * longest
     drawing, axes = _sheet(len(columns) + (len(budgets) > 1), width, 0.45 * len(labels) + 2.6)
-    for place, (axis, (column, title)) in enumerate(zip(axes, columns.items(), strict=False)):
+    for index, (axis, (column, title)) in enumerate(zip(axes, columns.items(), strict=False)):
         _dots(axis, groups, labels, budgets, column)
         axis.set_title(title)
-        axis.set_yticks(range(len(labels)), [""] * len(labels) if place else names)
+        axis.set_yticks(range(len(labels)), [""] * len(labels) if index else names)
     if len(budgets) > 1:
         _against_budget(axes[-1], groups)
         axes[-1].legend(fontsize="small", loc="best")
     for teacher in _teachers(groups):
         axes[0].axvline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
     handles, texts = axes[0].get_legend_handles_labels()
-    known = dict(zip(texts, handles, strict=True))  # several teachers share one entry
+    entries = dict(zip(texts, handles, strict=True))  # several teachers share one entry
     drawing.legend(
-        known.values(), known.keys(), loc="outside lower center", ncols=len(known), frameon=False
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=len(entries),
+        frameon=False,
     )
     return _png(drawing)
 
 
 def patience(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Test score against the length of training, beside the teacher's; None for a single length.
+    """Test score of student and teacher against the length of training; None for a single length.
 
     Source: Beyer et al. 2022, fig. 4.
     """
@@ -76,65 +80,65 @@ def patience(groups: Sequence[SeedGroup]) -> bytes | None:
 
 
 def learning(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Score on val in the course of training, each recipe at its longest.
+    """Training curves: score on val, of the longest runs of each recipe.
 
     Source: Beyer et al. 2022, fig. 3.
     """
     score = groups[0].task.score
-    return _courses(_longest(groups), {f"val/{score.metric}": f"val {score.title}"})
+    return _curves(_longest(groups), {f"val/{score.metric}": f"val {score.title}"})
 
 
 def losses(groups: Sequence[SeedGroup]) -> bytes | None:
-    """What is minimised on training views, and the distance to the teacher on val."""
+    """Training loss, and the distance to the teacher on val."""
     distance = groups[0].task.distance
     columns = {
         "train/loss": "loss on training views",
         f"val/{distance.metric}": f"{distance.title} on val",
     }
-    return _courses(_longest(groups), columns, log=True)
+    return _curves(_longest(groups), columns, log=True)
 
 
 def calibration(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Accuracy against confidence of students and of a teacher, on test."""
-    found = {g.label: seeds for g in _longest(groups) if (seeds := reliability_diagrams(g))}
-    if not found:
+    """Reliability diagram: accuracy of students against their confidence, on test."""
+    diagrams = {g.label: seeds for g in _longest(groups) if (seeds := reliability_diagrams(g))}
+    if not diagrams:
         return None
     drawing, (axis,) = _sheet(1, 6.5, 5)
-    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="as right as confident")
-    for place, (label, seeds) in enumerate(found.items()):
-        confidence, right, count = np.sum(seeds, axis=0)
-        shown = count >= _FEW
-        mean = confidence[shown] / count[shown], right[shown] / count[shown]
-        axis.plot(*mean, **_style(place), label=label)
+    axis.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="perfectly calibrated")
+    for index, (label, seeds) in enumerate(diagrams.items()):
+        confidence, correct, count = np.sum(seeds, axis=0)
+        shown = count >= _MIN_BIN_IMAGES
+        mean = confidence[shown] / count[shown], correct[shown] / count[shown]
+        axis.plot(*mean, **_style(index), label=label)
     axis.set_xlabel("confidence of the student")
-    axis.set_ylabel("share that is right")
+    axis.set_ylabel("accuracy")
     axis.set_aspect("equal")
     _legend(drawing, axis)
     return _png(drawing)
 
 
 def times(groups: Sequence[SeedGroup]) -> bytes | None:
-    """Where the time of a run goes: the teacher, the student, the rest."""
+    """Seconds of a run spent in the teacher, in the student and elsewhere."""
     groups = [g for g in groups if g.mean("wall_seconds")]
     if not groups:
         return None
     drawing, (axis,) = _sheet(1, 8, 0.4 * len(groups) + 1.6)
-    places, left = np.arange(len(groups)), np.zeros(len(groups))
+    rows, left = np.arange(len(groups)), np.zeros(len(groups))
     wall = np.array([g.mean("wall_seconds") or 0.0 for g in groups])
     parts = {
         name: np.array([g.mean(f"{name}_seconds") or 0.0 for g in groups])
         for name in ("teacher", "student")
     }
-    parts["data, validation, the rest"] = np.maximum(wall - sum(parts.values()), 0)
+    parts["data, validation and the rest"] = np.maximum(wall - sum(parts.values()), 0)
     for (name, seconds), colour, hatch in zip(
         parts.items(), ("0.25", "0.6", "0.9"), ("", "///", ""), strict=True
     ):
         axis.barh(
-            places, seconds, left=left, color=colour, hatch=hatch, edgecolor="black", label=name
+            rows, seconds, left=left, color=colour, hatch=hatch, edgecolor="black", label=name
         )
         left = left + seconds
     axis.set_yticks(
-        places, [textwrap.fill(f"{g.label}, {format_epochs(g.epochs)} epochs", 40) for g in groups]
+        rows, [textwrap.fill(f"{g.label}, {format_epochs(g.epochs)} epochs", 40) for g in groups]
     )
     axis.invert_yaxis()
     axis.set_xlabel("seconds")
@@ -143,33 +147,33 @@ def times(groups: Sequence[SeedGroup]) -> bytes | None:
 
 
 def _longest(groups: Iterable[SeedGroup]) -> list[SeedGroup]:
-    """Of each label the group with the most epochs."""
-    found: dict[str, SeedGroup] = {}
+    """The group with the most epochs for each label."""
+    longest: dict[str, SeedGroup] = {}
     for g in groups:
-        if g.label not in found or g.epochs > found[g.label].epochs:
-            found[g.label] = g
-    return list(found.values())
+        if g.label not in longest or g.epochs > longest[g.label].epochs:
+            longest[g.label] = g
+    return list(longest.values())
 
 
 def _teachers(groups: Iterable[SeedGroup]) -> set[float]:
     return {mean for g in groups if (mean := g.mean(g.task.teacher_score)) is not None}
 
 
-def _courses(
+def _curves(
     groups: Sequence[SeedGroup], columns: dict[str, str], log: bool = False
 ) -> bytes | None:
-    """A panel for each column of metrics.csv that some run has, with the mean over seeds."""
-    courses = {
+    """One panel of training curves, means over seeds, for each column that metrics.csv has."""
+    panels = {
         column: {g.label: curve for g in groups if (curve := mean_curve(g, column))}
         for column in columns
     }
-    courses = {column: found for column, found in courses.items() if found}
-    if not courses:
+    panels = {column: curves for column, curves in panels.items() if curves}
+    if not panels:
         return None
-    drawing, axes = _sheet(len(courses), 5.5 * len(courses) + 1.5, 4.2)
+    drawing, axes = _sheet(len(panels), 5.5 * len(panels) + 1.5, 4.2)
     labels = [g.label for g in groups]
-    for axis, (column, found) in zip(axes, courses.items(), strict=True):
-        for label, (epochs, values) in found.items():
+    for axis, (column, curves) in zip(axes, panels.items(), strict=True):
+        for label, (epochs, values) in curves.items():
             axis.plot(
                 epochs, values, **{**_style(labels.index(label)), "markevery": 0.2}, label=label
             )
@@ -189,15 +193,15 @@ def _dots(
     budgets: Sequence[float],
     column: str,
 ) -> None:
-    """Means with standard deviations, a row per recipe, a mark per budget."""
-    for place, epochs in enumerate(budgets):
+    """Means with standard deviations: a row per recipe, a marker per length of training."""
+    for index, epochs in enumerate(budgets):
         shown = [g for g in groups if g.epochs == epochs and g.mean(column) is not None]
-        shift = 0.22 * (place - (len(budgets) - 1) / 2)
+        shift = 0.22 * (index - (len(budgets) - 1) / 2)
         axis.errorbar(
             [g.mean(column) or 0.0 for g in shown],
             [labels.index(g.label) + shift for g in shown],
             xerr=[g.deviation(column) or 0.0 for g in shown],
-            **{**_style(place), "linestyle": "none"},
+            **{**_style(index), "linestyle": "none"},
             capsize=3,
             label=f"{format_epochs(epochs)} epochs",
         )
@@ -207,17 +211,17 @@ def _dots(
 
 
 def _against_budget(axis: "Axes", groups: Sequence[SeedGroup]) -> None:
-    """Test score against the length of training; points side by side so that none hides another."""
+    """Test score against the length of training; points are shifted so that none hides another."""
     labels = list(dict.fromkeys(g.label for g in groups))
     budgets = sorted({g.epochs for g in groups})
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         own = [g for g in groups if g.label == label and g.mean(g.score) is not None]
-        nudge = 1.04 ** (place - (len(labels) - 1) / 2)
+        nudge = 1.04 ** (index - (len(labels) - 1) / 2)
         axis.errorbar(
             [g.epochs * nudge for g in own],
             [g.mean(g.score) or 0.0 for g in own],
             yerr=[g.deviation(g.score) or 0.0 for g in own],
-            **_style(place),
+            **_style(index),
             capsize=3,
             label=label,
         )
@@ -225,15 +229,15 @@ def _against_budget(axis: "Axes", groups: Sequence[SeedGroup]) -> None:
     axis.set_xticks(budgets, [*map(format_epochs, budgets)])
     axis.minorticks_off()
     axis.set_xlabel("epochs")
-    axis.set_title(f"test {groups[0].task.score.title} against patience")
+    axis.set_title(f"test {groups[0].task.score.title} against length of training")
     axis.grid(alpha=0.3)
 
 
-def _style(place: int) -> dict[str, Any]:
+def _style(index: int) -> dict[str, Any]:
     return {
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": _LINES[place % len(_LINES)],
-        "color": _COLOURS[place % len(_COLOURS)],
+        "marker": _MARKERS[index % len(_MARKERS)],
+        "linestyle": _LINES[index % len(_LINES)],
+        "color": _COLOURS[index % len(_COLOURS)],
         "markersize": 5,
     }
 
@@ -252,11 +256,11 @@ def _sheet(panels: int, width: float, height: float) -> tuple["Figure", list["Ax
 
 def _legend(drawing: "Figure", axis: "Axes") -> None:
     handles, texts = axis.get_legend_handles_labels()
-    known = {textwrap.fill(t, 60): h for t, h in zip(texts, handles, strict=True)}
-    columns = max(1, min(3, len(known), math.floor(110 / max(map(len, known)))))
+    entries = {textwrap.fill(t, 60): h for t, h in zip(texts, handles, strict=True)}
+    columns = max(1, min(3, len(entries), math.floor(110 / max(map(len, entries)))))
     drawing.legend(
-        known.values(),
-        known.keys(),
+        entries.values(),
+        entries.keys(),
         loc="outside lower center",
         ncols=columns,
         frameon=False,

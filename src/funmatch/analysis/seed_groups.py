@@ -1,4 +1,4 @@
-"""Runs that differ in their seed only, as one measurement."""
+"""Seed groups: runs that differ only in their seed, as one measurement."""
 
 import json
 import math
@@ -12,19 +12,19 @@ from typing import Any
 from funmatch.analysis import summaries
 from funmatch.tasks.description import TaskDescription
 
-# The order in which the paper tells the story.
+# The order in which the paper presents them.
 _RECIPE_ORDER = ("labels", "fixed_teacher", "independent_noise", "consistent", "function_matching")
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs that differ in their seed only.
+    """Runs that differ only in their seed.
 
     Attributes:
-        recipe: of all of them.
-        epochs: of all of them.
-        variant: what else sets the group apart from others with this recipe, as key=value.
-        rows: their summaries, each with its `directory`.
+        recipe: name of the recipe.
+        epochs: length of training.
+        variant: other settings in which groups with this recipe differ, as key=value.
+        rows: summaries of the runs, each with its `directory`.
     """
 
     recipe: str
@@ -38,7 +38,7 @@ class SeedGroup:
 
     @property
     def task(self) -> TaskDescription:
-        """The names of its figures."""
+        """Description of the task of the runs."""
         return TaskDescription.of(self.rows[0])
 
     @property
@@ -51,7 +51,7 @@ class SeedGroup:
         return [row for row in self.rows if row["status"] == "completed"]
 
     def mean(self, column: str) -> float | None:
-        """Over the seeds that completed, or None."""
+        """Mean over the completed seeds; None if no run has measured the column."""
         values = self._values(column)
         return statistics.fmean(values) if values else None
 
@@ -61,15 +61,15 @@ class SeedGroup:
         return statistics.stdev(values) if len(values) > 1 else None
 
     def interval(self, column: str) -> tuple[float, float] | None:
-        """Where the mean lies with 95 %, by Student's law; None for fewer than two seeds."""
+        """95 % confidence interval of the mean (Student's t); None for fewer than two seeds."""
         from scipy import stats  # half a second, which only a report needs
 
         mean, deviation = self.mean(column), self.deviation(column)
         if mean is None or deviation is None:
             return None
         number = len(self._values(column))
-        reach = float(stats.t.ppf(0.975, number - 1)) * deviation / math.sqrt(number)
-        return mean - reach, mean + reach
+        half_width = float(stats.t.ppf(0.975, number - 1)) * deviation / math.sqrt(number)
+        return mean - half_width, mean + half_width
 
     def text(self, column: str, style: str) -> str:
         """Mean ± standard deviation."""
@@ -84,14 +84,14 @@ class SeedGroup:
 
 def group_runs(directories: Iterable[Path]) -> list[SeedGroup]:
     """All runs in or below some directories, grouped over seeds."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
     for row in summaries.collect(directories):
         key = json.dumps({k: v for k, v in row["settings"].items() if k != "seed"}, sort_keys=True)
-        seeds = found.setdefault(key, {})
-        # A run that was made under two names is one measurement, not two.
+        seeds = runs.setdefault(key, {})
+        # The same run under two names is one measurement, not two.
         if row["seed"] not in seeds or row["status"] == "completed":
             seeds[row["seed"]] = row
-    settings = {key: dict(_flat(json.loads(key))) for key in found}
+    settings = {key: dict(_flat(json.loads(key))) for key in runs}
     groups = [
         SeedGroup(
             settings[key]["recipe.name"],
@@ -99,28 +99,28 @@ def group_runs(directories: Iterable[Path]) -> list[SeedGroup]:
             _variant(settings[key], settings.values()),
             tuple(seeds[seed] for seed in sorted(seeds)),
         )
-        for key, seeds in found.items()
+        for key, seeds in runs.items()
     ]
     return sorted(groups, key=lambda g: (g.epochs, _rank(g.recipe), _natural(g.variant)))
 
 
 def by_task(groups: Iterable[SeedGroup]) -> list[list[SeedGroup]]:
-    """The groups of each task, whose figures cannot be compared with those of another."""
-    found: dict[str, list[SeedGroup]] = {}
+    """The groups of each task; figures of different tasks cannot be compared."""
+    tasks: dict[str, list[SeedGroup]] = {}
     for group in groups:
-        found.setdefault(group.task.name, []).append(group)
-    return list(found.values())
+        tasks.setdefault(group.task.name, []).append(group)
+    return list(tasks.values())
 
 
 def format_epochs(epochs: float) -> str:
-    """Whole epochs; a run of whole steps may end some images later."""
+    """Epochs as text, rounded: whole steps may end some images after a whole epoch."""
     return f"{epochs:.0f}" if epochs >= 10 else f"{epochs:.3g}"
 
 
 def _natural(text: str) -> list[tuple[float, str]]:
-    """Sorts 2 before 10."""
+    """Sort key that orders numbers in a text by value: 2 before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
-    return [(float(p), "") if place % 2 else (0.0, p) for place, p in enumerate(parts)]
+    return [(float(p), "") if index % 2 else (0.0, p) for index, p in enumerate(parts)]
 
 
 def _rank(recipe: str) -> tuple[int, str]:
@@ -136,14 +136,16 @@ def _flat(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _variant(own: dict[str, Any], every: Iterable[dict[str, Any]]) -> str:
-    """The settings in which runs of this recipe differ, budgets apart."""
-    alike = [other for other in every if other["recipe.name"] == own["recipe.name"]]
-    as_long = [other for other in alike if other["steps"] == own["steps"]]
+    """The settings in which runs of this recipe differ, other than the length of training."""
+    same_recipe = [other for other in every if other["recipe.name"] == own["recipe.name"]]
+    same_length = [other for other in same_recipe if other["steps"] == own["steps"]]
     varied = [
         key
         for key in own
-        # A warm-up may follow from the budget.
-        if any(o.get(key) != own[key] for o in (as_long if key.endswith("steps") else alike))
+        # The warm-up may depend on the length of training.
+        if any(
+            o.get(key) != own[key] for o in (same_length if key.endswith("steps") else same_recipe)
+        )
     ]
     shown = {key.removesuffix("._target_"): str(own[key]) for key in varied}
     for key in (key for key in varied if key.endswith("._target_")):

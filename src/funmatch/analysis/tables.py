@@ -1,4 +1,4 @@
-"""Runs side by side: tables over recipes, budgets and seeds."""
+"""Tables that compare runs: recipes, lengths of training and seeds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from funmatch.tasks.description import TaskDescription
 _STYLE = "{:.3f}"
 _NOTE = "On test, mean ± sample standard deviation over seeds."
 
-_RECIPE = 17  # columns of the terminal, for function_matching
-_LEAST = 80  # that the table takes, with longer names in several lines
+_MIN_RECIPE_WIDTH = 17  # characters, for function_matching
+_MIN_WIDTH = 80  # characters of the table; longer names are wrapped
 
 
 def print_table(groups: Sequence[SeedGroup]) -> None:
     """Prints the table that ends a sweep."""
     console = Console()
-    console.width = max(console.width, _LEAST if console.is_terminal else 120)
+    console.width = max(console.width, _MIN_WIDTH if console.is_terminal else 120)
     for own in by_task(groups):
         console.print(_table(own))
         if line := _best(own):
@@ -29,19 +29,18 @@ def print_table(groups: Sequence[SeedGroup]) -> None:
 
 
 def _best(groups: Sequence[SeedGroup]) -> str:
-    """Which settings to choose: test is no place to choose by."""
+    """The best settings on val, as a line of text; they are never chosen on test."""
     task = groups[0].task
-    scores = {place: g.mean(task.student_score("val")) for place, g in enumerate(groups)}
-    known = {place: score for place, score in scores.items() if score is not None}
-    if len(known) < 2:
+    means = [(g.mean(task.student_score("val")), g) for g in groups]
+    scores = [(score, g) for score, g in means if score is not None]
+    if len(scores) < 2:
         return ""
-    place = max(known, key=lambda each: task.score.rank(known[each]))
-    best = groups[place]
-    return f"best on val ({known[place]:.3f}): {best.label}, {format_epochs(best.epochs)} epochs"
+    score, best = max(scores, key=lambda pair: task.score.rank(pair[0]))
+    return f"best on val ({score:.3f}): {best.label}, {format_epochs(best.epochs)} epochs"
 
 
 def head(task: TaskDescription) -> tuple[str, ...]:
-    """The heads of a table over runs of a task."""
+    """The column heads of a table over runs of a task."""
     return ("epochs", "recipe", "seeds", *task.table)
 
 
@@ -55,25 +54,25 @@ def _table(groups: Sequence[SeedGroup]) -> Table:
     )
     for title in head(groups[0].task):
         left = title in ("recipe", "seeds")
-        fold = title == "recipe"  # numbers are never cut
+        fold = title == "recipe"  # numbers are never wrapped
         table.add_column(
             title,
             justify="left" if left else "right",
             no_wrap=not fold,
             overflow="fold",
-            min_width=_RECIPE if fold else None,
+            min_width=_MIN_RECIPE_WIDTH if fold else None,
         )
-    before = None
+    previous = None
     for g in groups:
-        if before not in (None, g.epochs):
+        if previous not in (None, g.epochs):
             table.add_row()
-        before = g.epochs
+        previous = g.epochs
         table.add_row(*row(g))
     return table
 
 
 def row(g: SeedGroup) -> list[str]:
-    """A row of the table: what stands below `head`."""
+    """A row of the table: the cells below `head`."""
     others = [row["status"] for row in g.rows if row["status"] != "completed"]
     seeds = [f"{len(g.completed)} done" if others else str(len(g.completed))]
     seeds += [f"{others.count(status)} {status}" for status in sorted(set(others))]
@@ -82,7 +81,7 @@ def row(g: SeedGroup) -> list[str]:
 
 
 def markdown(groups: Sequence[SeedGroup]) -> str:
-    """summary.md: the same table, and what failed."""
+    """The content of summary.md: the same table, then the failed runs."""
     lines: list[str] = []
     for own in by_task(groups):
         heads = head(own[0].task)
@@ -95,7 +94,7 @@ def markdown(groups: Sequence[SeedGroup]) -> str:
 
 
 def write_and_print(directory: Path) -> None:
-    """Ends a command: writes and prints what the runs of a directory have come to."""
+    """Writes and prints the tables over the runs of a directory, at the end of a command."""
     groups = group_runs([directory])
     write(directory, groups)
     print_table(groups)
@@ -103,24 +102,24 @@ def write_and_print(directory: Path) -> None:
 
 
 def tables(directory: Path, groups: Sequence[SeedGroup]) -> list[Path]:
-    """Writes summary.csv and summary.md; what was written."""
-    found = {
+    """Writes summary.csv and summary.md; returns their paths."""
+    texts = {
         "summary.csv": summaries.table(row for g in groups for row in g.rows),
         "summary.md": markdown(groups),
     }
-    for name, text in found.items():
+    for name, text in texts.items():
         atomic_files.write(directory / name, text)
-    return [directory / name for name in found]
+    return [directory / name for name in texts]
 
 
 def write(directory: Path, groups: Sequence[SeedGroup]) -> None:
     """Writes summary.csv, summary.md and comparison.png."""
     tables(directory, groups)
-    for place, own in enumerate(by_task(groups)):
-        path = directory / f"comparison{suffix(place, own)}.png"
-        atomic_files.write_or_remove(path, plots.comparison(own))
+    for index, task_groups in enumerate(by_task(groups)):
+        path = directory / f"comparison{suffix(index, task_groups)}.png"
+        atomic_files.write_or_remove(path, plots.comparison(task_groups))
 
 
-def suffix(place: int, groups: Sequence[SeedGroup]) -> str:
-    """What the file names of a task's figures end with, where there are several tasks."""
-    return f"-{groups[0].task.name}" if place else ""
+def suffix(index: int, groups: Sequence[SeedGroup]) -> str:
+    """Suffix of the file names of a task's figures: the name of every task but the first."""
+    return f"-{groups[0].task.name}" if index else ""

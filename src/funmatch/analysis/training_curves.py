@@ -14,16 +14,16 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def mean_curve(group: SeedGroup, column: str) -> Curve | None:
-    """The mean over seeds of a column of metrics.csv, in the course of training."""
+    """The mean over seeds of a column of metrics.csv, against epochs; None without data."""
     curves = []
-    for row in group.completed or group.rows:  # one that stopped early would cut them all
-        found = [
+    for row in group.completed or group.rows:  # an unfinished run would shorten the curve
+        points = [
             (int(line["step"]), float(line[column]))
             for line in _read(row["directory"] / "metrics.csv")
             if line.get(column)
         ]
-        if len(found) > 1:
-            steps, values = np.array(found, dtype=float).T
+        if len(points) > 1:
+            steps, values = np.array(points, dtype=float).T
             curves.append((steps * row["epochs"] / row["steps"], values))
     if not curves:
         return None
@@ -33,30 +33,30 @@ def mean_curve(group: SeedGroup, column: str) -> Curve | None:
 
 
 def reliability_diagram(directory: Path) -> NDArray[np.float64] | None:
-    """Sums over the images of each bin of confidence: confidence, right answers, images; [3, 15].
+    """Sums over the images of each confidence bin: [3, 15].
 
-    None where there are no labels, or predictions without a confidence.
+    The rows are confidence, correct predictions and images. None without labels or confidences.
     """
     rows = [row for row in _read(directory / "predictions.csv") if row["label"] and row["student"]]
     if not rows or "student_confidence" not in rows[0]:
         return None
     confidence = np.array([float(row["student_confidence"]) for row in rows])
-    right = np.array([row["student"] == row["label"] for row in rows], dtype=float)
-    place = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    sums = (np.bincount(place, weights, _BINS) for weights in (confidence, right, None))
+    correct = np.array([row["student"] == row["label"] for row in rows], dtype=float)
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    sums = (np.bincount(bins, weights, _BINS) for weights in (confidence, correct, None))
     return np.stack([s.astype(float) for s in sums])
 
 
 def reliability_diagrams(group: SeedGroup) -> list[NDArray[np.float64]]:
-    """Those of the finished runs of a group that have labels and confidences."""
-    found = (reliability_diagram(row["directory"]) for row in group.completed)
-    return [bins for bins in found if bins is not None]
+    """Reliability diagrams of the completed runs of a group with labels and confidences."""
+    diagrams = (reliability_diagram(row["directory"]) for row in group.completed)
+    return [diagram for diagram in diagrams if diagram is not None]
 
 
-def calibration_error(bins: NDArray[np.float64]) -> float:
+def calibration_error(diagram: NDArray[np.float64]) -> float:
     """Expected calibration error: mean distance of confidence and accuracy, over images."""
-    confidence, right, count = bins
-    return float(np.abs(confidence - right).sum() / count.sum())
+    confidence, correct, count = diagram
+    return float(np.abs(confidence - correct).sum() / count.sum())
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -1,6 +1,11 @@
-"""A saved view of a W&B project: recipes side by side, patience, fidelity, what was seen."""
+"""Saved view (workspace) of a W&B project: panels that compare recipes in the figures of a task."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
 
 import wandb
+from omegaconf import OmegaConf
 from wandb_workspaces.reports.v2.interface import (
     BarPlot,
     Config,
@@ -12,50 +17,67 @@ from wandb_workspaces.reports.v2.interface import (
 )
 from wandb_workspaces.workspaces import Metric, RunsetSettings, Section, Workspace
 
-from funmatch.tasks.description import CLASSIFICATION, TaskDescription
+from funmatch.runtime import allowlist
+from funmatch.tasks.base import Task
+from funmatch.tasks.classification.description import DESCRIPTION as CLASSIFICATION
+from funmatch.tasks.description import TaskDescription
 from funmatch.training.loggers.wandb import STEP
 
 _RECIPE = Config("recipe.name")
+_MAX_RUNS_READ = 50  # the newest, one page of the server's answer
 
 
-def write(
-    project: str,
-    *,
-    entity: str | None,
-    group: str | None,
-    view: str | None,
-    task: TaskDescription = CLASSIFICATION,
-) -> str:
-    """Saves the view; returns its address.
+def write(project: str, *, entity: str | None, group: str | None, view: str | None) -> str:
+    """Saves a workspace view of a W&B project and returns its URL.
 
     Args:
-        project: of the runs, in W&B.
-        entity: user or team; None: as the key or WANDB_ENTITY says.
-        group: of the runs that it shows at first; None: all.
-        view: that is written over: what follows nw= in its address; None: a new one.
-        task: of the runs.
+        project: name of the W&B project.
+        entity: user or team; None: the one that WANDB_ENTITY or the API key names.
+        group: W&B group that the view is filtered by; None: all runs.
+        view: ID of a view to overwrite, as after nw= in its URL; None: a new view.
 
     Raises:
-        wandb.errors.Error: W&B cannot be reached, or refuses the key.
+        wandb.errors.Error: W&B cannot be reached or refuses the key.
+        ValueError: the project does not exist, or its runs name a task that is not allowed.
     """
     api = wandb.Api()
-    place = entity or api.settings["entity"] or api.default_entity  # the second is WANDB_ENTITY
+    owner = entity or api.settings["entity"] or api.default_entity  # the second is WANDB_ENTITY
+    filters = {"group": group} if group else {}
+    runs = api.runs(f"{owner}/{project}", filters=filters, order="-created_at", lazy=False)
+    task = _task(islice(runs, _MAX_RUNS_READ))
     if view is None:
-        workspace = Workspace(entity=str(place), project=project)
+        workspace = Workspace(entity=str(owner), project=project)
     else:
-        workspace = Workspace.from_url(f"{api.settings['base_url']}/{place}/{project}?nw={view}")
+        workspace = Workspace.from_url(f"{api.settings['base_url']}/{owner}/{project}?nw={view}")
     workspace.name = f"funmatch: {group or 'all runs'}"
-    workspace.sections = sections(task)
-    chosen = [Metric("Group") == group] if group else []
+    workspace.sections = _sections(task)
     shown = (task.student_score("test"), task.teacher_score, *_distances(task), "epochs")
-    columns = [f"summary:{column}" for column in shown]
-    workspace.runset_settings = RunsetSettings(filters=chosen, pinned_columns=columns)
+    workspace.runset_settings = RunsetSettings(
+        filters=[Metric("Group") == group] if group else [],
+        pinned_columns=[f"summary:{column}" for column in shown],
+    )
     workspace.save()  # type: ignore[no-untyped-call]
     return str(workspace.url)
 
 
-def sections(task: TaskDescription = CLASSIFICATION) -> list[Section]:
-    """The panels, each over all runs that are shown; they show the figures of a task."""
+def _task(runs: Iterable[Any]) -> TaskDescription:
+    """The task of the first W&B run whose configuration names one; classification if none does.
+
+    Raises:
+        ValueError: the task is not on the allowlist.
+    """
+    for run in runs:
+        data = run.config.get("data")
+        if isinstance(data, Mapping) and data.get("task"):
+            cfg = OmegaConf.create({"data": {"task": data["task"]}})
+            allowlist.check(cfg)  # the configuration comes from a server
+            task: Task = allowlist.instantiate(cfg.data.task)
+            return task.description
+    return CLASSIFICATION
+
+
+def _sections(task: TaskDescription) -> list[Section]:
+    """Sections of panels that show the figures of a task, over all runs of the view."""
     score, test, teacher = task.score, task.student_score("test"), task.teacher_score
     title = _capital(score.title)
     agreement = task.agreement
@@ -68,15 +90,15 @@ def sections(task: TaskDescription = CLASSIFICATION) -> list[Section]:
             panels=[
                 _bars(f"{title} on test", test, teacher),
                 _bars(f"{_capital(agreement.title)} on test", agreement.metric),
-                _course(f"{title} on val", f"val/{score.metric}", f"val/{of_teacher}"),
-                _course("Loss on training views", "train/loss"),
+                _curve(f"{title} on val", f"val/{score.metric}", f"val/{of_teacher}"),
+                _curve("Loss on training views", "train/loss"),
             ],
         ),
         Section(
             name="Patience",
             is_open=True,
             panels=[
-                _against_length(f"{_capital(name)} against the length of training", column)
+                _over_epochs(f"{_capital(name)} against the length of training", column)
                 for column, name in lengths.items()
             ],
         ),
@@ -85,7 +107,7 @@ def sections(task: TaskDescription = CLASSIFICATION) -> list[Section]:
             is_open=True,
             panels=[
                 *(
-                    _course(f"{_capital(name)} on val", f"val/{metric}")
+                    _curve(f"{_capital(name)} on val", f"val/{metric}")
                     for metric, name in _distances(task).items()
                 ),
                 ScatterPlot(
@@ -96,7 +118,7 @@ def sections(task: TaskDescription = CLASSIFICATION) -> list[Section]:
             ],
         ),
         Section(
-            name="What the networks saw, and predicted",
+            name="Views and predictions",
             is_open=True,
             panels=[
                 MediaBrowser(title="Views of the first step", media_keys=["views"]),
@@ -114,7 +136,7 @@ def sections(task: TaskDescription = CLASSIFICATION) -> list[Section]:
 
 
 def _distances(task: TaskDescription) -> dict[str, str]:
-    """Titles of agreement with the teacher and distance to it, by metric; they may be one."""
+    """Titles of agreement with the teacher and distance to it, by metric; they may be the same."""
     return {figure.metric: figure.title for figure in (task.agreement, task.distance)}
 
 
@@ -132,7 +154,7 @@ def _bars(title: str, *columns: str) -> BarPlot:
     )
 
 
-def _course(title: str, *metrics: str) -> LinePlot:
+def _curve(title: str, *metrics: str) -> LinePlot:
     return LinePlot(
         title=title,
         x=STEP,
@@ -145,5 +167,5 @@ def _course(title: str, *metrics: str) -> LinePlot:
     )
 
 
-def _against_length(title: str, column: str) -> ScatterPlot:
+def _over_epochs(title: str, column: str) -> ScatterPlot:
     return ScatterPlot(title=title, x=SummaryMetric("epochs"), y=SummaryMetric(column), log_x=True)

@@ -1,4 +1,4 @@
-"""Error messages: an exception as one line with key, value and remedy."""
+"""Error messages: turns an exception into one line with key, value and remedy."""
 
 import errno
 import os
@@ -30,23 +30,23 @@ from funmatch.config.compose import compose_context, config_groups, group_option
 from funmatch.data.file_list import DataNotFoundError
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
-_MAX_LISTED_OPTIONS = 16  # options that a line has room for
+_MAX_LISTED_OPTIONS = 16
 
 
 def print_error(error: Exception, config_name: str) -> None:
-    """One `error:` line, after the traceback if it is asked for."""
+    """Prints one `error:` line, after the traceback if HYDRA_FULL_ERROR=1."""
     print_traceback(error)
     print(f"error: {explain(error, config_name)}", file=sys.stderr, flush=True)
 
 
 def print_traceback(error: Exception) -> None:
-    """The traceback, if it is asked for."""
+    """Prints the traceback if HYDRA_FULL_ERROR=1."""
     if WANTS_TRACEBACK:
         traceback.print_exception(error)
 
 
 def explain(error: Exception, config_name: str) -> str:
-    """An error in one line: the key, the value and the remedy, as far as they are known."""
+    """The error as one line with key, value and remedy, as far as they are known."""
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__, config_name)
     text = str(error)
@@ -59,12 +59,12 @@ def explain(error: Exception, config_name: str) -> str:
     ):
         return _no_such_key(str(error.__cause__.full_key), text, config_name)
     if match := re.search(r"'(\w+)/(\S+)' is validated against ConfigStore schema", text):
-        return (  # Hydra 1.3; in 1.4 the file is taken
-            f"{match[1]}={match[2]}: a file of yours has the name of an option of ours; rename it"
+        return (  # Hydra 1.3; Hydra 1.4 reads the file
+            f"{match[1]}={match[2]}: your file has the name of an option of funmatch; rename it"
         )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}=???: give it a value: {error.full_key}=..."
-    if isinstance(error, InterpolationToMissingValueError):  # of a key that only the text names
+    if isinstance(error, InterpolationToMissingValueError):  # only the text names the key
         key = text.splitlines()[0].split()[-1]
         return f"{key}=???: give it a value: {key}=..."
     raised = _raised_by_resolver(error)
@@ -73,29 +73,32 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, HydraException) and isinstance(error.__cause__, OmegaConfBaseException):
         return f"{error.__cause__.full_key}: {error.__cause__.msg}".splitlines()[0]
     if isinstance(error, BrokenPipeError) and _stdout_closed():
-        return "the output: its reader has gone; the same command goes on, with > FILE for instance"
+        return "stdout: the reader has closed the pipe; the same command resumes, as with > FILE"
     if isinstance(error, EOFError | ConnectionError) or text.startswith("DataLoader "):
-        # The latter is what torch says if it notices before the pipe of a dead worker breaks.
+        # torch raises the latter if it notices a dead worker before the pipe breaks.
         text = text if text.startswith("DataLoader ") else f"a worker has ended ({text})"
-        remedy = "most often memory ran out: lower compute.workers; the same command goes on"
+        remedy = (
+            "most often memory ran out: lower compute.workers; the same command resumes the run"
+        )
         return f"compute.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"{error.filename or 'the disk'}: {error.strerror}; the same command goes on"
+        where = error.filename or "the disk"
+        return f"{where}: {error.strerror}; make room, then the same command resumes the run"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if type(error) in (ValueError, errors.UserError, DataNotFoundError):
-        # In a worker of a loader it was given the traceback of its process in front.
-        told = text.rpartition(f"\n{DataNotFoundError.__module__}.{DataNotFoundError.__name__}: ")[
-            2
-        ]
-        return " ".join(told.split())
+        # An error of a DataLoader worker is preceded by the traceback of its process.
+        message = text.rpartition(
+            f"\n{DataNotFoundError.__module__}.{DataNotFoundError.__name__}: "
+        )[2]
+        return " ".join(message.split())
     return " ".join(
         f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)".split()
     )
 
 
 def _no_such_key(key: str, text: str, config_name: str) -> str:
-    """Of a key that is not there; Hydra's text alone holds all that was typed."""
+    """Message about an unknown key; the value is known from the text of Hydra's error only."""
     typed = re.search(rf"\+({re.escape(key)}[^=\s]*)=(.*)", text)
     key, value = typed.groups() if typed else (key, "...")
     if key.startswith("trainer."):
@@ -107,34 +110,37 @@ def _no_such_key(key: str, text: str, config_name: str) -> str:
 
 
 def _raised_by_resolver(error: BaseException | None) -> BaseException | None:
-    """What lies behind an interpolation that failed; any other error itself."""
+    """The exception that a resolver raised, for a failed interpolation; else the error itself."""
     while isinstance(error, OmegaConfBaseException):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _stdout_closed() -> bool:
-    """Whether nobody reads what is printed; it is let go then, lest Python complain at the end."""
-    output = 1
-    look = select.poll()
-    look.register(output, 0)  # of errors it tells unasked
-    if gone := bool(look.poll(0)):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return gone
+    """Returns True if the reader of stdout has closed the pipe; then redirects stdout to /dev/null.
+
+    Without that, Python would report the broken pipe again at exit.
+    """
+    stdout = 1
+    poll = select.poll()
+    poll.register(stdout, 0)  # errors are always reported
+    if closed := bool(poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return closed
 
 
 def _advice(name: str, options: Sequence[str]) -> str:
-    """Which option was meant, if it is near one; of a long list only those."""
+    """Suggests options with a similar name, and lists all options unless they are many."""
     near = get_close_matches(name, options, cutoff=0.7)
     if len(options) > _MAX_LISTED_OPTIONS:
-        meant = f"did you mean {errors.either(near)}? " if near else ""
-        return f"{meant}--help shows all {len(options)}"
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"{meant}choose {errors.either(options or ['null'])}"
+        hint = f"did you mean {errors.either(near)}? " if near else ""
+        return f"{hint}--help shows all {len(options)}"
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}choose {errors.either(options or ['null'])}"
 
 
 def _keys(config_name: str) -> list[str]:
-    """All keys of the default configuration, in dotted form."""
+    """All keys of the default configuration, with dots."""
 
     def walk(node: DictConfig, prefix: str) -> Iterator[str]:
         for key in map(str, node):

@@ -1,6 +1,6 @@
-"""Facts that a configuration asks for as `${name:...}`: lengths, sizes, what lies in a folder.
+"""OmegaConf resolvers, `${name:...}`: lengths, sizes and facts about files and folders.
 
-Like `schema`, it knows nothing of torch.
+Like `schema`, this module does not import torch.
 """
 
 import json
@@ -27,7 +27,7 @@ from funmatch.runtime import hardware, hydra_versions
 
 @cache
 def register() -> None:
-    """Makes the types, the options that follow from others, and the resolvers known to Hydra."""
+    """Registers schemas, derived config groups and resolvers with Hydra."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=Train)
     store.store(name="finetune_schema", node=Finetune)
@@ -42,12 +42,12 @@ def _scaled(side: int, resize: int, reference: int) -> int:
 
 
 def _warmup(most: int, *, _root_: DictConfig) -> int:
-    """At most so many steps, and at most a tenth of the run."""
+    """Warm-up steps: at most `most`, and at most a tenth of the run."""
     return min(most, total_steps(_root_) // 10)
 
 
 def _hyperrule(key: str, images: int) -> Any:
-    """What the BiT-HyperRule says for a training set of so many images."""
+    """A setting of the BiT-HyperRule for a training set of this many images."""
     warmup, *milestones, steps = schedules.bit_hyperrule(images)
     mixing = images >= 20_000
     return {"warmup": warmup, "milestones": milestones, "steps": steps, "mixing": mixing}[key]
@@ -63,29 +63,31 @@ def _folder(
     _parent_: DictConfig,
     _root_: DictConfig,
 ) -> Any:
-    """A fact about a user's folder; where no folders are classes, the teacher knows how many."""
-    place = _parent_._get_full_key(None)
+    """A fact about the user's image folder; without labels, the teacher gives `classes`."""
+    node = _parent_._get_full_key(None)
     try:
-        found = image_folder.facts(root, labels, column, split)[key]
-    except ValueError as error:  # of data that is not there, or shares that are none
-        raise UserError(f"{place}.{error}") from error
-    if key != "classes" or place != "data" or (labels == "auto" and found is not None):
-        return found
-    if "teacher" not in _root_ and found is None and "model" in _root_:
+        fact = image_folder.facts(root, labels, column, split)[key]
+    except ValueError as error:
+        raise UserError(f"{node}.{error}") from error
+    if key != "classes" or node != "data" or (labels == "auto" and fact is not None):
+        return fact
+    if "teacher" not in _root_ and fact is None and "model" in _root_:
         raise UserError(f"data.root={root}: has no labels to learn from; name them by data.labels=")
     teacher = OmegaConf.to_container(_root_).get("teacher") or {}  # type: ignore[union-attr]
-    if teacher.get("classes") in (None, "${data.classes}"):  # which asks back
-        if found is None:
-            raise UserError("data.classes=null: no labels tell them; give data.classes=NUMBER")
-        return found
-    return max(found or 0, _root_.teacher.classes)
+    if teacher.get("classes") in (None, "${data.classes}"):  # the latter refers to this value
+        if fact is None:
+            raise UserError(
+                "data.classes=null: unknown, since there are no labels; give data.classes=NUMBER"
+            )
+        return fact
+    return max(fact or 0, _root_.teacher.classes)
 
 
 def _saved(key: str, name: str, logs: str) -> Any:
-    """A fact about a network that a run has left."""
+    """Weights of a saved network, or an entry of its model.json."""
     home = Path(logs) / "teachers"
-    place = home / name if (home / name).is_dir() else Path(name)
-    weights, description = place / "student.safetensors", place / "model.json"
+    directory = home / name if (home / name).is_dir() else Path(name)
+    weights, description = directory / "student.safetensors", directory / "model.json"
     if not (weights.is_file() and description.is_file()):
         known = sorted(path.parent.name for path in home.glob("*/student.safetensors"))
         raise UserError(
@@ -96,7 +98,7 @@ def _saved(key: str, name: str, logs: str) -> Any:
 
 
 def _origin(resume: str) -> str | None:
-    """The digest of the state with which a run begins, if it is that of another run."""
+    """Digest of the checkpoint of another run from which this run starts, if any."""
     return (
         None
         if resume in ("auto", "never")
@@ -105,14 +107,13 @@ def _origin(resume: str) -> str | None:
 
 
 def scratch() -> Path:
-    """Where Hydra may write of a sweep that keeps nothing."""
+    """Temporary directory for Hydra in sweeps that leave no files."""
     return Path(tempfile.gettempdir()) / f"funmatch-{os.getpid()}"
 
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
-    "workers": lambda most: max(
-        1, min(most, hardware.available_cores() - 1)
-    ),  # one is left for the steps
+    # One core remains for the training process.
+    "workers": lambda most: max(1, min(most, hardware.available_cores() - 1)),
     "called": hardware.invocation,
     "scratch": lambda: str(scratch()),
     "choose": lambda condition, yes, no: yes if condition else no,

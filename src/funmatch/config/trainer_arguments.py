@@ -1,7 +1,7 @@
-"""The arguments of lightning.Trainer that a configuration may give.
+"""Arguments of lightning.Trainer in a configuration.
 
-Every one is either passed on or refused with the reason and what to use instead; a test walks
-through the signature of the Trainer. Nothing here imports Lightning, which takes seconds.
+Each is either passed on or refused with a reason and an alternative; a test walks through the
+signature of the Trainer. Nothing here imports Lightning, which takes seconds.
 """
 
 import re
@@ -44,7 +44,7 @@ def _is_strategy(value: Any) -> bool:
     return name is not None
 
 
-# Passed on to the Trainer: what a value must hold, and the remedy.
+# Arguments that are passed on to the Trainer: condition on the value, and remedy.
 PASSED_ON: dict[str, _Rule] = {
     "accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "devices": (_are_devices, "give a number, a list as in [0,2], or auto"),
@@ -76,8 +76,8 @@ PASSED_ON: dict[str, _Rule] = {
     ),
 }
 
-# Those that can change the result (beside the precision), with the Trainer's defaults. `benchmark`
-# is none of them: like the device, it chooses among kernels that round differently.
+# Arguments that can change the result (besides the precision), with the Trainer's defaults.
+# `benchmark` is not one of them: like the device, it selects among kernels that round differently.
 _RESULT: dict[str, tuple[Any, ...]] = {
     "deterministic": (None, False),
     "sync_batchnorm": (None, False),
@@ -94,9 +94,9 @@ REFUSED: dict[str, str] = {
     "min_epochs": _STEPS,
     "max_steps": _STEPS,
     "min_steps": _STEPS,
-    "max_time": "give max_time=, as in 11:50:00; the run is saved and goes on later",
+    "max_time": "give max_time=, as in 11:50:00; the run is saved and can be resumed",
     "limit_train_batches": "the stream of batches is endless; give steps=",
-    "limit_predict_batches": "a run does not predict; see funmatch evaluate and funmatch export",
+    "limit_predict_batches": "there is no predict loop; see funmatch evaluate and funmatch export",
     "fast_dev_run": "give debug=fast_dev_run",
     "val_check_interval": _VALIDATION,
     "check_val_every_n_epoch": _VALIDATION,
@@ -110,23 +110,23 @@ REFUSED: dict[str, str] = {
     "enable_checkpointing": "a run resumes from its checkpoints; see checkpoint_every and "
     "checkpoint_keep",
     "enable_progress_bar": "it is a callback; leave it out with callbacks.progress_bar=null",
-    "callbacks": "is a group of its own; give callbacks=none, or +callbacks.NAME._target_=CLASS",
-    "logger": "is a group of its own; give logger=none, or +logger.NAME._target_=CLASS",
+    "callbacks": "is a config group; give callbacks=none, or +callbacks.NAME._target_=CLASS",
+    "logger": "is a config group; give logger=none, or +logger.NAME._target_=CLASS",
     "plugins": "checkpoints and the environment of the processes are funmatch's; for the precision "
     "give trainer.precision=",
     "default_root_dir": "a run writes into its own directory; give paths.logs=",
-    "barebones": "it leaves out logging and checkpoints, from which a run is measured and resumed",
+    "barebones": "it turns off logging and checkpoints, and a run needs both",
     "model_registry": "checkpoints stay in the directory of the run; logger.wandb.artifact=true "
     "uploads the best student",
 }
 
-_BASIC = ("_target_", *list(PASSED_ON)[:6])  # what conf/trainer/default.yaml names
+_BASIC = ("_target_", *list(PASSED_ON)[:6])  # the keys of conf/trainer/default.yaml
 _COMPUTE = ("workers", "threads", "micro_batch", "channels_last", "compile", "fused")
 _RENAMED = {"log_every": "trainer.log_every_n_steps", **{n: f"compute.{n}" for n in _COMPUTE}}
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuses arguments of the Trainer that cannot work.
+    """Refuses Trainer arguments that cannot work.
 
     Raises:
         UserError: names the key, the value and the remedy.
@@ -139,7 +139,7 @@ def check(cfg: DictConfig) -> None:
         if name not in PASSED_ON:
             if trainer.get("_target_", TRAINER) == TRAINER or name in _RENAMED or name in REFUSED:
                 raise UserError(refusal(name, value))
-            continue  # of a subclass of the user's, whose constructor checks it
+            continue  # of a subclass of the Trainer, whose constructor checks it
         holds, remedy = PASSED_ON[name]
         try:
             accepted = holds(value)
@@ -167,7 +167,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_device(cfg: DictConfig, command: str) -> None:
-    """Refuses what a command does not read that takes the device from `trainer` and no more.
+    """Refuses Trainer arguments in a command that takes only the device from `trainer`.
 
     Raises:
         UserError: names the key, the value and the remedy.
@@ -175,13 +175,13 @@ def check_device(cfg: DictConfig, command: str) -> None:
     check(cfg)
     for name in set(map(str, cfg.trainer)) - set(_BASIC):
         raise UserError(
-            f"trainer.{name}={_shown(cfg.trainer[name])}: {command} computes without the Trainer; "
+            f"trainer.{name}={_shown(cfg.trainer[name])}: {command} does not use the Trainer; "
             "leave it out"
         )
 
 
 def refusal(name: str, value: Any) -> str:
-    """Why an argument is not taken, and what to give instead."""
+    """Error message about a refused argument: the reason and an alternative."""
     given = f"trainer.{name}={_shown(value)}"
     if name in _RENAMED:
         return f"{given}: is now {_RENAMED[name]}; give {_RENAMED[name]}={_shown(value)}"
@@ -193,16 +193,16 @@ def refusal(name: str, value: Any) -> str:
 
 
 def identity(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that can change the result, where they differ from the Trainer's defaults."""
+    """The arguments that can change the result and differ from the Trainer's defaults."""
     return {name: trainer[name] for name in _RESULT if _differs(trainer, name)}
 
 
 def _differs(trainer: Mapping[str, Any], name: str) -> bool:
     value = trainer.get(name)
     same = (value == each and type(value) is type(each) for each in _RESULT[name])
-    return not any(same)  # 1 is one batch, 1.0 are all
+    return not any(same)  # 1 is one batch, 1.0 is all batches
 
 
 def _shown(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
+    names = {None: "null", True: "true", False: "false"}
+    return names[value] if value is None or isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Which values a configuration may hold; checked before data is read or torch is imported."""
+"""Validation of configuration values, before data is read or torch is imported."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ _NAME = (
     "use letters, digits, '.', '_' and '-' only",
 )
 
-_DURATION = re.compile(r"\d+:[0-5]\d:[0-5]\d|\d+")  # the latter is what YAML makes of it
+_DURATION = re.compile(r"\d+:[0-5]\d:[0-5]\d|\d+")  # YAML reads 11:50:00 as a number
 
 
 def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
@@ -42,7 +42,7 @@ def _rise(value: Any) -> bool:
     return all(a < b for a, b in pairwise(value)) and all(v == int(v) for v in value)
 
 
-# Key, what its value must hold, and the remedy. A key that a configuration lacks is not asked.
+# Key, condition on its value, and remedy. Keys that a configuration lacks are not checked.
 _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "name": _NAME,
     "recipe.name": _NAME,
@@ -101,10 +101,10 @@ _MAY_BE_NULL = (
 _FIXED = "a run has a fixed number of steps, at whose end the schedule ends; give epochs= or steps="
 _REFUSED_CALLBACKS = {
     "EarlyStopping": _FIXED,
-    "Timer": "give max_time=, after which the run is saved and goes on later",
+    "Timer": "give max_time=, after which the run is saved and can be resumed",
     "GradientAccumulationScheduler": "a batch is split within its step; give compute.micro_batch=",
     "BatchSizeFinder": "the batch size is part of the recipe; give compute.micro_batch=",
-    "LearningRateFinder": "its trial steps would be steps of the run; sweep optimizer.lr instead",
+    "LearningRateFinder": "its test steps would be steps of the run; sweep optimizer.lr instead",
     **dict.fromkeys(
         ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "ModelPruning"),
         "changes the weights, and callbacks are no part of a run's identity",
@@ -135,13 +135,13 @@ def check(cfg: DictConfig) -> None:
     trainer_arguments.check(cfg)
     _check_callbacks(cfg)
     if "teacher_crop" in cfg.recipe:
-        remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
+        remedy = "a fixed teacher has no targets for mixed images; choose recipe=function_matching"
         _require(cfg, "recipe.mixing", lambda value: not value, remedy)
     if str(OmegaConf.select(cfg, "targets.form", default="")).startswith("top"):
         remedy = f"keep fewer than the {cfg.data.classes} classes of data={cfg.data.name}"
         _require(cfg, "targets.form", lambda form: int(form[3:]) < cfg.data.classes, remedy)
     if cfg.data.get("decode") == "device":
-        remedy = "images that are decoded at each step are not kept; choose none, or decode=host"
+        remedy = "images decoded on the device are not cached; choose none, or decode=host"
         _require(cfg, "data.cache", lambda value: value in ("none", "auto"), remedy)
     _check_budget(cfg)
     networks = {name: cfg[name] for name in ("student", "model") if name in cfg}
@@ -156,21 +156,21 @@ def check(cfg: DictConfig) -> None:
 
 
 def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: str) -> None:
-    """Refuses a value; a key that the configuration lacks is not asked."""
+    """Refuses a value that does not satisfy a condition, if the configuration has the key."""
     value = OmegaConf.select(cfg, key, default=_ABSENT)
     crop_of_a_fixed_teacher = key == "recipe.crop" and "teacher_crop" in cfg.recipe
     if value is _ABSENT or (value is None and (key in _MAY_BE_NULL or crop_of_a_fixed_teacher)):
         return
     try:
         accepted = holds(value)
-    except (TypeError, ValueError, AttributeError):  # text, or nothing, where a number belongs
+    except (TypeError, ValueError, AttributeError):  # text or null instead of a number
         accepted = False
     if not accepted:
         raise UserError(f"{key}={_shown(value)}: {remedy}")
 
 
 def _check_callbacks(cfg: DictConfig) -> None:
-    """Refuses callbacks of Lightning that would change the length of a run or its steps."""
+    """Refuses Lightning callbacks that would change the length, steps or weights of a run."""
     for name, callback in cfg.callbacks.items():
         target = str(callback.get("_target_", "")) if OmegaConf.is_dict(callback) else ""
         package, _, kind = target.rpartition(".")
@@ -210,7 +210,7 @@ def check_teachers(cfg: DictConfig) -> None:
     """
     networks = teachers(cfg)
     if cfg.teacher.get("members") == {}:
-        remedy = "name some, as in +teacher@teacher.members.a=timm teacher.members.a.name=..."
+        remedy = "add members, as in +teacher@teacher.members.a=timm teacher.members.a.name=..."
         raise UserError(f"teacher.members={{}}: {remedy}")
     for key, teacher in networks.items():
         if teacher.classes != cfg.data.classes:
@@ -252,7 +252,9 @@ def _check_made_by(cfg: DictConfig, key: str, teacher: DictConfig) -> None:
 def _check_network(key: str, network: DictConfig) -> None:
     side, resize = network.side, network.resize
     if None not in (side, resize) and not 0 < side <= resize:
-        raise UserError(f"{key}.resize={resize}: give at least {key}.side={side}, which is cut out")
+        raise UserError(
+            f"{key}.resize={resize}: give at least {key}.side={side}, the size of the crop"
+        )
     _check_path(key, network)
     weights = network.get("weights")
     if weights in pretrained.WEIGHTS:
@@ -282,5 +284,5 @@ def _shown(value: object) -> str:
 def _remedy(network: DictConfig) -> str:
     if made_by := network.get("made_by"):
         command = hardware.invocation(made_by.command)
-        return f"make it with: {command} {' '.join(made_by.overrides)}"
+        return f"create them with: {command} {' '.join(made_by.overrides)}"
     return f"give the path of a .safetensors or .npz file, or {either(pretrained.NAMES)}"

@@ -114,16 +114,18 @@ def _formatted(metrics: Mapping[str, float]) -> dict[str, str]:
     return {f"`{name}`": f"{value:.4f}" for name, value in metrics.items()}
 
 
-def _compared(found: Mapping[str, Any], task: TaskDescription) -> dict[str, str]:
+def _compared(verification: Mapping[str, Any], task: TaskDescription) -> dict[str, str]:
     agreement, score = task.agreement, task.score
     rows = {
-        "images": f"{found['images']} of {found['split']}",
-        "largest difference of a prediction": f"{found['max_logit_difference']:.2g}",
-        "largest prediction": f"{found['largest_logit']:.3g}",
-        agreement.title.replace("the teacher", "the student"): f"{found[agreement.metric]:.4f}",
+        "images": f"{verification['images']} of {verification['split']}",
+        "largest difference of a prediction": f"{verification['max_logit_difference']:.2g}",
+        "largest prediction": f"{verification['largest_logit']:.3g}",
+        agreement.title.replace(
+            "the teacher", "the student"
+        ): f"{verification[agreement.metric]:.4f}",
     }
-    if (own := found[score.metric]) is not None:
-        exported = found[score.metric.replace("student_", "exported_", 1)]
+    if (own := verification[score.metric]) is not None:
+        exported = verification[score.metric.replace("student_", "exported_", 1)]
         rows[f"{score.title}, student"] = f"{own:.4f}"
         rows[f"{score.title}, this file"] = f"{exported:.4f}"
     return rows

@@ -19,14 +19,7 @@ FILE = "student.int8.onnx"
 def write(
     network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
 ) -> None:
-    """Writes student.int8.onnx.
-
-    Args:
-        network: the student.
-        folder: folder in which the file is written.
-        metadata: metadata of the file, of `inference_model.metadata`.
-        views: batches of pixels [B, channels, S, S] in [0, 255], to calibrate activations.
-    """
+    """Writes student.int8.onnx, with activations calibrated on the views."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -37,11 +30,11 @@ def write(
 
     class Views(CalibrationDataReader):  # type: ignore[misc]  # untyped base class
         def __init__(self) -> None:
-            self._left: Iterator[Tensor] = iter(views)
+            self._batches: Iterator[Tensor] = iter(views)
 
         def get_next(self) -> dict[str, Any] | None:
-            piece = next(self._left, None)
-            return None if piece is None else {"pixels": piece.float().numpy()}
+            batch = next(self._batches, None)
+            return None if batch is None else {"pixels": batch.float().numpy()}
 
     logging.getLogger().setLevel(logging.ERROR)  # onnxruntime logs to the root logger
     onnx.write(network, folder, metadata, views)

@@ -20,14 +20,7 @@ FILE = "student.onnx"
 def write(
     network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
 ) -> None:
-    """Writes student.onnx, which maps `pixels` to `logits` for any batch size.
-
-    Args:
-        network: the student.
-        folder: folder in which the file is written.
-        metadata: metadata of the file, of `inference_model.metadata`.
-        views: ignored.
-    """
+    """Writes student.onnx, which maps `pixels` to `logits` for any batch size."""
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations

@@ -24,14 +24,7 @@ CONFIG = "config.json"
 def write(
     network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
 ) -> None:
-    """Writes model.safetensors and, for a network that timm can build, config.json.
-
-    Args:
-        network: the student.
-        folder: folder in which the files are written.
-        metadata: of `inference_model.metadata`, for the class names.
-        views: ignored.
-    """
+    """Writes model.safetensors and, for a network that timm can build, config.json."""
     net = network.net
     state = {name: value.contiguous() for name, value in net.state_dict().items()}
     atomic_files.write(folder / FILE, safetensors.torch.save(state, {"format": "pt"}))

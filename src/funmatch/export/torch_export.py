@@ -28,12 +28,5 @@ def program(network: Network) -> ExportedProgram:
 def write(
     network: Network, folder: Path, metadata: dict[str, Any], views: Iterable[Tensor]
 ) -> None:
-    """Writes student.pt2.
-
-    Args:
-        network: the student.
-        folder: folder in which the file is written.
-        metadata: metadata of the file, of `inference_model.metadata`.
-        views: ignored.
-    """
+    """Writes student.pt2, a program for any batch size."""
     torch.export.save(program(network), folder / FILE, extra_files={META: json.dumps(metadata)})

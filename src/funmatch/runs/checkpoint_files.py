@@ -33,8 +33,10 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """All existing checkpoints, newest first."""
-        found = [path for path in self.folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
-        return sorted(found, key=step, reverse=True)
+        checkpoints = [
+            path for path in self.folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)
+        ]
+        return sorted(checkpoints, key=step, reverse=True)
 
     def newest(self, log: Callable[[str], object]) -> Path | None:
         """The newest intact checkpoint; None if there are no checkpoints.
@@ -48,16 +50,16 @@ class Checkpoints:
             ValueError: all checkpoints are damaged.
         """
         existing = self.all()
-        found = next((path for path in existing if is_intact(path)), None)
-        if found is None and existing:
+        intact = next((path for path in existing if is_intact(path)), None)
+        if intact is None and existing:
             raise ValueError(
                 f"{self.folder}: all checkpoints are damaged; restart the run with resume=never"
             )
-        for path in existing[: existing.index(found) if found else 0]:
-            log(f"{path} is damaged (its checksum differs); using {found} instead")
+        for path in existing[: existing.index(intact) if intact else 0]:
+            log(f"{path} is damaged (its checksum differs); using {intact} instead")
             with suppress(FileNotFoundError):  # another rank has renamed it
                 path.replace(path.with_suffix(".damaged"))
-        return found
+        return intact
 
     def keep(self, number: int) -> None:
         """Removes all but the newest `number` checkpoints."""
@@ -72,9 +74,9 @@ class Checkpoints:
 
 def step(path: Path) -> int:
     """Step after which a checkpoint was written, from its file name."""
-    found = _NAME.fullmatch(path.name)
-    assert found is not None
-    return int(found[1])
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def at(path: Path) -> Path:
@@ -85,15 +87,15 @@ def at(path: Path) -> Path:
     """
     if _NAME.fullmatch(path.name):
         # With at least two parents: callers take the second as the directory of the run.
-        found = [path if len(path.parts) > 2 else path.absolute()]
+        candidates = [path if len(path.parts) > 2 else path.absolute()]
     else:
-        found = Checkpoints(path / "checkpoints").all()
-    if not (found and found[0].is_file()):
+        candidates = Checkpoints(path / "checkpoints").all()
+    if not (candidates and candidates[0].is_file()):
         raise ValueError(
             f"resume={path}: no checkpoint found; give the directory of a run or one of its "
             "checkpoints, or choose auto or never"
         )
-    return found[0]
+    return candidates[0]
 
 
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:

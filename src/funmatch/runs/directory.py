@@ -1,4 +1,4 @@
-"""A run and its directory: what it leaves, whether it is finished, who works on it."""
+"""Run directory: paths of its files, its summary and its lock."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from funmatch.runs.checkpoint_files import Checkpoints
 from funmatch.runtime import atomic_files
+from funmatch.tasks.classification.description import DESCRIPTION as CLASSIFICATION
 from funmatch.tasks.description import TaskDescription, columns
 
 
@@ -33,25 +34,25 @@ class Run:
         self.begun = directory / "slurm-job.txt"
 
     def lock(self, *, wait: bool) -> FileLock:
-        """Held while a process works on the run.
+        """The lock of the run, which one process holds while it works on the run.
 
         Raises:
-            filelock.Timeout: on entering, if another process holds it and `wait` is false.
+            filelock.Timeout: on entering, if another process holds the lock and `wait` is false.
         """
         self._lock = atomic_files.lock(self.directory / "run.lock", wait=wait)
         return self._lock
 
     @property
     def descriptor(self) -> int:
-        """Of the lock that is held: a process that it is passed on to holds the lock too."""
+        """File descriptor of the held lock; a process that inherits it holds the lock too."""
         return atomic_files.lock_descriptor(self._lock)
 
     @property
     def result(self) -> dict[str, Any]:
-        """The summary, with the columns of a sweep's table; empty if there is none."""
+        """The content of summary.json; empty if the file is missing or damaged."""
         try:
-            return dict(json.loads(self.summary.read_text()))
-        except (OSError, ValueError):
+            return read_summary(self.summary)
+        except (OSError, ValueError, TypeError):
             return {}
 
     @property
@@ -60,25 +61,39 @@ class Run:
 
     @property
     def begun_by(self) -> str:
-        """The SLURM job that has begun the run anew; empty if none did."""
+        """ID of the SLURM job that has restarted the run; empty if none has."""
         return self.begun.read_text() if self.begun.exists() else ""
 
     def write_summary(self, values: Mapping[str, Any]) -> None:
-        """Writes summary.json: the columns of the table, empty where not given, and the rest."""
+        """Writes summary.json: the columns of the table, null where not given, and all else.
+
+        Args:
+            values: among them "task", the description of the run's task.
+        """
         row = {name: values.get(name) for name in columns(TaskDescription.of(values))}
         extra = {key: value for key, value in values.items() if key not in row}
         content = {**row, "run": self.directory.name, **extra}
         atomic_files.write(self.summary, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def clear(self) -> None:
-        """Forgets what an earlier session did, so that the run starts anew."""
+        """Removes checkpoints, results and tracker IDs, so that the run starts from scratch."""
         self.checkpoints.clear()
-        left = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
-        for path in (*left, self.mlflow_id, self.views, self.predictions):
+        results = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
+        for path in (*results, self.mlflow_id, self.views, self.predictions):
             path.unlink(missing_ok=True)
 
     def sweep_up(self) -> None:
-        """Removes what a killed session was just writing; for the holder of the lock."""
+        """Removes temporary files of a killed process; call it only with the lock held."""
         for path in self.directory.glob("**/.*.tmp"):
-            if path.is_file():  # a folder is an export's, which clears up itself
+            if path.is_file():  # an export removes its temporary folder itself
                 path.unlink()
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The content of a summary.json; one without a task, of an older version, is classification.
+
+    Raises:
+        OSError, ValueError, TypeError: the file is missing or damaged.
+    """
+    content = dict(json.loads(path.read_text()))
+    return {**content, "task": content.get("task") or CLASSIFICATION.as_json()}

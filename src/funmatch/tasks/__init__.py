@@ -1,1 +1,1 @@
-"""What a prediction means: one folder per task."""
+"""Tasks, such as classification and regression: one folder each."""

@@ -1,7 +1,7 @@
-"""The task: what a prediction means, how it is scored, combined, stored and shown.
+"""Base class of tasks: how predictions are scored, combined, stored and shown.
 
-A data set names its task (`task` in `conf/data/*.yaml`). Everything above asks the task, so a new
-one is a folder beside `classification/`.
+A data set names its task (`task` in `conf/data/*.yaml`). All other modules depend on this
+interface only, so a new task is a folder beside `classification/`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,14 +21,15 @@ from funmatch.tasks.predictions import Predictions
 
 
 class Task(ABC):
-    """What a prediction means.
+    """A task: the meaning of a prediction.
 
     Attributes:
         description: names and directions of its figures.
-        prediction_shape: of the prediction of one example; [C] logits for classification.
-        means: ways to combine the predictions of several teachers, by the value of
-            `teacher.combine`; the first stands for the teacher where distances are summed ("sum").
-        is_distribution: whether predictions are the logits of a distribution (softmax).
+        prediction_shape: shape of the prediction of one example; (C,) for classification.
+        means: functions that combine the predictions of several teachers, by the value of
+            `teacher.combine`. With `teacher.combine=sum`, where distances are summed, the first
+            one gives the prediction of the teacher.
+        is_distribution: True if predictions are the logits of a distribution (softmax).
     """
 
     description: TaskDescription
@@ -38,11 +39,11 @@ class Task(ABC):
 
     @abstractmethod
     def example_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """Loss of each example from its label.
+        """Supervised loss of each example.
 
         Args:
             prediction: [B, *prediction_shape], receives the gradient.
-            label: [B, ...], of the same rows.
+            label: [B, ...], labels of the same examples.
 
         Returns:
             [B].
@@ -50,32 +51,32 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self) -> MeanMetrics:
-        """A new metric of student against teacher and truth; its names are those of the log."""
+        """A new metric of the student against teacher and labels; it names its values as logged."""
 
     @abstractmethod
     def predictions(self) -> Predictions:
-        """A new table of predictions, gathered over the test split."""
+        """A new table of predictions, to be filled with the test split."""
 
     def label_loss(self, prediction: Tensor, truth: Truth | None) -> Tensor:
-        """Loss of each example from the truth of its batch, that of mixing partners included.
+        """Supervised loss of each example of a batch whose images may be mixed.
 
         Args:
             prediction: [B, *prediction_shape], receives the gradient.
-            truth: of the same rows.
+            truth: labels of the batch, including those of mixing partners.
 
         Returns:
-            [B]; give it to `Batch.mean`.
+            [B]; average it with `Batch.mean`.
 
         Raises:
-            ValueError: there are no labels.
+            ValueError: the data has no labels.
         """
         return known(truth).weighted(lambda label: self.example_loss(prediction, label))
 
     def view_average(self, predictions: Iterable[Tensor]) -> Tensor:
-        """One network's prediction over several views of each example: [B, *prediction_shape].
+        """The mean prediction of one network over several views: [B, *prediction_shape].
 
         Args:
-            predictions: float32 [B, *prediction_shape], of one view after the other.
+            predictions: float32 [B, *prediction_shape] for each view.
         """
         number, total = 0, torch.empty(0)
         for number, prediction in enumerate(predictions, 1):
@@ -83,37 +84,37 @@ class Task(ABC):
         return (total / number).float()
 
     def to_rows(self, prediction: Tensor) -> Tensor:
-        """Predictions as the rows of a stored array: [B, D]."""
+        """Predictions as rows of a stored array: [B, D]."""
         return prediction.flatten(1)
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        """The predictions of stored rows [B, D]: [B, *prediction_shape]."""
+        """Predictions from stored rows [B, D]: [B, *prediction_shape]."""
         return rows.reshape(len(rows), *self.prediction_shape)
 
     def relative_difference(self, rows: Tensor, others: Tensor) -> float:
-        """By how much rows [B, D] differ from others, as a share of the norm of the others."""
+        """Norm of the difference of two arrays of rows [B, D], relative to that of the second."""
         return float((rows - others).norm() / others.norm().clamp(min=1e-12))
 
     def truth_in_view(self, label: Tensor, view: View, side: int) -> Tensor:
-        """The truth of views, from that of their images; the same unless it has a place in them.
+        """Labels of views, from the labels of their images; equal unless labels have a position.
 
         Args:
-            label: [B, ...], of the images.
-            view: box and flip of each image.
-            side: of the views, pixels.
+            label: [B, ...], labels of the images.
+            view: crop box and flip of each image.
+            side: side of the views, pixels.
         """
         return label
 
     def example(self, network: Network | Frozen, rows: int) -> Tensor:
-        """Random input for a network, in [0, 255]: float32 [rows, channels, S, S]."""
+        """Random input of a network, in [0, 255]: float32 [rows, channels, S, S]."""
         return torch.rand(rows, len(network.mean), network.side, network.side) * 255
 
     def is_correct(self, prediction: Tensor, label: Tensor) -> Tensor | None:
-        """Whether each prediction is right: bool [B]; None where none is simply right or wrong."""
+        """Correctness of each prediction: bool [B]; None if the task has no such notion."""
         return None
 
     def misfit(self, prediction: Tensor) -> str:
-        """What is wrong with the values of a network's predictions, and the remedy; "" if nothing.
+        """Error message about predictions with implausible values; "" if they are plausible.
 
         Args:
             prediction: [B, *prediction_shape], finite.
@@ -122,11 +123,11 @@ class Task(ABC):
 
 
 def known(truth: Truth | None) -> Truth:
-    """The truth of a batch, where it has one.
+    """The labels of a batch.
 
     Raises:
-        ValueError: there are no labels.
+        ValueError: the data has no labels.
     """
     if truth is None:
-        raise ValueError("labels are needed to learn from them, and this data has none")
+        raise ValueError("labels are needed for a supervised loss, and this data has none")
     return truth

@@ -1,7 +1,7 @@
-"""What the figures of a task are called and which way is better: plain data, without torch.
+"""Description of a task: names and directions of its figures. Imports no torch.
 
-`summary.json` holds the description of its run's task. So tables, figures and reports read runs
-of any task, old ones too, and import none.
+`summary.json` contains the description of the run's task, so that tables, figures and reports read
+runs of any task without importing it.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Direction = Literal["max", "min"]
 
-# Columns of every summary, before and after those of the task.
+# Columns of every summary, before and after the columns of the task.
 _RUN_COLUMNS = ("run", "recipe", "seed", "epochs", "steps")
 _COST_COLUMNS = (
     "images_per_second",
@@ -23,12 +23,12 @@ _COST_COLUMNS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of merit.
+    """A figure of merit.
 
     Attributes:
-        metric: its name in the log, without the split: "student_top1", "kl_to_teacher".
-        title: what an axis or a table calls it: "accuracy".
-        direction: "max" where more is better, "min" where less is.
+        metric: name in the log, without the split: "student_top1", "kl_to_teacher".
+        title: label of an axis or a table: "accuracy".
+        direction: "max" if more is better, "min" if less is better.
     """
 
     metric: str
@@ -37,33 +37,33 @@ class Figure:
 
     @property
     def worst(self) -> float:
-        """A value that every other one improves on."""
+        """The value that every other value improves on."""
         return float("-inf") if self.direction == "max" else float("inf")
 
     def improves(self, value: float, on: float) -> bool:
-        """Whether a value is at least as good as another."""
+        """Returns True if a value is at least as good as another."""
         return value >= on if self.direction == "max" else value <= on
 
     def rank(self, value: float) -> float:
-        """The value with a sign such that more is always better."""
+        """The value as a sort key: negated if less is better."""
         return value if self.direction == "max" else -value
 
 
 @dataclass(frozen=True)
 class TaskDescription:
-    """The names of a task and of its figures.
+    """Names of a task and of its figures.
 
     Attributes:
-        name: of the task.
-        model: what a network of this task is called: "image classifier".
-        score: the student against the truth: chooses the best student and leads every table.
-        agreement: the student against its teacher; the score where there are no labels.
-        distance: from the student to its teacher, drawn beside the training loss.
-        columns: of the table of runs, in order; see `column`.
-        table: the columns that a printed table shows, by their heads.
+        name: name of the task.
+        model: noun for a network of this task: "image classifier".
+        score: student against labels; selects the best student and comes first in every table.
+        agreement: student against teacher; the score if the data has no labels.
+        distance: distance from student to teacher, plotted beside the training loss.
+        columns: columns of the table of runs, in order; see `column`.
+        table: columns of a printed table, by their heads.
         note: units of these columns, in a sentence.
-        bounds: of the score; None: there is none on this side.
-        pipeline_tag: of a model card; None where the hub has no name for the task.
+        bounds: lower and upper bound of the score; None: unbounded.
+        pipeline_tag: task of a model card on the Hugging Face hub; None if it has no such tag.
     """
 
     name: str
@@ -78,29 +78,26 @@ class TaskDescription:
     pipeline_tag: str | None = None
 
     def student_score(self, split: str) -> str:
-        """The column of the student's score on "val" or "test"."""
+        """Column of the student's score on "val" or "test"."""
         return column(f"{split}/{self.score.metric}")
 
     @property
     def teacher_score(self) -> str:
-        """The column of the teacher's score on test."""
+        """Column of the teacher's score on test."""
         return column(f"test/{self.score.metric.replace('student_', 'teacher_', 1)}")
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, as summary.json holds them."""
+        """The description as plain values, for summary.json."""
         return asdict(self)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "TaskDescription":
-        """The description in a summary; that of classification in one from before there were tasks.
+        """The description in a summary, as written by `as_json`.
 
         Raises:
-            KeyError, TypeError: it is damaged.
+            KeyError, TypeError, ValueError: the summary is damaged.
         """
-        found = row.get("task")
-        if found is None:
-            return CLASSIFICATION
-        given = dict(found)
+        given = dict(row["task"])
         for name in ("score", "agreement", "distance"):
             given[name] = Figure(**given[name])
         given["columns"] = tuple(given["columns"])
@@ -109,42 +106,13 @@ class TaskDescription:
 
 
 def column(metric: str) -> str:
-    """The column of a metric: `test/student_top1` is `student_test_top1`."""
+    """Column of a metric: `student_test_top1` for `test/student_top1`."""
     split, name = metric.split("/")
     network, _, figure = name.partition("_")
     return f"{network}_{split}_{figure}" if network in ("student", "teacher") else name
 
 
 def columns(*tasks: TaskDescription) -> tuple[str, ...]:
-    """The columns of a table over runs of some tasks, each once."""
+    """Columns of a table over runs of some tasks, without duplicates."""
     own = dict.fromkeys(name for task in tasks for name in task.columns)
     return (*_RUN_COLUMNS, *own, *_COST_COLUMNS)
-
-
-CLASSIFICATION = TaskDescription(
-    name="classification",
-    model="image classifier",
-    score=Figure("student_top1", "accuracy", "max"),
-    agreement=Figure("agreement_top1", "agreement with the teacher", "max"),
-    distance=Figure("kl_to_teacher", "KL to teacher", "min"),
-    columns=(
-        "student_val_top1",
-        "student_test_top1",
-        "teacher_test_top1",
-        "agreement_top1",
-        "agreement_top5",
-        "kl_to_teacher",
-    ),
-    table={
-        "accuracy": "student_test_top1",
-        "agreement": "agreement_top1",
-        "KL": "kl_to_teacher",
-        "teacher": "teacher_test_top1",
-    },
-    note=(
-        "Accuracy of the student and of its teacher and their agreement are fractions; KL to the "
-        "teacher is in nats at T = 1."
-    ),
-    bounds=(0.0, 1.0),
-    pipeline_tag="image-classification",
-)

@@ -1,4 +1,4 @@
-"""Means over examples, the form of every task's metrics."""
+"""Metrics that are means over examples, for all tasks."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from torchmetrics import Metric
 
 
 class MeanMetrics(Metric):
-    """Means over all examples of all ranks; uneven batches count by their size.
+    """Means over all examples of all ranks; batches are weighted by their size.
 
     Args:
-        names: of what is summed.
+        names: names of the values that are averaged.
     """
 
     full_state_update = False
@@ -29,18 +29,18 @@ class MeanMetrics(Metric):
     def values(
         self, student: Tensor, teacher: Tensor | None, label: Tensor | None
     ) -> Mapping[str, Tensor]:
-        """The values [B] to be averaged, by name; what cannot be measured is left out."""
+        """The values [B] to average, by name, without those that cannot be measured."""
 
     def update(self, student: Tensor, teacher: Tensor | None, label: Tensor | None) -> None:
-        """Args: predictions [B, ...] of student and teacher, labels [B, ...]; None: no such."""
+        """Args: predictions [B, ...] of student and teacher and labels [B, ...]; None: none."""
         values = self.values(student, teacher, label)
-        for place, name in enumerate(self._names):
+        for index, name in enumerate(self._names):
             if name in values:
-                self.sums[place] += values[name].float().sum()
-                self.counts[place] += len(values[name])
+                self.sums[index] += values[name].float().sum()
+                self.counts[index] += len(values[name])
 
     def compute(self) -> dict[str, Tensor]:
-        """The means of what was measured, by name: float64, on the CPU."""
+        """The means of the measured values, by name: float64, on the CPU."""
         counts = self.counts.cpu().double()
         means = self.sums.cpu().double() / counts
         names = zip(self._names, means, counts, strict=True)

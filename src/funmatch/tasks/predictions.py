@@ -13,11 +13,11 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class Predictions(Metric):
-    """Rows of numbers, one for each example, gathered from all ranks.
+    """Table of predictions with a row per example, gathered from all ranks.
 
     Attributes:
-        columns: the example's number, its label, then what `cells` gives of the student and of
-            the teacher.
+        columns: index of the example, label, then the columns of `cells` for the student and
+            for the teacher.
     """
 
     full_state_update = False
@@ -30,14 +30,14 @@ class Predictions(Metric):
 
     @abstractmethod
     def cells(self, prediction: Tensor) -> Sequence[Tensor]:
-        """The columns [B] of one network's predictions [B, ...]."""
+        """The columns [B] for the predictions [B, ...] of one network."""
 
     @abstractmethod
     def cell(self, column: str, value: float) -> str:
-        """The text of a number in a column."""
+        """Text of a value in a column."""
 
     def label_column(self, label: Tensor) -> Tensor | None:
-        """Labels [B, ...] as one number each: [B]; None where they are none."""
+        """Labels [B, ...] as one number each: [B]; None if they are not single numbers."""
         return label
 
     def update(
@@ -45,19 +45,19 @@ class Predictions(Metric):
     ) -> None:
         """Args: index [B], predictions [B, ...] of student and teacher, labels [B, ...]."""
         unknown = torch.full((len(index),), torch.nan, device=student.device)
-        own = self.cells(student)
-        of_teacher = [unknown] * len(own) if teacher is None else self.cells(teacher)
-        shown = None if label is None else self.label_column(label)
-        columns = [index, unknown if shown is None else shown, *own, *of_teacher]
+        of_student = self.cells(student)
+        of_teacher = [unknown] * len(of_student) if teacher is None else self.cells(teacher)
+        labels = None if label is None else self.label_column(label)
+        columns = [index, unknown if labels is None else labels, *of_student, *of_teacher]
         self.rows.append(torch.stack([column.float() for column in columns], dim=1))
 
     def compute(self) -> Tensor:
-        """float32 [N, len(columns)], by example; NaN where there is nothing."""
+        """The rows, sorted by example: float32 [N, len(columns)]; NaN for missing values."""
         rows = dim_zero_cat(self.rows)
         return rows[rows[:, 0].argsort()].cpu()
 
     def table(self, rows: Tensor) -> str:
-        """Rows as CSV text; NaN is an empty cell."""
+        """Rows as CSV text, with NaN as an empty cell."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(self.columns)

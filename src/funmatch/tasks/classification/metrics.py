@@ -13,7 +13,7 @@ FIDELITIES = ("agreement_top1", "agreement_top5", "kl_to_teacher")
 class Fidelity(MeanMetrics):
     """Accuracies and agreements as fractions in [0, 1], KL in nats at T = 1.
 
-    What needs labels is left out where there are none, what needs a teacher likewise.
+    Values that need labels or a teacher are omitted if the data has no labels or teacher.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Fidelity(MeanMetrics):
     def values(
         self, student: Tensor, teacher: Tensor | None, label: Tensor | None
     ) -> dict[str, Tensor]:
-        """Args: logits [B, C] of student and teacher, labels [B] or bool [B, C] of right ones."""
+        """Args: logits [B, C] of student and teacher; labels [B] or bool [B, C]."""
         values: dict[str, Tensor] = {}
         if label is not None:
             values["student_top1"] = is_correct(student, label)
@@ -37,7 +37,7 @@ class Fidelity(MeanMetrics):
 
 
 def is_correct(logits: Tensor, label: Tensor) -> Tensor:
-    """Whether the predicted class is right, of every example that has a label."""
+    """Correctness of the predicted class, for the examples that have a label: bool."""
     predicted = logits.argmax(dim=-1)
     if label.dtype != torch.bool:
         return predicted == label

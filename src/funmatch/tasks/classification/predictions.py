@@ -1,4 +1,4 @@
-"""The class that student and teacher predict for each test image, with their confidence."""
+"""Classes that student and teacher predict for each test image, with their confidence."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ COLUMNS = ("image", "label", "student", "student_confidence", "teacher", "teache
 
 
 class ClassPredictions(Predictions):
-    """Numbers of images and of classes, confidences in [0, 1].
+    """Indices of image and classes, and confidences in [0, 1].
 
-    The source of calibration and confusion matrices.
+    Reliability diagrams and confusion matrices are computed from it.
     """
 
     columns = COLUMNS
@@ -22,7 +22,7 @@ class ClassPredictions(Predictions):
         return best[1], best[0]
 
     def label_column(self, label: Tensor) -> Tensor | None:
-        # Of several right ones none is the label.
+        # An example with several correct classes has no single label.
         return None if label.dtype == torch.bool else label
 
     def cell(self, column: str, value: float) -> str:

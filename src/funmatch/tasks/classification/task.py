@@ -8,19 +8,19 @@ from torch.nn import functional as F
 
 from funmatch.core import ensembling
 from funmatch.tasks.base import Task
+from funmatch.tasks.classification.description import DESCRIPTION
 from funmatch.tasks.classification.metrics import Fidelity, is_correct
 from funmatch.tasks.classification.predictions import ClassPredictions
-from funmatch.tasks.description import CLASSIFICATION
 
 
 class Classification(Task):
-    """Logits [B, C] against class numbers [B], or bool [B, C] where several are right.
+    """Logits [B, C] against class indices [B], or bool [B, C] with several correct classes.
 
     Args:
-        classes: C.
+        classes: number of classes C.
     """
 
-    description = CLASSIFICATION
+    description = DESCRIPTION
     means = ensembling.MEANS
     is_distribution = True
 
@@ -38,7 +38,7 @@ class Classification(Task):
         return ClassPredictions()
 
     def view_average(self, predictions: Iterable[Tensor]) -> Tensor:
-        """The logarithm of the mean of the probabilities; the logits themselves of one view."""
+        """The logarithm of the mean probabilities over views; the logits if there is one view."""
         first, total, number = torch.empty(0), torch.empty(0), 0
         for number, logits in enumerate(predictions, 1):
             if number == 1:
@@ -48,10 +48,10 @@ class Classification(Task):
         return first if number == 1 else (total / number).log().float()
 
     def from_rows(self, rows: Tensor) -> Tensor:
-        return rows  # of as many classes as the teacher has
+        return rows  # the teacher may have more classes
 
     def relative_difference(self, rows: Tensor, others: Tensor) -> float:
-        """As of any rows; a shift of all logits of an example makes no difference."""
+        """As in the base class, but invariant to a shift of all logits of an example."""
         centred = (logits - logits.mean(dim=-1, keepdim=True) for logits in (rows, others))
         return super().relative_difference(*centred)
 

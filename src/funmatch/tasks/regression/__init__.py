@@ -1,1 +1,1 @@
-"""Regression of a number of each example."""
+"""Regression of one or several numbers per example."""

@@ -13,8 +13,8 @@ _SUMS = (
 class RegressionMetrics(MeanMetrics):
     """MAE, R² and root-mean-square distance, over all examples and outputs.
 
-    MAE and the distance are in the units of the labels. R² is 1 less the share of the labels'
-    variance that is not explained; it is left out where the labels do not vary.
+    MAE and the distance are in the units of the labels. R² is the explained share of the variance
+    of the labels; it is omitted if the labels are constant.
     """
 
     def __init__(self) -> None:
@@ -39,16 +39,16 @@ class RegressionMetrics(MeanMetrics):
         return values
 
     def compute(self) -> dict[str, Tensor]:
-        """`student_mae`, `student_r2`, those of the teacher, and `rmse_to_teacher`, by name."""
+        """MAE and R² of student and teacher, and `rmse_to_teacher`, by name."""
         means = super().compute()
-        found: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for name in ("student_mae", "teacher_mae"):
             if name in means:
-                found[name] = means[name]
+                metrics[name] = means[name]
         if "label" in means and (variance := means["label_square"] - means["label"] ** 2) > 0:
             for name in ("student", "teacher"):
                 if f"{name}_mse" in means:
-                    found[f"{name}_r2"] = 1 - means[f"{name}_mse"] / variance
+                    metrics[f"{name}_r2"] = 1 - means[f"{name}_mse"] / variance
         if "mse_to_teacher" in means:
-            found["rmse_to_teacher"] = means["mse_to_teacher"].sqrt()
-        return found
+            metrics["rmse_to_teacher"] = means["mse_to_teacher"].sqrt()
+        return metrics

@@ -1,4 +1,4 @@
-"""The numbers that student and teacher predict for each test example."""
+"""Numbers that student and teacher predict for each test example."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from funmatch.tasks.predictions import Predictions
 
 
 class NumberPredictions(Predictions):
-    """Label, student's and teacher's number, in the units of the labels; of several, the mean."""
+    """Label and predictions, in the units of the labels; the mean if there are several numbers."""
 
     columns = ("image", "label", "student", "teacher")
 

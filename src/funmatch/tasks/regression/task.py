@@ -1,43 +1,16 @@
-"""Regression: a prediction is D numbers, as the label is."""
+"""Regression: a prediction, like a label, is D numbers."""
 
 import torch
 from torch import Tensor
 
 from funmatch.tasks.base import Task
-from funmatch.tasks.description import Figure, TaskDescription
+from funmatch.tasks.regression.description import DESCRIPTION
 from funmatch.tasks.regression.metrics import RegressionMetrics
 from funmatch.tasks.regression.predictions import NumberPredictions
 
-DESCRIPTION = TaskDescription(
-    name="regression",
-    model="image regressor",
-    score=Figure("student_mae", "MAE", "min"),
-    agreement=Figure("rmse_to_teacher", "RMSE to the teacher", "min"),
-    distance=Figure("rmse_to_teacher", "RMSE to the teacher", "min"),
-    columns=(
-        "student_val_mae",
-        "student_test_mae",
-        "teacher_test_mae",
-        "student_test_r2",
-        "teacher_test_r2",
-        "rmse_to_teacher",
-    ),
-    table={
-        "MAE": "student_test_mae",
-        "R²": "student_test_r2",
-        "RMSE": "rmse_to_teacher",
-        "teacher": "teacher_test_mae",
-    },
-    note=(
-        "MAE of the student and of its teacher and RMSE from student to teacher are in the units "
-        "of the labels; less is better. R² is a fraction."
-    ),
-    bounds=(0.0, None),
-)
-
 
 def mean(predictions: Tensor, weights: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The weighted mean of K predictions [K, B, ...]: [B, ...]; no temperature changes it."""
+    """The weighted mean of K predictions [K, B, ...]: [B, ...]; temperature has no effect."""
     weights = weights.to(predictions)
     return torch.tensordot(weights / weights.sum(), predictions, dims=1)
 
@@ -46,7 +19,7 @@ class Regression(Task):
     """Predictions [B, D] against labels [B] (of one number) or [B, D], floating point.
 
     Args:
-        outputs: D.
+        outputs: number of outputs D.
     """
 
     description = DESCRIPTION
