@@ -17,7 +17,6 @@ from torch import nn
 from funmatch.config import schema
 from funmatch.config.errors import UserError
 from funmatch.data import corrupt_images
-from funmatch.data.batch import Brings
 from funmatch.data.file_list import DataNotFoundError
 from funmatch.data.sources import ConcatSource, Source, Splits
 from funmatch.models import load_weights, timm_models
@@ -31,6 +30,7 @@ from funmatch.tasks.base import Task
 from funmatch.tasks.classification.task import Classification
 from funmatch.training.datamodule import DataModule
 from funmatch.training.learner import Learning
+from funmatch.views.image_views import ImageViews, Placement
 from funmatch.views.recipes import Recipe
 
 _log = logging.getLogger(__name__)
@@ -180,19 +180,24 @@ def recipe(cfg: DictConfig) -> Recipe:
 
 
 def stream(
-    cfg: DictConfig, data: Splits, law: Recipe, sides: dict[str, int], brings: Brings, task: Task
+    cfg: DictConfig,
+    data: Splits,
+    recipe: Recipe,
+    sides: dict[str, int],
+    placement: Placement,
+    task: Task,
 ) -> DataModule:
     """The data module of a run, over images to train on and views to measure on."""
+    views = ImageViews(
+        data.train, recipe, sides=sides, placement=placement, truth_in_view=task.truth_in_view
+    )
     return DataModule(
         data,
-        law,
-        sides=sides,
+        views,
         batch_size=cfg.batch_size,
         steps=schema.total_steps(cfg),
         seed=cfg.seed,
         workers=cfg.compute.workers,
-        brings=brings,
-        truth_in_view=task.truth_in_view,
         repeat=cfg.trainer.get("overfit_batches"),
     )
 

@@ -10,13 +10,13 @@ from omegaconf import DictConfig
 from funmatch.config import schema
 from funmatch.config.errors import UserError
 from funmatch.data import decoded_cache, image_files
-from funmatch.data.batch import Brings
 from funmatch.data.sources import ArraySource, Source, Splits
 from funmatch.experiment import build
 from funmatch.models.network import Network
 from funmatch.runtime import hardware
 from funmatch.tasks.base import Task
 from funmatch.views.evaluation_views import EvaluationViews
+from funmatch.views.image_views import Placement
 
 _log = logging.getLogger(__name__)
 
@@ -26,12 +26,12 @@ _SAMPLE = 64  # images by whose sizes auto estimates those of all
 
 def apply_cache(
     cfg: DictConfig, data: Splits, student: Network, task: Task
-) -> tuple[Splits, Brings]:
+) -> tuple[Splits, Placement]:
     """What a run reads its images from.
 
     Returns:
         Images to train on and the student's evaluation views of val and test, decoded once where
-        `data.cache` says so; and what of the images to train on workers bring to the device.
+        `data.cache` says so; and where training images are decoded and rendered.
 
     Raises:
         UserError: there is no room for what `data.cache` asks for, or no decoder for what
@@ -52,8 +52,8 @@ def apply_cache(
     found = replace(data, train=train, val=seen, test=test)
     if decoded_there:
         _check_decoder(train)
-        return found, "files"
-    return found, "cuts" if _on_device(cfg, train) else "views"
+        return found, Placement("device", decode_on="device")
+    return found, Placement("device" if _on_device(cfg, train) else "worker")
 
 
 def _check_decoder(train: Source) -> None:

@@ -61,7 +61,7 @@ def distill(cfg: DictConfig, run: Run) -> dict[str, Any]:
         device=build.device(cfg),
     )
     build.note_batch_norms(cfg, objective, "objective")
-    images, brings = cache_policy.apply_cache(cfg, splits, student, task)
+    images, placement = cache_policy.apply_cache(cfg, splits, student, task)
 
     with before(build.device(cfg)):
         words, needed = target_policy.training_targets(cfg, softened, law, images.train, task)
@@ -71,7 +71,7 @@ def distill(cfg: DictConfig, run: Run) -> dict[str, Any]:
     }
     learner = Distillation(student, words, references, objective, build.learning(cfg), task, clock)
     sides = {"student": student.side, **(teacher.sides if needed else {})}
-    data = build.stream(cfg, images, law, sides, brings, task)
+    data = build.stream(cfg, images, law, sides, placement, task)
     fitting.save_example_views(cfg, run, images, law, {"student": student.side, **teacher.sides})
     try:
         figures = fitting.fit(cfg, run, learner, data, stopwatch, splits.test.classes)

@@ -19,9 +19,9 @@ def supervise(cfg: DictConfig, run: Run) -> dict[str, Any]:
     student = build.learner(cfg, "model")
     input_check.check_network(cfg, "model", cfg.model, student, data.val, task)
     learner = Supervision(student, build.learning(cfg), task)
-    images, brings = cache_policy.apply_cache(cfg, data, student, task)
+    images, placement = cache_policy.apply_cache(cfg, data, student, task)
     sides = {"student": student.side}
     law = build.recipe(cfg)
-    stream = build.stream(cfg, images, law, sides, brings, task)
+    stream = build.stream(cfg, images, law, sides, placement, task)
     fitting.save_example_views(cfg, run, images, law, sides)
     return fitting.fit(cfg, run, learner, stream, Stopwatch(cfg.batch_size), data.test.classes)

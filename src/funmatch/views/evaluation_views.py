@@ -12,7 +12,7 @@ from funmatch.core.images import Images
 from funmatch.core.render import evaluation_view
 from funmatch.data.batch import Batch, Truth
 from funmatch.data.sources import Source
-from funmatch.views.stream import TruthInView
+from funmatch.views.image_views import TruthInView
 
 
 class EvaluationViews:

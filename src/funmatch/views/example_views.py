@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from funmatch.core.render import render_view
+from funmatch.data.batch import RenderedBatch
 from funmatch.data.sources import Source
+from funmatch.views.image_views import ImageViews
 from funmatch.views.recipes import Fixed, Recipe
 from funmatch.views.stream import Stream
 
@@ -45,9 +47,11 @@ def example_views(
     shares = [ranks for ranks in range(1, batch_size + 1) if batch_size % ranks == 0]
     ranks = max(ranks for ranks in shares if batch_size // ranks >= min(number, batch_size))
     stream = Stream(
-        source, recipe, sides=dict(sides), batch_size=batch_size, seed=seed, ranks=ranks
+        ImageViews(source, recipe, sides=sides), batch_size=batch_size, seed=seed, ranks=ranks
     )
-    batch = stream[step].mixed()
+    rendered = stream[step]
+    assert isinstance(rendered, RenderedBatch)
+    batch = rendered.mixed()
     teachers = [name for name in sides if name != "student"]
     seen = {name: batch.view(name) for name in (*teachers, "student")}
     if isinstance(recipe, Fixed):  # the teacher was asked before training, about these

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from torch.utils.data import Dataset
 
-from funmatch.data.batch import Batch
+from funmatch.data.batch import PlannedBatch, RenderedBatch
 from funmatch.views.stream import Stream
 
 
-class RepeatedSteps(Dataset[Batch]):
+class RepeatedSteps(Dataset[PlannedBatch | RenderedBatch]):
     """Item t is the batch of step t mod n, views and mixing included, under the number t.
 
     So it remains a function of (seed, step), and a run resumes exactly.
@@ -21,5 +21,5 @@ class RepeatedSteps(Dataset[Batch]):
     def __init__(self, stream: Stream, steps: int) -> None:
         self._stream, self._steps = stream, steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> PlannedBatch | RenderedBatch:
         return replace(self._stream[step % self._steps], step=step)
