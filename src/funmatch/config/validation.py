@@ -135,7 +135,7 @@ def check(cfg: DictConfig) -> None:
     trainer_arguments.check(cfg)
     _check_callbacks(cfg)
     if "teacher_crop" in cfg.recipe:
-        remedy = "a fixed teacher has no word on mixed views; choose recipe=function_matching"
+        remedy = "a fixed teacher has no targets for mixed images; choose recipe=function_matching"
         _require(cfg, "recipe.mixing", lambda value: not value, remedy)
     if str(OmegaConf.select(cfg, "targets.form", default="")).startswith("top"):
         remedy = f"keep fewer than the {cfg.data.classes} classes of data={cfg.data.name}"

@@ -50,7 +50,7 @@ def training_targets(
         return online.OnlineTargets(teacher), True
     about = {
         "kind": "steps",
-        **law.law(cfg.seed),
+        **law.view_settings(cfg.seed),
         "batch_size": cfg.batch_size,
         "precision": cfg.trainer.precision,
     }
@@ -99,7 +99,7 @@ def _recorded(kept: Iterable[LogitStore], steps: int, batch_size: int) -> NDArra
         found[end:] = False
         for first in range(0, end, _BLOCK):
             last = min(first + _BLOCK, end)
-            rows = record.there(slice(first * batch_size, last * batch_size))
+            rows = record.is_stored(slice(first * batch_size, last * batch_size))
             found[first:last] &= rows.reshape(-1, batch_size).all(axis=1)
     return found
 
@@ -119,7 +119,7 @@ def _keeps(cfg: DictConfig, record: LogitStore, steps: int, there: int) -> bool:
     if mode == "replay":
         if there:
             raise UserError(f"targets=replay: {have}; targets=auto asks the teacher for the others")
-        near = record.nearest()
+        near = record.closest_mismatch()
         near = f"the nearest record differs in {near}" if near else "there is no record"
         raise UserError(
             f"targets=replay: nothing is recorded of these views in {store}, {near}; "

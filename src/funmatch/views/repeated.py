@@ -1,4 +1,4 @@
-"""The batches of the first steps, over and over: to see whether a network can learn them at all."""
+"""Overfitting check: the batches of the first steps, repeated."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from funmatch.views.stream import Stream
 class RepeatedSteps(Dataset[PlannedBatch | RenderedBatch]):
     """Item t is the batch of step t mod n, views and mixing included, under the number t.
 
-    So it remains a function of (seed, step), and a run resumes exactly.
+    It remains a function of (seed, step), so a run resumes exactly.
 
     Args:
         stream: the batches of a run.
-        steps: n, how many different batches there are.
+        steps: n, the number of different batches.
     """
 
     def __init__(self, stream: Stream, steps: int) -> None:
