@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import cache
 
 from funmatch.cli.main import train
-from funmatch.data.batch import Batch
+from funmatch.data.batch import RenderedBatch
 from funmatch.views.stream import Stream
 
 _rendered = cache(Stream.__getitem__)
 
 
-def _again(stream: Stream, step: int) -> Batch:
+def _again(stream: Stream, step: int) -> RenderedBatch:
     return replace(_rendered(stream, 0), step=step)
 
 

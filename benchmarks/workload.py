@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from funmatch.config import compose, resolvers
-from funmatch.data.batch import Batch
+from funmatch.data.batch import RenderedBatch
 from funmatch.data.sources import Splits
 from funmatch.experiment import datasets, fitting, networks, teachers
 from funmatch.experiment.build import build
@@ -18,6 +18,7 @@ from funmatch.experiment.train_here import train_here
 from funmatch.models.network import Network
 from funmatch.models.teacher import Teacher
 from funmatch.objectives.base import Objective
+from funmatch.views.image_views import ImageViews
 from funmatch.views.recipes import Recipe
 from funmatch.views.stream import Steps, Stream
 
@@ -45,15 +46,11 @@ class Workload:
     steps: int
     workers: int
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RenderedBatch]:
         """The training batches of the run, not yet mixed, on the host."""
-        stream = Stream(
-            self.data.train,
-            self.recipe,
-            sides={"student": self.student.side, **self.teacher.sides},
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        sides = {"student": self.student.side, **self.teacher.sides}
+        views = ImageViews(self.data.train, self.recipe, sides=sides)
+        stream = Stream(views, batch_size=self.batch_size, seed=self.seed)
         return iter(
             DataLoader(
                 stream,

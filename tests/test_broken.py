@@ -199,15 +199,15 @@ _LEFT = """
 from funmatch.data.sources import Splits
 from funmatch.training.datamodule import DataModule
 from funmatch.views.evaluation_views import EvaluationViews
+from funmatch.views.image_views import ImageViews
 from funmatch.views.recipes import Shared
 from toys import array_source
 
 views = EvaluationViews(array_source(6), resize=8, side=8)
 splits = Splits(array_source(12), views, views)
 recipe = Shared(name="consistent", crop="inception")
-data = DataModule(
-    splits, recipe, sides={"student": 8}, batch_size=6, steps=3000, seed=0, workers=2
-)
+training_views = ImageViews(splits.train, recipe, sides={"student": 8})
+data = DataModule(splits, training_views, batch_size=6, steps=3000, seed=0, workers=2)
 batches = iter(data.training_loader(start=0))  # alive to the end, as after an error in an error
 print(next(batches).views["student"].shape)
 """

@@ -1,5 +1,6 @@
 """Images that are decoded once: in one run of pixels, in a file that all processes share."""
 
+import dataclasses
 import os
 import pickle
 import re
@@ -32,7 +33,7 @@ from funmatch.core import geometry
 from funmatch.core.images import Images
 from funmatch.core.render import render, render_batch
 from funmatch.data import decoded_cache, image_files
-from funmatch.data.batch import Batch
+from funmatch.data.batch import Batch, PlannedBatch, RenderedBatch
 from funmatch.data.datasets import builders
 from funmatch.data.decoded_cache import Cached, cached
 from funmatch.data.file_list import FileList, images_below
@@ -41,8 +42,9 @@ from funmatch.data.sources import Source, Splits
 from funmatch.experiment import cache_policy, datasets
 from funmatch.experiment.build import build
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
+from funmatch.views.image_views import Placement
 from funmatch.views.recipes import Fixed, Independent, Recipe, Shared
-from funmatch.views.stream import Steps, Stream
+from funmatch.views.stream import Steps
 from small import SMALL, STUDENT, TEACHER, experiment, only_run
 from trees import refused
 
@@ -185,11 +187,12 @@ RECIPES = [
 ]
 
 
-def same(one: Batch, other: Batch) -> bool:
+def same(one: RenderedBatch | Batch, other: RenderedBatch | Batch) -> bool:
     assert one.views.keys() == other.views.keys()
-    pairs = [(one.index, other.index), (one.truth.label, other.truth.label)]
+    fields = [field.name for field in dataclasses.fields(one) if field.name != "views"]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in fields]
     pairs += [(one.views[network], other.views[network]) for network in one.views]
-    return one.coefficient == other.coefficient and all(torch.equal(a, b) for a, b in pairs)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -197,14 +200,15 @@ def test_every_view_of_a_recipe_is_the_same(
     source: ImageFiles, kept: Cached, recipe: Recipe
 ) -> None:
     form = {"sides": {"student": 8, "teacher": 12}, "batch_size": 10, "seed": 3}
-    plain, fast = Stream(source, recipe, **form), Stream(kept, recipe, **form)
-    late, run = Stream(kept, recipe, **form, brings="cuts"), kept.images(everything(kept))
+    plain, fast = (toys.image_stream(images, recipe, **form) for images in (source, kept))
+    late = toys.image_stream(kept, recipe, **form, placement=Placement("device"))
+    images = kept.images(everything(kept))
     for step in range(6):
-        expected, left = plain[step], late[step]
+        expected, planned = plain[step], late[step]
         assert expected.views
         assert same(fast[step], expected)
-        assert left.views == {}
-        assert same(left.rendered(run.take(left.cuts.rows)), expected)
+        assert isinstance(planned, PlannedBatch)
+        assert same(planned.rendered(images.take(planned.index.numpy())), expected)
 
 
 def test_a_cache_travels_without_its_pixels(source: ImageFiles, kept: Cached) -> None:
@@ -219,13 +223,13 @@ def test_a_cache_travels_without_its_pixels(source: ImageFiles, kept: Cached) ->
 def test_spawned_workers_read_a_cache(source: ImageFiles, kept: Cached) -> None:
     form = {"sides": {"student": 8}, "batch_size": 10, "seed": 3}
     loader = DataLoader(
-        Stream(kept, RECIPES[0], **form),
+        toys.image_stream(kept, RECIPES[0], **form),
         batch_size=None,
         sampler=Steps(0, 4),
         num_workers=2,
         multiprocessing_context="spawn",
     )
-    plain = Stream(source, RECIPES[0], **form)
+    plain = toys.image_stream(source, RECIPES[0], **form)
     batches = list(loader)
     assert len(batches) == 4
     assert all(same(batch, plain[step]) for step, batch in enumerate(batches))
@@ -537,10 +541,10 @@ def test_auto_takes_what_pays_and_fits(
     source: ImageFiles, configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_room(monkeypatch)
-    without, brings = configured("auto")
+    without, placement = configured("auto")
     assert without.train is source
     assert not isinstance(without.val, Cached)
-    assert brings == "views"
+    assert placement == Placement("worker")
     monkeypatch.undo()
     once, _ = configured("auto", "steps=5")  # 40 views of 24 images
     assert once.train is source
@@ -548,10 +552,10 @@ def test_auto_takes_what_pays_and_fits(
     train_only, _ = configured("auto", "validate_every=100")
     assert isinstance(train_only.train, Cached)
     assert isinstance(train_only.val, EvaluationViews)
-    both, brings = configured("auto")
+    both, placement = configured("auto")
     assert isinstance(both.train, Cached)
     assert isinstance(both.val, Cached)
-    assert brings == "views"  # on a CPU there is nothing to win
+    assert placement == Placement("worker")  # on a CPU there is nothing to win
     assert len(both.val.images(np.array([0])).image(0)[0]) == 8
 
 
@@ -567,11 +571,11 @@ def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.Mon
 def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> None:
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
-    found, brings = cache_policy.apply_cache(
+    found, placement = cache_policy.apply_cache(
         build(cfg), Splits(digits, digits, digits), toys.network(), toys.TASK
     )
     assert found.train is digits
-    assert brings == "cuts"
+    assert placement == Placement("device")
     assert not (tmp_path / "kept").exists()
 
 

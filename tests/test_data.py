@@ -18,7 +18,7 @@ from funmatch.data.sources import Splits
 from funmatch.runtime.allowlist import instantiate
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Shared
-from funmatch.views.stream import Stream
+from toys import image_stream
 from trees import pairs, parts, plant, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
@@ -113,10 +113,10 @@ def test_a_data_set_feeds_the_streams(name: str, tmp_path: Path) -> None:
     splits: Splits = getattr(builders, name)(str(root))
     listing = READ[name](root).train
     sides = {"student": 8, "teacher": 6}
-    batch = Stream(splits.train, RECIPE, sides=sides, batch_size=8, seed=1)[5]
-    assert batch.view("student").shape == (9, 3, 8, 8)
-    assert batch.truth is not None
-    assert batch.truth.label.tolist() == [listing.labels[i] for i in batch.index.tolist()]
+    batch = image_stream(splits.train, RECIPE, sides=sides, batch_size=8, seed=1)[5]
+    assert batch.views["student"].shape == (9, 3, 8, 8)
+    assert batch.label is not None
+    assert batch.label.tolist() == [listing.labels[i] for i in batch.index.tolist()]
 
     batch = EvaluationStream(EvaluationViews(splits.part("test"), 9, 8), batch_size=4)[0]
     assert batch.views["student"].shape == (4, 3, 8, 8)

@@ -17,8 +17,7 @@ from funmatch.tasks.classification.metrics import Fidelity
 from funmatch.training.distillation import Distillation
 from funmatch.training.supervised import Supervision
 from funmatch.views.recipes import Shared
-from funmatch.views.stream import Stream
-from toys import CLASSES, TASK, array_source, fit, learning, network, teacher_of
+from toys import CLASSES, TASK, array_source, fit, image_stream, learning, network, teacher_of
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
 SIDES = {"student": 8, "teacher": 8}
@@ -69,7 +68,7 @@ def test_one_step_is_the_formula() -> None:
     by_hand = network(8, seed=1)
     optimizer = learning(2).optimizer(by_hand)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning(2).schedule)
-    stream = Stream(source, MIXED, sides=SIDES, batch_size=8, seed=0)
+    stream = image_stream(source, MIXED, sides=SIDES, batch_size=8, seed=0)
     for step in range(2):
         batch = stream[step].mixed()
         logits, said = (
@@ -130,10 +129,11 @@ def test_function_matching_refuses_a_temperature_of_zero() -> None:
 
 def test_supervision_shares_the_loss_between_mixing_partners() -> None:
     learner = Supervision(network(8, seed=1), learning(2), TASK)
-    batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0].mixed()
+    rendered = image_stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
+    batch = rendered.mixed()
     loss, _ = learner.loss(batch)
     logp = learner.student(batch.view("student")).prediction.log_softmax(1)
-    a = batch.coefficient
+    a = rendered.coefficient
     by_hand = [
         -(a * logp[i, batch.truth.label[i]] + (1 - a) * logp[i, batch.truth.partner[i]])
         for i in range(8)
@@ -150,7 +150,8 @@ def test_supervision_needs_labels() -> None:
 
 def test_kept_targets_look_up_by_index() -> None:
     table = torch.randn(20, CLASSES)
-    batch = Stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
+    stream = image_stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)
+    batch = stream[0].mixed()
     out = per_image.PerImageTargets(teacher_of(network(8)), table[None])(batch)
     assert isinstance(out, Output)
     assert torch.equal(out.prediction, table[batch.index])

@@ -15,7 +15,7 @@ from funmatch.data.datasets import builders, image_folder
 from funmatch.runtime.allowlist import instantiate
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Shared
-from funmatch.views.stream import Stream
+from toys import image_stream
 from trees import pairs, parts, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
@@ -50,7 +50,8 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert list(map(len, parts(found))) == [16, 2, 2]
     assert len(set().union(*(part.names for part in parts(found)))) == 20
     source = builders.folder(str(tmp_path)).train
-    assert Stream(source, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].truth is not None
+    batch = image_stream(source, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0]
+    assert batch.label is not None
 
 
 def test_a_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
@@ -63,7 +64,8 @@ def test_a_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
     assert set(found.train.names) | set(found.val.names) == {f"{i}.jpg" for i in range(25)}
     splits = builders.folder(str(tmp_path), classes=1000)  # the teacher's
     assert len(splits.train.classes) == 1000
-    assert Stream(splits.train, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0].truth is None
+    batch = image_stream(splits.train, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0]
+    assert batch.label is None
     for number in range(3):
         trees.photograph(tmp_path / "few" / f"{number}.jpg", number=number)
     assert [len(part) for part in parts(image_folder.folder(tmp_path / "few"))] == [2, 1, 1]

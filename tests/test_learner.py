@@ -12,6 +12,7 @@ from funmatch.data.sources import Splits
 from funmatch.models.network import Network
 from funmatch.training.datamodule import DataModule
 from funmatch.training.supervised import Supervision
+from funmatch.views.image_views import ImageViews
 from funmatch.views.recipes import Shared
 from toys import CLASSES, TASK, array_source, learning, trainer
 
@@ -36,8 +37,7 @@ def taught(
     source = array_source()
     data = DataModule(
         Splits(source, source, source),
-        Shared(name="labels", crop="inception", mixing=False),
-        sides={"student": 8},
+        ImageViews(source, Shared(name="labels", crop="inception"), sides={"student": 8}),
         batch_size=4,
         steps=steps,
         seed=0,

@@ -35,8 +35,7 @@ from funmatch.tasks.regression.task import Regression
 from funmatch.training.distillation import Distillation
 from funmatch.training.supervised import Supervision
 from funmatch.views.recipes import Fixed, Recipe, Shared
-from funmatch.views.stream import Stream
-from toys import CLASSES, TASK, array_source, fit, learning, network, teacher_of
+from toys import CLASSES, TASK, array_source, fit, image_stream, learning, network, teacher_of
 
 BATCH, SIDE, STEP = 8, 8, 3
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
@@ -100,7 +99,7 @@ def batches(recipe: Recipe, ranks: int) -> list[Batch]:
     if isinstance(recipe, Fixed):
         how["sides"] = {"student": SIDE}
     streams = [
-        Stream(array_source(), recipe, **how, rank=rank, ranks=ranks) for rank in range(ranks)
+        image_stream(array_source(), recipe, **how, rank=rank, ranks=ranks) for rank in range(ranks)
     ]
     return [stream[STEP].mixed() for stream in streams]
 
@@ -240,7 +239,7 @@ def test_the_label_loss_weighs_both_mixing_partners() -> None:
     batch = batches(MIXED, 1)[0]
     logits = torch.randn(BATCH, CLASSES, generator=torch.manual_seed(0), requires_grad=True)
     losses = TASK.label_loss(logits, batch.truth)
-    c, own, partner = batch.coefficient, batch.truth.label, batch.truth.partner
+    c, own, partner = batch.truth.coefficient, batch.truth.label, batch.truth.partner
     log_p = logits.log_softmax(1)
     for i in range(BATCH):
         by_hand = -c * log_p[i, own[i]] - (1 - c) * log_p[i, partner[i]]

@@ -51,7 +51,7 @@ def logits(rows: int, classes: int = 7, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_rows_have_the_promised_width(name: str) -> None:
-    rows = encoding(name).pack(logits(5))
+    rows = encoding(name).encode(logits(5))
     assert rows.dtype == torch.uint8
     assert rows.shape == (5, encoding(name).width(7))
 
@@ -59,13 +59,13 @@ def test_rows_have_the_promised_width(name: str) -> None:
 def test_float32_keeps_every_bit_and_float16_is_half() -> None:
     said = logits(50)
     for name, kept in (("float32", said), ("float16", said.half().float())):
-        assert torch.equal(encoding(name).unpack(encoding(name).pack(said), 7), kept)
+        assert torch.equal(encoding(name).decode(encoding(name).encode(said), 7), kept)
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) -> None:
     said = logits(50)
-    kept = encoding(f"top{k}").unpack(encoding(f"top{k}").pack(said), 7)
+    kept = encoding(f"top{k}").decode(encoding(f"top{k}").encode(said), 7)
     assert torch.equal(kept.topk(k).indices, said.topk(k).indices)
     before, after = said.softmax(-1), kept.softmax(-1)
     rounding = 4 * 2**-11 * float(kept.abs().max())  # of a difference of two halves, doubled
@@ -79,7 +79,7 @@ def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) 
 
 def test_top_k_of_half_precision_logits_is_that_of_their_values() -> None:
     said = logits(9).bfloat16()
-    assert torch.equal(encoding("top3").pack(said), encoding("top3").pack(said.float()))
+    assert torch.equal(encoding("top3").encode(said), encoding("top3").encode(said.float()))
 
 
 @pytest.mark.parametrize("name", ["top7", "top8", "top0"])
@@ -91,7 +91,7 @@ def test_a_form_of_no_or_all_classes_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["top7", "top8"])
 def test_a_record_refuses_fewer_classes_than_it_is_to_keep(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="there are 7 classes; keep fewer"):
-        LogitStore(tmp_path, {}, name).packed(logits(5))
+        LogitStore(tmp_path, {}, name).encode(logits(5))
 
 
 @pytest.mark.parametrize("name", ["half", "top", "top-1", "top1.5", "float64", ""])
@@ -126,12 +126,12 @@ def record(store: Path, name: str = "float32", **about: object) -> LogitStore:
 
 
 def write(into: LogitStore, first: int, last: int, said: Tensor = SAID) -> None:
-    into.write(first, into.packed(said[first:last]))
+    into.write(first, into.encode(said[first:last]))
 
 
 def there(of: LogitStore, rows: int = 12) -> str:
     """The rows that are recorded, as in 1101."""
-    return "".join("01"[int(found)] for found in of.there(slice(0, rows)))
+    return "".join("01"[int(found)] for found in of.is_stored(slice(0, rows)))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -143,7 +143,7 @@ def test_rows_are_written_in_any_order_by_several(tmp_path: Path, name: str) -> 
     assert there(one) == "111100001111"
     assert one.read(slice(2, 10)) is None
     write(other, 4, 8)
-    expected = one.unpacked(one.packed(SAID))
+    expected = one.decode(one.encode(SAID))
     for reader in (one, other, record(tmp_path, name)):
         assert torch.equal(reader.read(slice(0, 12)), expected)
         assert torch.equal(reader.read(slice(3, 9)), expected[3:9])
@@ -154,7 +154,7 @@ def test_reader_sees_rows_written_after_open(tmp_path: Path, name: str) -> None:
     """Two jobs of a sweep start at once; the slower one meets the rows of the faster."""
     early = record(tmp_path, name)
     write(record(tmp_path, name), 0, 12)
-    assert torch.equal(early.read(slice(0, 12)), early.unpacked(early.packed(SAID)))
+    assert torch.equal(early.read(slice(0, 12)), early.decode(early.encode(SAID)))
 
 
 def test_reading_creates_no_record(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ from funmatch.targets.store import LogitStore
 record = LogitStore(Path(sys.argv[1]), {"kind": "steps", "seed": 0}, "float32")
 for step in itertools.count():
     rows = torch.arange(step * 64, step * 64 + 64)[:, None].expand(64, 500).float()
-    record.write(step * 64, record.packed(rows))
+    record.write(step * 64, record.encode(rows))
     print(step, flush=True)
 """
 
@@ -248,7 +248,7 @@ def test_a_killed_writer_leaves_only_rows_that_are_right(tmp_path: Path) -> None
         steps = 21 + len(process.stdout.readlines())
     assert process.returncode == -signal.SIGKILL
     left = record(tmp_path)
-    found = np.flatnonzero(left.there(slice(0, 64 * (steps + 10))))
+    found = np.flatnonzero(left.is_stored(slice(0, 64 * (steps + 10))))
     assert 64 * steps <= len(found) <= 64 * (steps + 1)
     for row in found.tolist():
         assert torch.equal(left.read(slice(row, row + 1)), torch.full((1, 500), float(row)))
@@ -492,12 +492,12 @@ def test_the_key_in_which_the_nearest_record_differs_is_named(lesson) -> None:
     lesson("targets=record").given()
     lesson("targets=record", "seed=3", "data.min_area=0.5").given()
     for change, named in (
-        ("seed=1", "seed (there 0, here 1)"),
-        ("batch_size=5", "batch_size (there 6, here 5)"),
-        ("recipe.alpha=0.5", "mixing (there 1.0, here 0.5)"),
-        ("data.min_area=0.4", "min_area (there 0.25, here 0.4)"),
-        ("targets.form=top2", "form (there float16, here top2)"),
-        ("seed=3 data.min_area=0.4", "min_area (there 0.5, here 0.4)"),
+        ("seed=1", "seed (recorded: 0, now: 1)"),
+        ("batch_size=5", "batch_size (recorded: 6, now: 5)"),
+        ("recipe.alpha=0.5", "mixing (recorded: 1.0, now: 0.5)"),
+        ("data.min_area=0.4", "min_area (recorded: 0.25, now: 0.4)"),
+        ("targets.form=top2", "form (recorded: float16, now: top2)"),
+        ("seed=3 data.min_area=0.4", "min_area (recorded: 0.5, now: 0.4)"),
     ):
         with pytest.raises(UserError, match=re.escape(f"the nearest record differs in {named}; ")):
             lesson("targets=replay", *change.split())
@@ -591,7 +591,7 @@ def test_a_disk_that_fills_up_does_not_end_the_run(lesson, capsys, nets) -> None
     with files_of_at_most(2000):  # of the rows: there are 20 * 6 of 28 bytes
         weights = filling.given()
     said = capsys.readouterr().out
-    assert said.count("File too large; the run goes on and records no further targets") == 1
+    assert said.count("File too large; the run continues and records no further targets") == 1
     assert torch.equal(weights, lesson("targets=live", *settings, nets=nets and nets()).given())
     again = lesson("targets=auto", *settings, nets=nets and nets())
     assert f": {2000 // 28 // 6} of 20 steps are in" in said_last(capsys)
@@ -816,9 +816,12 @@ def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
     ("change", "told"),
     [
         ("steps=90", "60 of 90 steps are in logs/targets/"),
-        ("seed=2", "the nearest record differs in seed (there "),
-        ("batch_size=50", "the nearest record differs in batch_size (there 100, here 50); "),
-        ("recipe.mixing=false", "the nearest record differs in mixing (there 1.0, here None); "),
+        ("seed=2", "the nearest record differs in seed (recorded: "),
+        ("batch_size=50", "the nearest record differs in batch_size (recorded: 100, now: 50); "),
+        (
+            "recipe.mixing=false",
+            "the nearest record differs in mixing (recorded: 1.0, now: None); ",
+        ),
     ],
 )
 def test_a_replay_of_what_is_not_recorded_is_refused_in_one_line(
@@ -846,7 +849,7 @@ def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(
     where = steps_record(elsewhere).relative_to(elsewhere)
     code, _, err = train(elsewhere, "name=damaged", "targets=replay")
     told = (
-        "1 damaged rows, the first is 4700; the same command makes them again "
+        "1 damaged rows, the first is 4700; the same command computes them again "
         "(targets=auto in place of replay)"
     )
     assert (code, err) == (1, f"error: {where}: {told}\n")

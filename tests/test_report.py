@@ -22,8 +22,7 @@ from funmatch.runs.directory import Run
 from funmatch.tasks.classification.predictions import COLUMNS, ClassPredictions
 from funmatch.views.example_views import contact_sheet, example_views
 from funmatch.views.recipes import Fixed, Independent, Shared
-from funmatch.views.stream import Stream
-from toys import array_source
+from toys import array_source, image_stream
 
 SETTINGS = (
     *QUICK,
@@ -208,7 +207,7 @@ def test_samples_are_what_a_run_shows(recipe) -> None:
     source, sides = array_source(30), {"student": 8, "teacher": 10}
     given = {"batch_size": 12, "seed": 3}
     found = example_views(source, recipe, sides=sides, **given, step=5, number=4)
-    batch = Stream(source, recipe, sides=sides, **given)[5].mixed()
+    batch = image_stream(source, recipe, sides=sides, **given)[5].mixed()
     assert list(found) == ["teacher", "student"]
     expected = {name: batch.view(name)[:4] for name in found}
     if isinstance(recipe, Fixed):

@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 
 from funmatch.data import image_files
+from funmatch.data.batch import PlannedBatch
 from funmatch.data.datasets import builders, torchvision_layouts
 from funmatch.data.file_list import DataNotFoundError, FileList
 from funmatch.data.image_files import ImageFiles, decoded
 from funmatch.data.sources import ArraySource, ConcatSource, Splits
 from funmatch.tasks.classification.metrics import Fidelity
+from funmatch.views.image_views import Placement
 from funmatch.views.recipes import Shared
-from funmatch.views.stream import Stream
-from toys import MixedSizes, array_source
+from toys import MixedSizes, array_source, image_stream
 from trees import plant, refused
 
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
@@ -118,7 +119,7 @@ def test_joined_sources_are_one_after_the_other() -> None:
     for row, image in enumerate(joined.images(indices)):
         assert torch.equal(image, expected[row])
         assert image.shape[1:] == (heights[row], widths[row])
-    batch = Stream(joined, RECIPE, sides={"student": 8}, batch_size=12, seed=0)[0].mixed()
+    batch = image_stream(joined, RECIPE, sides={"student": 8}, batch_size=12, seed=0)[0].mixed()
     assert sorted(batch.index.tolist()) == list(range(12))
     assert batch.label is None
     assert joined.fingerprint() != ConcatSource([mixed, tensors]).fingerprint()
@@ -180,11 +181,14 @@ def test_files_decoded_on_the_device_are_the_same_images(tmp_path: Path) -> None
     found = image_files.on_device(files, torch.device("cpu"))
     for here, there in zip(source.images(every), found, strict=True):
         assert torch.equal(here, there)
-    stream = {
-        brings: Stream(source, RECIPE, sides={"student": 8}, batch_size=5, seed=0, brings=brings)[3]
-        for brings in ("views", "files")
-    }
-    late = stream["files"].rendered(image_files.on_device(stream["files"].files, "cpu"))
-    assert torch.equal(late.view("student"), stream["views"].view("student"))
+    here, late = (
+        image_stream(
+            source, RECIPE, sides={"student": 8}, batch_size=5, seed=0, placement=placement
+        )[3]
+        for placement in (Placement(), Placement("device", decode_on="device"))
+    )
+    assert isinstance(late, PlannedBatch)
+    late = late.rendered(image_files.on_device(late.files, torch.device("cpu")))
+    assert torch.equal(late.views["student"], here.views["student"])
     with pytest.raises(DataNotFoundError, match="decode=host names the file"):
         image_files.on_device([files[0][:100]], torch.device("cpu"))

@@ -1,16 +1,17 @@
 """The stream: endless, from any step, the same whatever the ranks."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from funmatch.data.batch import Batch
+from funmatch.data.batch import RenderedBatch
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Independent, Shared
-from funmatch.views.stream import EpochPermutations, Steps, Stream
-from toys import MixedSizes, array_source
+from funmatch.views.stream import EpochPermutations, Share, Steps, Stream
+from toys import MixedSizes, array_source, image_stream
 
 MIXED = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.3)
 OWN = Independent(name="independent_noise", crop="inception", min_area=0.3)
@@ -18,7 +19,9 @@ SIDES = {"student": 8, "teacher": 6}
 
 
 def stream(source, recipe=MIXED, *, rank: int = 0, ranks: int = 1, seed: int = 3, batch: int = 8):
-    return Stream(source, recipe, sides=SIDES, batch_size=batch, seed=seed, rank=rank, ranks=ranks)
+    return image_stream(
+        source, recipe, sides=SIDES, batch_size=batch, seed=seed, rank=rank, ranks=ranks
+    )
 
 
 def test_order_runs_on_across_the_borders_of_epochs() -> None:
@@ -50,10 +53,10 @@ def test_ranks_share_one_global_batch(source, recipe, ranks: int) -> None:
     alone = stream(source, recipe)
     shares = [stream(source, recipe, rank=rank, ranks=ranks) for rank in range(ranks)]
     for step in (0, 1, 7):  # 20 images, batches of 8: across borders too
+        assert {share[step].coefficient for share in shares} == {alone[step].coefficient}
         whole = alone[step].mixed()
         parts = [share[step].mixed() for share in shares]
         assert torch.equal(torch.cat([p.index for p in parts]), whole.index)
-        assert {p.coefficient for p in parts} == {whole.coefficient}
         for network in SIDES:
             joined = torch.cat([p.view(network) for p in parts])
             assert torch.equal(joined, whole.view(network))
@@ -63,20 +66,20 @@ def test_ranks_share_one_global_batch(source, recipe, ranks: int) -> None:
 
 
 def test_the_partner_is_the_image_before_and_its_label_too() -> None:
-    batch = stream(array_source())[0]
-    assert torch.equal(batch.truth.partner, batch.truth.label.roll(1))
-    mixed = batch.mixed()
+    mixed = stream(array_source())[0].mixed()
+    assert torch.equal(mixed.truth.partner, mixed.truth.label.roll(1))
     assert mixed.view("student").is_floating_point()
     assert len(mixed.view("student")) == len(mixed.index) == 8
 
 
 def test_a_network_without_a_view_of_its_own_sees_the_students() -> None:
     recipe = Shared(name="consistent", crop="mild")
-    batch = Stream(
+    batch = image_stream(
         array_source(), recipe, sides={"student": 8, "teacher": 8}, batch_size=4, seed=0
     )[0]
-    assert list(batch.views) == ["student"]  # rendered and copied once
-    assert batch.view("teacher") is batch.view("student")
+    # Rendered, sent by a worker, copied and mixed once.
+    for same in (batch, pickle.loads(pickle.dumps(batch)), batch.to("meta"), batch.mixed()):
+        assert same.views["teacher"] is same.views["student"]
 
 
 def test_ranks_must_divide_the_batch() -> None:
@@ -96,10 +99,39 @@ def test_steps_are_those_left_but_their_length_is_the_whole_run() -> None:
 
 
 def test_a_batch_moves_as_one() -> None:
-    batch = stream(array_source())[0].to("meta")
-    tensors = [batch.index, batch.truth.label, batch.truth.partner, *batch.views.values()]
+    rendered = stream(array_source())[0].to("meta")
+    batch = stream(array_source())[0].mixed().to("meta")
+    tensors = [rendered.index, rendered.label, *rendered.views.values()]
+    tensors += [batch.index, batch.truth.label, batch.truth.partner, *batch.views.values()]
     assert all(tensor.device.type == "meta" for tensor in tensors)
-    assert isinstance(batch, Batch)
+
+
+def test_a_network_for_which_no_view_was_drawn_is_an_error() -> None:
+    with pytest.raises(KeyError, match="assistant"):
+        stream(array_source())[0].mixed().view("assistant")
+
+
+class Tokens:
+    """Draws what is no image: the numbers of the examples, as a batch of one token each."""
+
+    mixing = False
+
+    def __len__(self) -> int:
+        return 20
+
+    def draw(self, share: Share) -> RenderedBatch:
+        index = torch.from_numpy(share.index)
+        views = {"student": index[:, None]}
+        return RenderedBatch(
+            index=index, label=None, step=share.step, first=share.first, views=views
+        )
+
+
+def test_a_stream_takes_whatever_draws_batches() -> None:
+    shares = [Stream(Tokens(), batch_size=8, seed=0, rank=r, ranks=2)[3].mixed() for r in (0, 1)]
+    tokens = torch.cat([share.view("student")[:, 0] for share in shares])
+    assert torch.equal(tokens, torch.from_numpy(EpochPermutations(20, 8, seed=0).indices(3)))
+    assert [share.first for share in shares] == [0, 4]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

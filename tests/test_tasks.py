@@ -28,7 +28,7 @@ from funmatch.tasks.regression.task import Regression
 from funmatch.training.callbacks.best_student import step_of
 from funmatch.views.evaluation_views import EvaluationStream, EvaluationViews
 from funmatch.views.recipes import Shared
-from funmatch.views.stream import Stream
+from toys import image_stream
 
 TASKS = [Classification(7), Regression(), Regression(3)]
 
@@ -156,7 +156,7 @@ def centre_of(views: Tensor) -> Tensor:
 def test_a_point_is_found_where_its_view_shows_it() -> None:
     recipe = Shared(name="x", crop="mild", mild=(16, 12), flip=False)
     given = {"sides": {"student": 12}, "batch_size": 20, "seed": 0, "truth_in_view": corner}
-    batch = Stream(dots(), recipe, **given)[3]
+    batch = image_stream(dots(), recipe, **given)[3].mixed()
     assert not torch.equal(batch.label, dots().labels(batch.index.numpy()))
     torch.testing.assert_close(batch.label, centre_of(batch.view("student")), rtol=0, atol=0.5)
     views = EvaluationViews(dots(), 16, 12, corner)

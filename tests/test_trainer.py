@@ -23,9 +23,8 @@ from funmatch.experiment.device import configure_torch
 from funmatch.experiment.trainer import build_trainer
 from funmatch.views.recipes import Shared
 from funmatch.views.repeated import RepeatedSteps
-from funmatch.views.stream import Stream
 from small import only_run
-from toys import array_source
+from toys import array_source, image_stream
 
 SIGNATURE = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
 CPU = "trainer.accelerator=cpu"
@@ -173,7 +172,7 @@ def test_flags_of_one_job_do_not_stay_for_the_next(compose) -> None:
 
 def test_repeated_steps_are_the_first_batches_under_their_own_numbers() -> None:
     recipe = Shared(name="r", crop="inception", mixing=True, min_area=0.3, mild=(12, 8), flip=True)
-    stream = Stream(array_source(), recipe, sides={"student": 8}, batch_size=6, seed=0)
+    stream = image_stream(array_source(), recipe, sides={"student": 8}, batch_size=6, seed=0)
     repeated = RepeatedSteps(stream, 2)
     for step in (0, 1, 2, 5):
         batch, first = repeated[step], stream[step % 2]

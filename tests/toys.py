@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from funmatch.core.images import Images
-from funmatch.data.sources import ArraySource, Splits
+from funmatch.data.sources import ArraySource, Source, Splits
 from funmatch.models import conv
 from funmatch.models.frozen import Frozen
 from funmatch.models.network import Network
@@ -23,7 +23,9 @@ from funmatch.training.callbacks.checkpoint import VerifiedCheckpointIO
 from funmatch.training.datamodule import DataModule
 from funmatch.training.learner import Learner, Learning
 from funmatch.views.evaluation_views import EvaluationViews
+from funmatch.views.image_views import ImageViews, Placement, TruthInView
 from funmatch.views.recipes import Recipe
+from funmatch.views.stream import Stream
 
 CLASSES = 7
 TASK = Classification(CLASSES)
@@ -91,6 +93,26 @@ def forgetful(**settings: Any) -> nn.Module:
     return nn.Sequential(*layers, nn.Dropout(0.3), head)
 
 
+def image_stream(
+    source: Source,
+    recipe: Recipe,
+    *,
+    sides: dict[str, int],
+    placement: Placement | None = None,
+    truth_in_view: TruthInView | None = None,
+    **order: int,
+) -> Stream:
+    """The training batches of a source of images."""
+    views = ImageViews(
+        source,
+        recipe,
+        sides=sides,
+        placement=placement or Placement(),
+        truth_in_view=truth_in_view,
+    )
+    return Stream(views, **order)
+
+
 def network(side: int = 8, seed: int = 0) -> Network:
     """Shows its net the plain pixels in [0, 255]."""
     return Network(
@@ -129,8 +151,7 @@ def fit(
     splits = Splits(source, *views)
     data = DataModule(
         splits,
-        recipe,
-        sides=sides,
+        ImageViews(source, recipe, sides=sides),
         batch_size=batch_size,
         steps=steps,
         seed=seed,

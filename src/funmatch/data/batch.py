@@ -1,13 +1,14 @@
-"""A batch: one rank's share of a global batch, before and after rendering and mixing."""
+"""A batch, one rank's share of a global batch, in three states: planned, rendered, mixed.
+
+PlannedBatch -> RenderedBatch -> Batch. Networks and losses see the last one alone.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Literal
+from typing import Any, Protocol, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from funmatch.core import mixing
@@ -15,7 +16,20 @@ from funmatch.core.geometry import View
 from funmatch.core.images import Images
 from funmatch.core.render import render_view
 
-Brings = Literal["views", "cuts", "files"]
+
+class Rows(Protocol):
+    """The input of a network for the examples of a batch: pixels, tokens, a clip, ...
+
+    Anything with rows; a `Tensor` is. A dataclass of tensors is, with these four methods.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Self: ...
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> Self: ...
+
+    def pin_memory(self) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -50,34 +64,106 @@ class Truth:
         return replace(self, label=change(self.label), partner=partner)
 
 
-@dataclass(frozen=True)
-class PendingViews:
-    """Views that are still to be cut, where the images are.
+@dataclass(frozen=True, kw_only=True)
+class _UnmixedBatch:
+    """What planned and rendered batches have in common.
+
+    With a mixing coefficient there is one row more in front, the mixing partner of the first
+    example of this rank: R = B + 1 rows for B examples. Otherwise R = B.
 
     Attributes:
-        rows: int64 [B], the images' places in their source.
-        views: by network, what is cut from them, and the side in pixels.
+        index: int64 [R], the examples' positions in their source.
+        label: [R, ...] as the task defines it, or None where there are none.
+        step: the optimiser step this batch is for.
+        coefficient: weight of an example in its mix; its partner has 1 - coefficient. None: the
+            views are not mixed.
+        first: position of the first example in the global batch.
+        counts: see `Batch`.
     """
 
-    rows: NDArray[np.int64]
-    views: dict[str, tuple[View, int]]
+    index: Tensor
+    label: Tensor | None
+    step: int
+    coefficient: float | None = None
+    first: int = 0
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+    def pin_memory(self) -> Self:
+        """Called by the data loader, so that the copy to a GPU can overlap with its work."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        label = None if self.label is None else change(self.label)
+        return replace(self, index=change(self.index), label=label)
 
 
-@dataclass
-class Batch:
-    """One rank's share of a global batch.
+@dataclass(frozen=True, kw_only=True)
+class PlannedBatch(_UnmixedBatch):
+    """A batch whose views are drawn and still to be rendered, on the device of the images.
 
     Attributes:
-        index: int64 [B], the images' places in their source.
+        plan: by network, crop boxes and flips [R], and the side of the view in pixels. Networks
+            that share a view have the same tuple.
+        files: encoded images [R], where they are to be decoded on the device; see
+            `image_files.on_device`.
+    """
+
+    plan: Mapping[str, tuple[View, int]]
+    files: list[Tensor] | None = None
+
+    def rendered(self, images: Images) -> "RenderedBatch":
+        """The batch with its views rendered from the images of its rows [R]."""
+        return RenderedBatch(
+            index=self.index,
+            label=self.label,
+            step=self.step,
+            coefficient=self.coefficient,
+            first=self.first,
+            counts=self.counts,
+            views=_each_once(self.plan, lambda drawn: render_view(images, *drawn)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedBatch(_UnmixedBatch):
+    """A batch whose views are rendered and not yet mixed.
+
+    Attributes:
+        views: by network, [R, ...]; for images uint8 [R, C, S, S].
+    """
+
+    views: Mapping[str, Rows]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RenderedBatch":
+        """The batch on another device."""
+        return self._each(lambda rows: rows.to(device, non_blocking=non_blocking))
+
+    def mixed(self) -> "Batch":
+        """The batch with its views mixed, once, for all networks alike; tensors only."""
+        index, label, views = self.index, self.label, self.views
+        truth = None if label is None else Truth(label)
+        if (coefficient := self.coefficient) is not None:
+            # The first row is a partner only; rolled, it would meet the last one of this rank.
+            views = _each_once(views, lambda view: mixing.mix(view, coefficient)[1:])
+            index = index[1:]
+            truth = None if label is None else Truth(label[1:], label[:-1], coefficient)
+        return Batch(index, truth, self.step, views, first=self.first, counts=self.counts)
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
+        return replace(super()._each(change), views=_each_once(self.views, change))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch, or a piece of it, as networks and losses see it.
+
+    Attributes:
+        index: int64 [B], the examples' positions in their source.
         truth: labels of the rows and of their mixing partners; None where there are none.
-        step: the optimiser step this batch is for.
-        views: by network, uint8 [B, C, S, S], or float in [0, 255] once mixed. A network that is
-            not named sees the student's.
-        coefficient: of the mixing, or None without mixing. Until `mixed`, every view then has one
-            row more in front: the partner of the first.
-        cuts: the views that are not rendered yet.
-        files: what the images of the cuts are decoded from, where they are not at hand.
-        first: the place of the first image in the global batch.
+        step: the optimiser step this batch is for; in evaluation the number of the batch.
+        views: the input of each network by its name, [B, ...]; for images [B, C, S, S], uint8, or
+            float in [0, 255] if mixed. Networks that share a view have the same object.
+        first: position of the first example in the global batch.
         counts: by name, the number of things in the global batch over which losses are means,
             divided by the number of ranks: "rows", and what else whoever draws the batch counts.
             A piece holds those of its whole batch.
@@ -86,10 +172,7 @@ class Batch:
     index: Tensor
     truth: Truth | None
     step: int
-    views: dict[str, Tensor]
-    coefficient: float | None = None
-    cuts: PendingViews | None = None
-    files: list[Tensor] | None = None
+    views: Mapping[str, Rows]
     first: int = 0
     counts: Mapping[str, float] = field(default_factory=dict)
 
@@ -110,9 +193,13 @@ class Batch:
             )
         return self.truth.label
 
-    def view(self, network: str) -> Tensor:
-        """What a network sees, [B, C, S, S]."""
-        return self.views.get(network, self.views["student"])
+    def view(self, network: str) -> Any:
+        """The input of a network, `Rows` of the type that it takes; for images [B, C, S, S].
+
+        Raises:
+            KeyError: no view was drawn for this network.
+        """
+        return self.views[network]
 
     def mean(self, values: Tensor, *, of: str = "rows", mask: Tensor | None = None) -> Tensor:
         """The part of this piece and rank in the mean of a loss over the global batch.
@@ -143,30 +230,14 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._each(lambda rows: rows.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """Called by the data loader, so that the copy to a GPU can overlap with its work."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(
-            self,
-            index=change(self.index),
-            truth=None if self.truth is None else self.truth.each(change),
-            views={network: change(view) for network, view in self.views.items()},
-        )
-
-    def rendered(self, images: Images) -> "Batch":
-        """The batch with its views cut from the images of its rows."""
-        assert self.cuts is not None
-        views = {
-            name: render_view(images, view, side) for name, (view, side) in self.cuts.views.items()
-        }
-        return replace(self, views=views, cuts=None, files=None)
+        return self._each(lambda rows: rows.pin_memory())
 
     def pieces(self, size: int | None) -> Iterator["Batch"]:
-        """The mixed batch in parts of at most `size` images; see `mean`."""
+        """The batch in parts of at most `size` rows; see `mean`."""
         total = len(self.index)
         if size is None or size >= total:
             yield self
@@ -176,10 +247,16 @@ class Batch:
             piece = self._each(itemgetter(slice(start, start + size)))
             yield replace(piece, first=self.first + start, counts=counts)
 
-    def mixed(self) -> "Batch":
-        """The batch with its views mixed, once, for all networks alike."""
-        if self.coefficient is None:
-            return self
-        # The first row is there as a partner only; rolled, it would meet the last one of this rank.
-        views = {n: mixing.mix(v, self.coefficient)[1:] for n, v in self.views.items()}
-        return replace(self, views=views)
+    def _each(self, change: Callable[[Any], Any]) -> "Batch":
+        return replace(
+            self,
+            index=change(self.index),
+            truth=None if self.truth is None else self.truth.each(change),
+            views=_each_once(self.views, change),
+        )
+
+
+def _each_once(views: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Changes every view once: networks that share a view share the result."""
+    changed = {key: change(view) for key, view in {id(v): v for v in views.values()}.items()}
+    return {network: changed[id(view)] for network, view in views.items()}

@@ -7,7 +7,6 @@ import torch
 
 from funmatch.config.errors import UserError
 from funmatch.data import decoded_cache, image_files
-from funmatch.data.batch import Brings
 from funmatch.data.sources import ArraySource, Source, Splits
 from funmatch.experiment.device import device
 from funmatch.experiment.experiment import Experiment
@@ -15,6 +14,7 @@ from funmatch.models.network import Network
 from funmatch.runtime import hardware
 from funmatch.tasks.base import Task
 from funmatch.views.evaluation_views import EvaluationViews
+from funmatch.views.image_views import Placement
 
 _log = logging.getLogger(__name__)
 
@@ -24,12 +24,12 @@ _SIZE_SAMPLE = 64  # images from whose sizes auto estimates the size of all
 
 def apply_cache(
     experiment: Experiment, data: Splits, student: Network, task: Task
-) -> tuple[Splits, Brings]:
+) -> tuple[Splits, Placement]:
     """What a run reads its images from.
 
     Returns:
         Images to train on and the student's evaluation views of val and test, decoded once where
-        `data.cache` says so; and what of the images to train on workers bring to the device.
+        `data.cache` says so; and where training images are decoded and rendered.
 
     Raises:
         UserError: there is no room for what `data.cache` asks for, or no decoder for what
@@ -50,8 +50,8 @@ def apply_cache(
     views = replace(data, train=train, val=seen, test=test)
     if decoded_there:
         _check_decoder(train)
-        return views, "files"
-    return views, "cuts" if _on_device(experiment, train) else "views"
+        return views, Placement("device", decode_on="device")
+    return views, Placement("device" if _on_device(experiment, train) else "worker")
 
 
 def _check_decoder(train: Source) -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from funmatch.config.errors import UserError
 from funmatch.data import corrupt_images
-from funmatch.data.batch import Brings
 from funmatch.data.file_list import DataNotFoundError
 from funmatch.data.sources import ConcatSource, Source, Splits
 from funmatch.experiment.experiment import Experiment, Setup
@@ -14,6 +13,7 @@ from funmatch.runtime import log
 from funmatch.tasks.base import Task
 from funmatch.tasks.classification.task import Classification
 from funmatch.training.datamodule import DataModule
+from funmatch.views.image_views import ImageViews, Placement
 from funmatch.views.recipes import Recipe
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def build_datamodule(
     splits: Splits,
     recipe: Recipe,
     sides: dict[str, int],
-    brings: Brings,
+    placement: Placement,
     task: Task,
 ) -> DataModule:
     """The data module of a run.
@@ -66,19 +66,19 @@ def build_datamodule(
         splits: images to train on, evaluation views to measure on.
         recipe: which views the networks get.
         sides: of the views of each network, pixels.
-        brings: see `DataModule`.
+        placement: where images are decoded and views rendered.
         task: knows how labels follow a view.
     """
+    views = ImageViews(
+        splits.train, recipe, sides=sides, placement=placement, truth_in_view=task.truth_in_view
+    )
     return DataModule(
         splits,
-        recipe,
-        sides=sides,
+        views,
         batch_size=experiment.batch_size,
         steps=experiment.steps,
         seed=experiment.seed,
         workers=experiment.compute.workers,
-        brings=brings,
-        truth_in_view=task.truth_in_view,
         repeat=experiment.trainer.get("overfit_batches"),
     )
 

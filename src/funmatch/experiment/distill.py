@@ -73,7 +73,7 @@ def distill(
         device=device(experiment),
     )
     networks.warn_of_batch_norm(experiment, objective, "objective")
-    images, brings = cache_policy.apply_cache(experiment, splits, student, task)
+    images, placement = cache_policy.apply_cache(experiment, splits, student, task)
 
     with before(device(experiment)):
         targets, needs_views = target_policy.training_targets(
@@ -86,7 +86,7 @@ def distill(
     learning = fitting.build_learning(experiment)
     learner = Distillation(student, targets, references, objective, learning, task, clock)
     sides = {"student": student.side, **(teacher.sides if needs_views else {})}
-    data = datasets.build_datamodule(experiment, images, recipe, sides, brings, task)
+    data = datasets.build_datamodule(experiment, images, recipe, sides, placement, task)
     fitting.save_example_views(
         experiment, images, recipe, {"student": student.side, **teacher.sides}
     )

@@ -19,10 +19,10 @@ def supervise(experiment: Experiment) -> dict[str, Any]:
     student = networks.build_student(experiment)
     input_check.check_network(experiment, experiment.student, student, splits.val, task)
     learner = Supervision(student, fitting.build_learning(experiment), task)
-    images, brings = cache_policy.apply_cache(experiment, splits, student, task)
+    images, placement = cache_policy.apply_cache(experiment, splits, student, task)
     sides = {"student": student.side}
     recipe = datasets.build_recipe(experiment)
-    data = datasets.build_datamodule(experiment, images, recipe, sides, brings, task)
+    data = datasets.build_datamodule(experiment, images, recipe, sides, placement, task)
     fitting.save_example_views(experiment, images, recipe, sides)
     stopwatch = Stopwatch(experiment.batch_size)
     return fitting.fit(experiment, learner, data, stopwatch, splits.test.classes)

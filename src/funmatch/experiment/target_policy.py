@@ -53,7 +53,7 @@ def training_targets(
         return online.OnlineTargets(teacher), True
     about = {
         "kind": "steps",
-        **recipe.law(experiment.seed),
+        **recipe.view_settings(experiment.seed),
         "batch_size": experiment.batch_size,
         "precision": experiment.precision,
     }
@@ -102,7 +102,7 @@ def _complete_steps(stores: Iterable[LogitStore], steps: int, batch_size: int) -
         complete[end:] = False
         for first in range(0, end, _BLOCK_STEPS):
             last = min(first + _BLOCK_STEPS, end)
-            rows = each.there(slice(first * batch_size, last * batch_size))
+            rows = each.is_stored(slice(first * batch_size, last * batch_size))
             complete[first:last] &= rows.reshape(-1, batch_size).all(axis=1)
     return complete
 
@@ -124,7 +124,7 @@ def _should_record(
     if mode == "replay":
         if recorded_steps:
             raise UserError(f"targets=replay: {have}; targets=auto computes the others")
-        near = record.nearest()
+        near = record.closest_mismatch()
         near = f"the nearest record differs in {near}" if near else "there is no record at all"
         raise UserError(
             f"targets=replay: nothing is recorded of these views in {folder}, {near}; "

@@ -9,17 +9,18 @@ from funmatch.models.network import Output
 
 
 class Targets:
-    """The teacher's output for a batch."""
+    """Teacher targets: the teacher's output for each row of a batch."""
 
     def __call__(self, batch: Batch) -> Output:
+        """The teacher's output for a batch or a piece of it: `prediction` [B, ...], a constant."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Called before a checkpoint, and when no more batches come."""
+        """Writes pending rows to disk; called before a checkpoint, and after the last batch."""
 
 
 def store_metadata(member: Frozen, source: Source) -> dict[str, Any]:
-    """What every record of a network's word is about."""
+    """Metadata of stored outputs: the network, its dtype, the side of its views, and the data."""
     return {
         "network": member.fingerprint(),
         "dtype": str(member.dtype).removeprefix("torch."),

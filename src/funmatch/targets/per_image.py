@@ -1,5 +1,6 @@
 """Teacher targets that are computed once per image, stored, and looked up by index."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -24,11 +25,11 @@ from funmatch.views.recipes import Fixed
 
 
 class PerImageTargets(Targets):
-    """Looks up the teacher's prediction of each image, whatever the view.
+    """Looks up the teacher's prediction of each image, the same for every view of it.
 
     Args:
         teacher: combines the members' predictions.
-        predictions: [K, N, ...], of each of its members, one row per image of the source.
+        predictions: [K, N, ...], for each of its K members one row per image of the source.
     """
 
     def __init__(self, teacher: Teacher, predictions: Tensor) -> None:
@@ -50,27 +51,39 @@ def on_fixed_views(
     batch_size: int,
     device: torch.device,
 ) -> PerImageTargets:
-    """The teacher's prediction of every image, over the views that the recipe fixes.
+    """The teacher's prediction of every image, over the fixed views of the recipe.
 
-    Over several views it is the task's average. It is computed by the first run that needs it and
-    kept in `store`.
+    Over several views it is the task's average. The first run that needs the predictions computes
+    them, and later ones read them.
+
+    Args:
+        teacher: its members are evaluated one by one.
+        source: the training images.
+        recipe: draws the teacher's views.
+        task: averages predictions over views, and stores them as rows.
+        seed: of the run.
+        store: folder of stored predictions.
+        batch_size: images at a time.
+        device: where the teacher is evaluated.
     """
     everything = np.arange(len(source))
     sizes = cache(lambda: source.sizes(everything))  # of millions of files it takes minutes
 
     def predictions(member: Frozen, rows: NDArray[np.int64]) -> Iterator[Tensor]:
         images = source.images(rows)  # opened once, however many views
-        views = recipe.teacher_views(seed, *(sizes() if recipe.drawn else source.sizes(rows)))
+        views = recipe.teacher_views(
+            seed, *(sizes() if recipe.random_teacher_views else source.sizes(rows))
+        )
         for view in views:
-            shown = view[rows] if recipe.drawn else view
+            shown = view[rows] if recipe.random_teacher_views else view
             yield _predict(member, render_view(images, shown, member.side), device)
 
     def mean(member: Frozen, rows: NDArray[np.int64]) -> Tensor:
         return task.view_average(predictions(member, rows))
 
-    pieces = np.array_split(everything, -(-len(source) // batch_size))
-    about = {"kind": "fixed", **recipe.law(seed)}
-    return _stored(teacher, source, task, store, lambda member: about, pieces, mean)
+    pieces = np.array_split(everything, math.ceil(len(source) / batch_size))
+    metadata = {"kind": "fixed", **recipe.view_settings(seed)}
+    return _stored(teacher, source, task, store, lambda member: metadata, pieces, mean)
 
 
 def on_evaluation_views(
@@ -82,19 +95,28 @@ def on_evaluation_views(
     batch_size: int,
     device: torch.device,
 ) -> PerImageTargets:
-    """The teacher's prediction of the evaluation view of every image, computed once and kept."""
+    """The teacher's prediction of the evaluation view of every image, computed once and stored.
 
-    def ask(member: Frozen, rows: NDArray[np.int64]) -> Tensor:
+    Args:
+        teacher: each member sees an evaluation view of its own size.
+        source: the images.
+        task: stores predictions as rows.
+        store: folder of stored predictions.
+        batch_size: images at a time.
+        device: where the teacher is evaluated.
+    """
+
+    def predict(member: Frozen, rows: NDArray[np.int64]) -> Tensor:
         views = EvaluationViews(source, member.resize, member.side).images(rows)
         return _predict(member, torch.stack(list(views)), device)
 
     everything = np.arange(len(source))
     pieces = np.split(everything, range(batch_size, len(source), batch_size))
 
-    def about(member: Frozen) -> dict[str, Any]:
+    def metadata(member: Frozen) -> dict[str, Any]:
         return {"kind": "evaluation", "resize": member.resize}
 
-    return _stored(teacher, source, task, store, about, pieces, ask)
+    return _stored(teacher, source, task, store, metadata, pieces, predict)
 
 
 def _predict(member: Frozen, views: Tensor, device: torch.device) -> Tensor:
@@ -106,22 +128,23 @@ def _stored(
     source: Source,
     task: Task,
     store: Path,
-    about: Callable[[Frozen], Mapping[str, Any]],
+    metadata: Callable[[Frozen], Mapping[str, Any]],
     pieces: list[NDArray[np.int64]],
-    ask: Callable[[Frozen, NDArray[np.int64]], Tensor],
+    predict: Callable[[Frozen, NDArray[np.int64]], Tensor],
 ) -> PerImageTargets:
     """Every member's predictions of every image; those in the store are not computed again."""
 
     def predictions(member: Frozen) -> Tensor:
-        record = LogitStore(store, {**store_metadata(member, source), **about(member)}, "float32")
+        described = {**store_metadata(member, source), **metadata(member)}
+        record = LogitStore(store, described, "float32")
         with record.lock():
             for piece in pieces:
                 first = int(piece[0])
-                if not record.there(slice(first, first + len(piece))).all():
-                    record.write(first, record.packed(task.to_rows(ask(member, piece))))
-            found = record.read(slice(0, len(source)))
-        assert found is not None
-        return task.from_rows(found)
+                if not record.is_stored(slice(first, first + len(piece))).all():
+                    record.write(first, record.encode(task.to_rows(predict(member, piece))))
+            rows = record.read(slice(0, len(source)))
+        assert rows is not None
+        return task.from_rows(rows)
 
     return PerImageTargets(
         teacher, torch.stack([predictions(member) for member in teacher.members.values()])

@@ -18,19 +18,23 @@ _log = logging.getLogger(__name__)
 
 
 class RecordedTargets(Targets):
-    """Reads the teacher's predictions of the same views from an earlier run; computes all others.
+    """Reads the teacher's predictions that an earlier run recorded; computes the missing ones.
 
-    A prediction that is computed now is rounded as a record rounds it: so a run ends the same, to
-    the last bit, whichever of its targets were recorded.
+    A newly computed prediction is rounded as a recorded one is: a run ends with the same weights,
+    to the last bit, whichever of its targets were recorded.
 
     Args:
         teacher: combines the members' predictions.
-        records: by member.
-        task: turns predictions into rows of a record and back.
-        batch_size: of the global batch.
+        records: the recorded predictions of each member, by its name.
+        task: converts predictions to rows of a record and back.
+        batch_size: of the global batch; a record has a row for each example of each step.
         keep: store newly computed predictions.
-        complete: nothing will be missing, and the batches come without the teacher's views.
-        verify: steps at which a recorded word is compared with the teacher's.
+        complete: no row is missing; the batches come without the teacher's views.
+        verify: steps at which recorded predictions are compared with the teacher's.
+
+    Raises:
+        ValueError: when called, a row is damaged, missing from a complete record, or differs from
+            the teacher's prediction.
     """
 
     def __init__(
@@ -59,12 +63,12 @@ class RecordedTargets(Targets):
         record = self._records[name]
         recorded = record.read(slice(first, first + len(batch.index)))
         if recorded is None and self._complete:
-            gone = "is no longer there; the same command asks the teacher for it"
-            raise ValueError(f"{record.folder}: step {batch.step} {gone} with targets=auto")
+            remedy = "the same command with targets=auto computes it again"
+            raise ValueError(f"{record.folder}: step {batch.step} is missing now; {remedy}")
         if recorded is None:
-            rows = record.packed(self._computed(name, batch))
+            rows = record.encode(self._computed(name, batch))
             self._write(record, first, rows)
-            return record.unpacked(rows)
+            return record.decode(rows)
         recorded = recorded.to(batch.index.device, non_blocking=True)
         if batch.step in self._verify:
             self._compare(record, recorded, self._computed(name, batch), batch.step)
@@ -74,25 +78,25 @@ class RecordedTargets(Targets):
         return self._task.to_rows(self._teacher.members[name](batch.view(name)).prediction)
 
     def _compare(self, record: LogitStore, recorded: Tensor, computed: Tensor, step: int) -> None:
-        now = record.unpacked(record.packed(computed))
+        now = record.decode(record.encode(computed))
         difference = self._task.relative_difference(recorded, now)
         if not difference < _TOLERANCE:
             raise ValueError(
-                f"targets.verify: step {step} in {record.folder} differs from what the teacher "
-                f"says by {difference:.1%}; remove that directory"
+                f"targets.verify: step {step} in {record.folder} differs from the teacher's "
+                f"predictions by {difference:.1%}; remove that directory"
             )
 
     def _write(self, record: LogitStore, first: int, rows: Tensor) -> None:
         if not self._keep:
             return
         event = None
-        if rows.is_cuda:  # copied while the device works on, written some steps later
-            there = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-            rows = there.copy_(rows, non_blocking=True)
+        if rows.is_cuda:  # copied asynchronously, written some steps later
+            pinned = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            rows = pinned.copy_(rows, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._pending.append((record, first, rows, event))
-        while len(self._pending) > (_LAG if event is not None else 0):
+        while len(self._pending) > (_WRITE_LAG_STEPS if event is not None else 0):
             self._write_next()
 
     def _write_next(self) -> None:
@@ -104,16 +108,15 @@ class RecordedTargets(Targets):
         except OSError as error:
             self._keep = False
             self._pending.clear()
-            lost = "the run goes on and records no further targets"
-            _log.warning("  targets: %s: %s; %s", record.folder, error.strerror, lost)
+            effect = "the run continues and records no further targets"
+            _log.warning("  targets: %s: %s; %s", record.folder, error.strerror, effect)
 
     def flush(self) -> None:
         while self._pending:
             self._write_next()
 
 
-_LAG = 4  # steps
-
-
-# Of the norm of the logits: other kernels and bf16 differ by less, other views by far more.
+_WRITE_LAG_STEPS = 4
+# Fraction of the norm of the logits: other kernels and bf16 differ by less, other views by far
+# more.
 _TOLERANCE = 0.05

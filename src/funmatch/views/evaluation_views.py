@@ -1,4 +1,6 @@
-"""What is measured on: the evaluation view of every image of a source, in order."""
+"""Evaluation views: the central crop of every image of a source, and their batches in order."""
+
+import math
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from funmatch.core.images import Images
 from funmatch.core.render import evaluation_view
 from funmatch.data.batch import Batch, Truth
 from funmatch.data.sources import Source
-from funmatch.views.stream import TruthInView
+from funmatch.views.image_views import TruthInView
 
 
 class EvaluationViews:
@@ -21,7 +23,7 @@ class EvaluationViews:
     Args:
         source: the images.
         resize: shorter side of an image before the central crop, pixels.
-        side: of the crop.
+        side: side of the crop, pixels.
         truth_in_view: of the task: the labels of the views; None: those of the images.
     """
 
@@ -56,16 +58,16 @@ class EvaluationViews:
 
 
 def evenly_spaced(source: Source, most: int) -> NDArray[np.int64]:
-    """Indices of at most so many images, from all of a source: those of a class lie together."""
+    """Indices of at most `most` images, spread over a source that may be sorted by class."""
     return np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
 
 
 class EvaluationStream(Dataset[Batch]):
-    """Item k is the k-th batch of a source of evaluation views, in its order.
+    """Item k is the k-th batch of this rank, in the order of the source.
 
     Args:
-        views: of one size.
-        batch_size: at most; the last batch may be smaller.
+        views: evaluation views, all of one size.
+        batch_size: largest number of rows; the last batch may be smaller.
         rank: of this process; it takes every `ranks`-th batch.
         ranks: number of processes.
     """
@@ -79,7 +81,7 @@ class EvaluationStream(Dataset[Batch]):
         ranks: int = 1,
     ) -> None:
         self._views = views
-        batch_size = min(batch_size, -(-len(views) // ranks))  # no rank without a batch
+        batch_size = min(batch_size, math.ceil(len(views) / ranks))  # no rank without a batch
         batches = [
             np.arange(start, min(start + batch_size, len(views)))
             for start in range(0, len(views), batch_size)

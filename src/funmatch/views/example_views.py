@@ -1,6 +1,7 @@
-"""What the networks of a run are shown at a step, drawn again, and as a picture."""
+"""Example views: what the networks of a run see at a step, drawn again, and as a picture."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,12 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from funmatch.core.render import render_view
+from funmatch.data.batch import RenderedBatch
 from funmatch.data.sources import Source
+from funmatch.views.image_views import ImageViews
 from funmatch.views.recipes import Fixed, Recipe
 from funmatch.views.stream import Stream
 
-_LEAST = 64  # pixels of a tile; smaller views are shown larger
-_GAP, _HEAD = 4, 18
+_MIN_TILE_PX = 64  # smaller views are enlarged
+_GAP_PX, _HEADING_PX = 4, 18
 
 
 def example_views(
@@ -31,13 +34,13 @@ def example_views(
     """The first views of a step of a run, by network, "student" last.
 
     Args:
-        source: the images that the run is taught on.
+        source: the training images of the run.
         recipe: of the run.
         sides: side of the view of each network, pixels; "student" first.
         batch_size: of the run.
         seed: of the run.
-        step: from 0.
-        number: of views, at most.
+        step: optimiser step, from 0.
+        number: largest number of views of each network.
 
     Returns:
         uint8 [number, channels, side, side] each.
@@ -45,12 +48,14 @@ def example_views(
     shares = [ranks for ranks in range(1, batch_size + 1) if batch_size % ranks == 0]
     ranks = max(ranks for ranks in shares if batch_size // ranks >= min(number, batch_size))
     stream = Stream(
-        source, recipe, sides=dict(sides), batch_size=batch_size, seed=seed, ranks=ranks
+        ImageViews(source, recipe, sides=sides), batch_size=batch_size, seed=seed, ranks=ranks
     )
-    batch = stream[step].mixed()
+    rendered = stream[step]
+    assert isinstance(rendered, RenderedBatch)
+    batch = rendered.mixed()
     teachers = [name for name in sides if name != "student"]
     seen = {name: batch.view(name) for name in (*teachers, "student")}
-    if isinstance(recipe, Fixed):  # the teacher was asked before training, about these
+    if isinstance(recipe, Fixed):  # the teacher was evaluated before training, on these
         index = batch.index.numpy()
         view = next(iter(recipe.teacher_views(seed, *source.sizes(index))))
         seen |= {name: render_view(source.images(index), view, sides[name]) for name in teachers}
@@ -66,22 +71,22 @@ def contact_sheet(rows: Mapping[str, Tensor]) -> bytes:
         rows: by network, uint8 [number, 1 or 3, side, side].
     """
     tiles = {name: _tiles(views) for name, views in rows.items()}
-    width = max(sum(tile.width + _GAP for tile in row) for row in tiles.values())
-    height = sum(row[0].height + _HEAD + _GAP for row in tiles.values())
+    width = max(sum(tile.width + _GAP_PX for tile in row) for row in tiles.values())
+    height = sum(row[0].height + _HEADING_PX + _GAP_PX for row in tiles.values())
     sheet = Image.new("RGB", (width, height), "white")
     pen, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(12), 0
     for name, row in tiles.items():
         pen.text((2, top + 2), f"{name} sees", fill="black", font=font)
-        for place, tile in enumerate(row):
-            sheet.paste(tile, (place * (tile.width + _GAP), top + _HEAD))
-        top += row[0].height + _HEAD + _GAP
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (column * (tile.width + _GAP_PX), top + _HEADING_PX))
+        top += row[0].height + _HEADING_PX + _GAP_PX
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
 
 
 def _tiles(views: Tensor) -> Sequence[Image.Image]:
-    times = -(-_LEAST // views.shape[-1])
+    times = math.ceil(_MIN_TILE_PX / views.shape[-1])
     shown = F.interpolate(views.float(), scale_factor=times, mode="nearest").to(torch.uint8)
     pixels = np.moveaxis(shown.expand(-1, 3, -1, -1).numpy(), 1, -1)
     return [Image.fromarray(np.ascontiguousarray(tile)) for tile in pixels]

@@ -1,7 +1,7 @@
-"""Which view each network gets: the part of a distillation that the paper varies.
+"""Recipes: which view each network gets, the part of a distillation that the paper varies.
 
 A recipe draws the boxes and flips of one step for a whole global batch. All recipes draw the
-student's views from the same generators, so runs with one seed teach on the same crops.
+student's views from the same generators, so runs with one seed train on the same crops.
 
 Source: Beyer et al. 2022, sec. 3.1 and fig. 3.
 """
@@ -21,10 +21,10 @@ Sizes = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig:
-    """What the laws of crops depend on: it belongs to the images, not to the recipe.
+    """Parameters of the crop distributions: they belong to the images, not to the recipe.
 
     Attributes:
-        min_area: smallest share of an image that an inception crop keeps.
+        min_area: smallest fraction of the image area of an inception crop.
         mild: side of the resized image and of the mild crop in it; also of the fixed centre crop.
         flip: mirror half of the crops; whole images are never mirrored.
     """
@@ -33,25 +33,27 @@ class CropConfig:
     mild: tuple[int, int] = (160, 128)
     flip: bool = True
 
-    def crops(self, law: str) -> dict[str, object]:
-        """A law of crops with all that it depends on, by name."""
+    def crop_settings(self, crop: str) -> dict[str, object]:
+        """Name and parameters of a crop distribution, for the identity of stored targets."""
         bounds: dict[str, dict[str, object]] = {
             "inception": {"min_area": self.min_area, "flip": self.flip},
             "mild": {"mild": tuple(self.mild), "flip": self.flip},
         }
-        return {"crop": law, **bounds.get(law, {})}
+        return {"crop": crop, **bounds.get(crop, {})}
 
 
-def _inception(heights: Sizes, widths: Sizes, rng: np.random.Generator, how: CropConfig) -> Boxes:
-    return geometry.inception(heights, widths, rng=rng, area=(how.min_area, 1.0))
+def _inception(
+    heights: Sizes, widths: Sizes, rng: np.random.Generator, config: CropConfig
+) -> Boxes:
+    return geometry.inception(heights, widths, rng=rng, area=(config.min_area, 1.0))
 
 
-def _mild(heights: Sizes, widths: Sizes, rng: np.random.Generator, how: CropConfig) -> Boxes:
-    resize, crop = how.mild
+def _mild(heights: Sizes, widths: Sizes, rng: np.random.Generator, config: CropConfig) -> Boxes:
+    resize, crop = config.mild
     return geometry.mild(heights, widths, rng=rng, resize=resize, crop=crop)
 
 
-def _whole(heights: Sizes, widths: Sizes, rng: np.random.Generator, how: CropConfig) -> Boxes:
+def _whole(heights: Sizes, widths: Sizes, rng: np.random.Generator, config: CropConfig) -> Boxes:
     return geometry.whole(heights, widths)
 
 
@@ -64,17 +66,31 @@ CROPS: dict[str, Callable[[Sizes, Sizes, np.random.Generator, CropConfig], Boxes
 
 @dataclass(frozen=True)
 class ViewSampler:
-    """Where the random numbers of one network's views come from."""
+    """Draws the views of one network in one step.
+
+    Attributes:
+        seed: of the run.
+        step: optimiser step; for a fixed teacher the number of the view.
+        boxes: purpose of the generator of the boxes.
+        flips: purpose of the generator of the flips.
+    """
 
     seed: int
     step: int
     boxes: Purpose
     flips: Purpose
 
-    def view(self, crop: str, heights: Sizes, widths: Sizes, how: CropConfig) -> View:
-        """A batch cut by a law."""
-        cut = CROPS[crop](heights, widths, self._generator(self.boxes), how)
-        if not how.flip or crop == "whole":
+    def view(self, crop: str, heights: Sizes, widths: Sizes, config: CropConfig) -> View:
+        """Boxes and flips of a batch.
+
+        Args:
+            crop: distribution of the boxes, a key of `CROPS`.
+            heights: [B], heights of the images, pixels.
+            widths: [B], widths of the images, pixels.
+            config: parameters of the distribution.
+        """
+        cut = CROPS[crop](heights, widths, self._generator(self.boxes), config)
+        if not config.flip or crop == "whole":
             return View(cut, np.zeros(len(cut), dtype=bool))
         return View(cut, geometry.flips(len(cut), rng=self._generator(self.flips)))
 
@@ -83,7 +99,13 @@ class ViewSampler:
 
 
 class Recipe(Protocol):
-    """What the stream asks of a recipe."""
+    """The interface of recipes, which `ImageViews` draws from.
+
+    Attributes:
+        name: as in `recipe=name`.
+        mixing: mix the views of both networks.
+        alpha: parameter of the mixing coefficient's distribution Beta(alpha, alpha).
+    """
 
     @property
     def name(self) -> str: ...
@@ -95,11 +117,18 @@ class Recipe(Protocol):
     def alpha(self) -> float: ...
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
-        """The views of one step, by network; a teacher without one shares the student's."""
+        """The views of one step, by role: "student", and "teacher" unless it shares the student's.
+
+        Args:
+            seed: of the run.
+            step: optimiser step.
+            heights: [G], heights of the images of the global batch, pixels.
+            widths: [G], widths.
+        """
         ...
 
-    def law(self, seed: int) -> dict[str, object]:
-        """What decides how the teacher's views are cut and mixed, by name."""
+    def view_settings(self, seed: int) -> dict[str, object]:
+        """All settings that determine the teacher's views, for the identity of stored targets."""
         ...
 
 
@@ -109,9 +138,9 @@ class Shared(CropConfig):
 
     Args:
         name: of the recipe.
-        crop: law of the crops: inception, mild or whole.
-        mixing: mix the views before both networks.
-        alpha: of the mixing coefficient's law Beta(alpha, alpha); 1 is uniform.
+        crop: distribution of the crops: inception, mild or whole.
+        mixing: mix the views of both networks.
+        alpha: parameter of the mixing coefficient's distribution Beta(alpha, alpha); 1 is uniform.
     """
 
     name: str
@@ -120,41 +149,42 @@ class Shared(CropConfig):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        _known("recipe.crop", self.crop, CROPS)
+        _check_choice("recipe.crop", self.crop, CROPS)
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         draws = ViewSampler(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
         return {"student": draws.view(self.crop, heights, widths, self)}
 
-    def law(self, seed: int) -> dict[str, object]:
+    def view_settings(self, seed: int) -> dict[str, object]:
         mixing = self.alpha if self.mixing else None
-        return {"seed": seed, "shared": True, "mixing": mixing, **self.crops(self.crop)}
+        return {"seed": seed, "shared": True, "mixing": mixing, **self.crop_settings(self.crop)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Independent(Shared):
-    """Each network sees a crop of its own: `independent_noise`."""
+    """Teacher and student see two independent crops of an image: `independent_noise`."""
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         draws = ViewSampler(seed, step, Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS)
         teacher = draws.view(self.crop, heights, widths, self)
         return {**super().views(seed, step, heights, widths), "teacher": teacher}
 
-    def law(self, seed: int) -> dict[str, object]:
-        return {**super().law(seed), "shared": False}
+    def view_settings(self, seed: int) -> dict[str, object]:
+        return {**super().view_settings(seed), "shared": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed(CropConfig):
-    """The teacher is asked once per image, before training: `fixed_teacher`.
+    """The teacher is evaluated once per image, before training: `fixed_teacher`.
 
     Args:
         name: of the recipe.
         teacher_crop: what the teacher sees: resize (the whole image), centre (the central crop), or
             inception_ensemble (the mean prediction over many inception crops).
-        crop: law of the student's crops; None for what the paper sets beside `teacher_crop`.
-        ensemble: how many crops the inception ensemble has.
-        mixing: must stay false, the teacher has no word on mixed views.
+        crop: distribution of the student's crops; None for the paper's choice, by `teacher_crop`.
+        ensemble: number of crops of the inception ensemble.
+        mixing: must stay false, since the teacher has no targets for mixed images.
+        alpha: unused, without mixing.
     """
 
     name: str
@@ -165,60 +195,69 @@ class Fixed(CropConfig):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        _known("recipe.teacher_crop", self.teacher_crop, TEACHER_CROPS)
-        _known("recipe.crop", self.student_crop, CROPS)
+        _check_choice("recipe.teacher_crop", self.teacher_crop, TEACHER_CROPS)
+        _check_choice("recipe.crop", self.student_crop, CROPS)
         if self.mixing:
-            raise ValueError("recipe.mixing=true: a fixed teacher has no word on mixed views")
+            raise ValueError("recipe.mixing=true: a fixed teacher has no targets for mixed images")
         if self.ensemble < 1:
             raise ValueError(f"recipe.ensemble must be at least 1, got {self.ensemble}")
 
     @property
     def student_crop(self) -> str:
-        """The law of the student's crops."""
-        return self.crop or _BESIDE[self.teacher_crop]
+        """Distribution of the student's crops."""
+        return self.crop or _PAPER_STUDENT_CROPS[self.teacher_crop]
 
     def views(self, seed: int, step: int, heights: Sizes, widths: Sizes) -> dict[str, View]:
         draws = ViewSampler(seed, step, Purpose.STUDENT_BOXES, Purpose.STUDENT_FLIPS)
         return {"student": draws.view(self.student_crop, heights, widths, self)}
 
-    def law(self, seed: int) -> dict[str, object]:
+    def view_settings(self, seed: int) -> dict[str, object]:
         match self.teacher_crop:
             case "centre":
                 return {"crop": "centre", "mild": tuple(self.mild)}
             case "inception_ensemble":
-                return {"seed": seed, "ensemble": self.ensemble, **self.crops("inception")}
+                return {"seed": seed, "ensemble": self.ensemble, **self.crop_settings("inception")}
         return {"crop": self.teacher_crop}
 
     @property
-    def drawn(self) -> bool:
-        """Whether the teacher's views are drawn: then those of one image hang on all others."""
+    def random_teacher_views(self) -> bool:
+        """Whether the teacher's views are random: then they are drawn for all images at once."""
         return self.teacher_crop == "inception_ensemble"
 
     def teacher_views(self, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
-        """The views [N] over which the teacher's prediction of each of N images is averaged."""
+        """The views over which the teacher's prediction of each of N images is averaged.
+
+        Args:
+            seed: of the run.
+            heights: [N], heights of the images, pixels.
+            widths: [N], widths.
+
+        Yields:
+            One view of all images after the other.
+        """
         return TEACHER_CROPS[self.teacher_crop](self, seed, heights, widths)
 
 
 # fix/rs, fix/cc and fix/ic_ens of the paper.
-_BESIDE = {"resize": "whole", "centre": "mild", "inception_ensemble": "inception"}
+_PAPER_STUDENT_CROPS = {"resize": "whole", "centre": "mild", "inception_ensemble": "inception"}
 
 
-def _known(key: str, law: str, laws: Iterable[str]) -> None:
-    if law not in laws:
-        raise ValueError(f"{key} must be one of {', '.join(laws)}, got {law!r}")
+def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _still(boxes: Boxes) -> View:
+def _unflipped(boxes: Boxes) -> View:
     return View(boxes, np.zeros(len(boxes), dtype=bool))
 
 
 def _resize(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
-    yield _still(geometry.whole(heights, widths))
+    yield _unflipped(geometry.whole(heights, widths))
 
 
 def _centre(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:
     resize, crop = recipe.mild
-    yield _still(geometry.centre(heights, widths, resize=resize, crop=crop))
+    yield _unflipped(geometry.centre(heights, widths, resize=resize, crop=crop))
 
 
 def _inception_ensemble(recipe: Fixed, seed: int, heights: Sizes, widths: Sizes) -> Iterator[View]:

@@ -1,52 +1,94 @@
 """The endless stream of global batches: item t is everything that optimiser step t needs.
 
-Order, crops, flips and mixing are functions of (seed, step). So a run goes on from any step at
-once, ranks and workers take slices of one and the same batch, and any view can be drawn again.
+Order, views and mixing are functions of (seed, step). So a run resumes at any step at once, ranks
+and workers take slices of one and the same batch, and any view can be drawn again.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from funmatch.core import geometry, mixing
-from funmatch.core.geometry import Purpose, View
-from funmatch.data.batch import Batch, Brings, PendingViews, Truth
-from funmatch.data.sources import Encoded, Source
-from funmatch.views.recipes import Recipe
+from funmatch.core import geometry
+from funmatch.core.geometry import Purpose
+from funmatch.data.batch import PlannedBatch, RenderedBatch
 
-# The truth of views from that of their images [B, ...], the views, and their side in pixels.
-TruthInView = Callable[[Tensor, View, int], Tensor]
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's share of the global batch of a step.
+
+    Attributes:
+        seed: of the run; whatever is drawn is a function of it and the step.
+        step: the optimiser step, from 0.
+        batch: int64 [G], the examples of the global batch by their positions in the source.
+        rows: int64 [R], the positions of the share in the global batch; under mixing the first
+            one is that of the mixing partner of the first example.
+        first: position in the global batch of the first example.
+        size: number of examples, B.
+    """
+
+    seed: int
+    step: int
+    batch: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    first: int
+    size: int
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """The examples of the share, int64 [R]."""
+        return self.batch[self.rows]
+
+
+class BatchDrawer(Protocol):
+    """Draws the views of a batch: of images (`ImageViews`), or of whatever else has rows."""
+
+    @property
+    def mixing(self) -> bool:
+        """Whether examples are mixed; then a share comes with one row more in front."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of examples in the source."""
+        ...
+
+    def draw(self, share: Share) -> PlannedBatch | RenderedBatch:
+        """The share of a rank, drawn as a function of seed and step, the same for all ranks.
+
+        Random numbers are drawn for the whole global batch, so that they do not depend on the
+        number of ranks.
+        """
+        ...
 
 
 class EpochPermutations:
-    """Which images a step takes: permutations of all images, one after the other.
+    """Which examples a step takes: permutations of all examples, one after the other.
 
-    Batches run on across the borders of epochs, so every image is seen equally often.
+    Batches run on across the borders of epochs, so every example is seen equally often.
 
     Args:
-        size: number of images.
+        size: number of examples.
         batch_size: of the global batch.
         seed: of the run.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self._permutations: dict[int, NDArray[np.int64]] = {}  # of the last epochs asked for
+        self._permutations: dict[int, NDArray[np.int64]] = {}  # of the last epochs read
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The images of one global batch: int64 [batch_size]."""
-        place, missing = step * self.batch_size, self.batch_size
+        """The examples of one global batch: int64 [batch_size]."""
+        position, missing = step * self.batch_size, self.batch_size
         parts: list[NDArray[np.int64]] = []
         while missing:
-            epoch, start = divmod(place, self.size)
+            epoch, start = divmod(position, self.size)
             part = self._permutation(epoch)[start : start + missing]
             parts.append(part)
-            place, missing = place + len(part), missing - len(part)
+            position, missing = position + len(part), missing - len(part)
         return np.concatenate(parts)
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
@@ -58,99 +100,46 @@ class EpochPermutations:
         return self._permutations[epoch]
 
 
-class Stream(Dataset[Batch]):
+class Stream(Dataset[PlannedBatch | RenderedBatch]):
     """Item t is this rank's share of global batch t, not yet mixed.
 
     Args:
-        source: the images.
-        recipe: which view each network gets.
-        sides: side of the view of each network that is asked in training, pixels; "student" first.
+        views: draws the views of a share.
         batch_size: of the global batch, over all ranks.
         seed: of the run.
         rank: of this process.
         ranks: number of processes.
-        brings: views; or cuts alone, for whoever has the images; or cuts and files, for whoever
-            decodes them (see `Batch.rendered`).
-        truth_in_view: of the task: the labels of the student's views; None: those of the images.
 
     Raises:
         ValueError: the ranks do not divide the batch, or the batch is larger than the source.
     """
 
     def __init__(
-        self,
-        source: Source,
-        recipe: Recipe,
-        *,
-        sides: dict[str, int],
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-        brings: Brings = "views",
-        truth_in_view: TruthInView | None = None,
+        self, views: BatchDrawer, *, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
     ) -> None:
         if batch_size % ranks:
             raise ValueError(f"batch_size={batch_size} is not divisible by {ranks} ranks")
-        if batch_size > len(source):
-            raise ValueError(f"batch_size={batch_size} is more than the {len(source)} images")
-        self._source, self._recipe, self._sides, self._seed = source, recipe, sides, seed
-        self._brings, self._truth_in_view = brings, truth_in_view
-        self._order = EpochPermutations(len(source), batch_size, seed)
-        share = batch_size // ranks
-        first = rank * share - recipe.mixing  # the partner of the first row comes along
-        self._rows = np.arange(first, (rank + 1) * share) % batch_size
-        self._first, self._share = rank * share, share
+        if batch_size > len(views):
+            raise ValueError(f"batch_size={batch_size} is more than the {len(views)} images")
+        self._views, self._seed = views, seed
+        self._order = EpochPermutations(len(views), batch_size, seed)
+        self._size = batch_size // ranks
+        self._first = rank * self._size
+        # The mixing partner of the first row comes along.
+        rows = np.arange(self._first - views.mixing, self._first + self._size)
+        self._rows = rows % batch_size
 
-    def __getitem__(self, step: int) -> Batch:
-        every = self._order.indices(step)
-        indices = every[self._rows]
-        # Boxes are drawn for the global batch, but each depends on the size of its own image only.
-        heights, widths = np.ones_like(every), np.ones_like(every)
-        heights[self._rows], widths[self._rows] = self._source.sizes(indices)
-        drawn = self._recipe.views(self._seed, step, heights, widths)
-
-        views: dict[str, tuple[View, int]] = {}
-        for network, side in self._sides.items():
-            role = network.partition(".")[0]  # the teachers of an ensemble share their crop
-            if role in drawn or side != self._sides["student"]:
-                view = drawn.get(role, drawn["student"])
-                views[network] = (view[self._rows], side)
-
-        label = self._source.labels(indices)
-        if label is not None and self._truth_in_view is not None:
-            label = self._truth_in_view(label, *views["student"])
-        batch = Batch(
-            torch.from_numpy(indices),
-            None if label is None else Truth(label),
-            step,
-            {},
-            cuts=PendingViews(indices, views),
-            first=self._first,
-            counts={"rows": self._share},
-        )
-        if self._brings == "views":
-            batch = batch.rendered(self._source.images(indices))
-        elif self._brings == "files":
-            assert isinstance(self._source, Encoded)
-            batch = replace(batch, files=self._source.encoded(indices))
-        if not self._recipe.mixing:
-            return batch
-        draws = geometry.generator(self._seed, step, Purpose.MIXING)
-        coefficient = mixing.folded_beta(draws, self._recipe.alpha)
-        return replace(
-            batch,
-            index=batch.index[1:],
-            truth=None if label is None else Truth(label[1:], label[:-1], coefficient),
-            coefficient=coefficient,
-        )
+    def __getitem__(self, step: int) -> PlannedBatch | RenderedBatch:
+        batch = self._order.indices(step)
+        share = Share(self._seed, step, batch, self._rows, self._first, self._size)
+        return self._views.draw(share)
 
 
 class Steps(Sampler[int]):
-    """The steps still to do. Its length is that of the whole run.
+    """Sampler of the remaining steps. Its length is that of the whole run.
 
-    The trainer compares the length with its restored counter: were it the number of steps left, a
-    run resumed in its first half would stop early without an error.
+    The trainer compares the length with its restored counter: if it were the number of remaining
+    steps, a run resumed in its first half would stop early without an error.
     """
 
     def __init__(self, start: int, total: int) -> None:
