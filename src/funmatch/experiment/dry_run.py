@@ -72,7 +72,7 @@ def dry_run(experiment: Experiment) -> None:
     shown = dict.fromkeys(costs, steps * batch_size)
     recipe = datasets.build_recipe(experiment)
     if isinstance(recipe, Fixed):  # the teacher sees each image once, or once in each of its views
-        views = recipe.ensemble if recipe.drawn else 1
+        views = recipe.ensemble if recipe.random_teacher_views else 1
         shown |= {key: images * views for key in costs if key != learns}
     flop = sum(costs[key].flop * shown[key] for key in costs)
     seconds = sum(costs[key].seconds * shown[key] for key in costs) / experiment.ranks
