@@ -1,4 +1,4 @@
-"""Writes the pages of the reference that follow from the configurations, when the site is built."""
+"""Generates the configuration reference when the site is built."""
 
 import re
 from collections.abc import Iterator
@@ -35,51 +35,53 @@ def on_files(files: Files, config: Any) -> Files:
 def _page() -> Iterator[str]:
     yield "# Configuration\n"
     yield "Every value can be changed on the command line, as in `optimizer.lr=0.003`; one option "
-    yield "of each group is chosen, as in `recipe=consistent`. `--cfg job` shows what came of it.\n"
+    yield "of each group is chosen, as in `recipe=consistent`. `--cfg job` prints the result.\n"
     yield "## Keys of train and finetune\n"
     yield "| key | default | |\n| --- | --- | --- |"
     yield from _keys()
     yield "\n## Commands\n"
     for name in COMMANDS:
         path = CONF / f"{name}.yaml"
-        yield f"### {name}\n\n{_said(path)}\n\n{_source(path)}\n"
+        yield f"### {name}\n\n{_header(path)}\n\n{_source(path)}\n"
     yield "## Groups\n"
     files = (path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
     options: dict[str, Option | None] = {path.as_posix(): None for path in files}
     options |= {option.path: option for option in groups.options()}
     shown = ""
-    for place, option in sorted(options.items()):
-        group, _, name = place.partition("/")
+    for name_in_conf, option in sorted(options.items()):
+        group, _, name = name_in_conf.partition("/")
         if group != shown:
             yield f"### {group}\n"
             shown = group
         yield f"#### {group}={name} {{ #{group}-{name.replace('/', '-')} }}\n"
-        path = CONF / f"{place}.yaml"
+        path = CONF / f"{name_in_conf}.yaml"
         yield (
-            f"```yaml\n{_node(option)}\n```\n" if option else f"{_said(path)}\n\n{_source(path)}\n"
+            f"```yaml\n{_node(option)}\n```\n"
+            if option
+            else f"{_header(path)}\n\n{_source(path)}\n"
         )
 
 
 def _keys() -> Iterator[str]:
-    """The keys that every way of teaching shares, with what base.yaml says of them."""
-    said: dict[str, tuple[str, str]] = {}
+    """Rows of the keys that train and finetune share, with their comments in base.yaml."""
+    entries: dict[str, tuple[str, str]] = {}
     for line in (CONF / "base.yaml").read_text().splitlines():
-        if found := _ENTRY.match(line):
-            said[found[1]] = (found[2], found[3] or "")
+        if match := _ENTRY.match(line):
+            entries[match[1]] = (match[2], match[3] or "")
     for field in fields(schema.Base):
-        if field.name in said:
-            default, meaning = said[field.name]
+        if field.name in entries:
+            default, meaning = entries[field.name]
             yield f"| `{field.name}` | `{default}` | {meaning.replace('|', 'or')} |"
 
 
 def _node(option: Option) -> str:
-    """What an option takes from others, and what it adds."""
+    """The YAML of an option that is registered from Python."""
     package = f"# @package {option.package}\n" if option.package else ""
     return package + OmegaConf.to_yaml(OmegaConf.create(option.node)).rstrip()
 
 
-def _said(path: Path) -> str:
-    """The comment that opens a file."""
+def _header(path: Path) -> str:
+    """The comment at the top of a file."""
     lines = []
     for line in path.read_text().splitlines():
         if not line.startswith("# ") or line.startswith("# @"):
