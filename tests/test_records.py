@@ -270,7 +270,7 @@ class Lesson:
         self.cfg, self.nets, self.source = cfg, nets, source
         self.law = build.recipe(cfg)
         members = {name: Frozen(net) for name, net in nets.items()}
-        self.teacher = Teacher(members, means=TASK.means, **combination).softened(
+        self.teacher = Teacher(members, means=TASK.means, **combination).at_temperature(
             cfg.objective.temperature
         )
         self.words, self.asked = target_policy.training_targets(

@@ -113,7 +113,7 @@ def frozen(cfg: DictConfig, network: Network) -> Frozen:
 
 def tuned(cfg: DictConfig, network: Network, role: str) -> Network:
     """A network that learns, as the run computes it."""
-    return network.tuned(**_tuning(cfg, network, role))
+    return network.set_compute_options(**_tuning(cfg, network, role))
 
 
 def _tuning(cfg: DictConfig, network: Network, role: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def distill(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if objective.teacher_features and cfg.targets.mode != "live":
         remedy = "records hold no features; choose targets=live"
         raise UserError(f"targets={cfg.targets.mode}: {remedy}")
-    softened = teacher.softened(objective.temperature)
+    softened = teacher.at_temperature(objective.temperature)
     clock, before = Timer(), Timer()
     stopwatch = Stopwatch(cfg.batch_size, clock, before)  # to make a teacher is no part of the run
     seed_everything(cfg.init_seed, verbose=False)
