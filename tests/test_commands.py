@@ -266,6 +266,6 @@ def test_a_student_that_diverges_fails_and_says_so(workplace: Path) -> None:
     done = command("train", *arguments, *more, cwd=workplace)
     assert done.returncode == 1
     assert "max_skipped=1: at step " in done.stderr
-    assert "loss or gradient are not finite, as in the 1 steps before; lower optim" in done.stderr
+    assert "loss or gradient is not finite, as in the 1 steps before; lower optim" in done.stderr
     (row,) = rows(workplace / "logs" / "diverged" / "summary.csv")
     assert row["status"] == "failed"

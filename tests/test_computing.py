@@ -135,7 +135,7 @@ class Exact:
         )
         net = awake(conv.build((8, 16), side=SIDE, num_classes=CLASSES, channels=3))
         student = Network(net, side=SIDE, resize=SIDE, **INPUT)
-        self.student = student.tuned(dtype=torch.float64)
+        self.student = student.set_compute_options(dtype=torch.float64)
 
     def given(self, learner: Learner, recipe: Any = MIXED) -> dict[str, Tensor]:
         """The weights in the end."""
@@ -465,7 +465,7 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
         torch.manual_seed(0)
         network = networks.build_network(build(cfg).student)
         nn.init.normal_(network.net.classifier.weight)
-        network.train(training).tuned(channels_last=last)
+        network.train(training).set_compute_options(channels_last=last)
         kept: list[Tensor] = []
         stem = network.net.conv_stem
         stem.register_forward_hook(lambda *args, kept=kept: kept.extend((*args[1], args[2])))
@@ -520,7 +520,10 @@ def without_compiler() -> Iterator[None]:
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> None:
     plain, net = tiny(), tiny()
-    plain_network, network = wrapped(plain, SIDE), wrapped(net, SIDE).tuned(compiled=4)
+    plain_network, network = (
+        wrapped(plain, SIDE),
+        wrapped(net, SIDE).set_compute_options(compiled=4),
+    )
     for rows, training in ((3, True), (4, False)):  # not for these
         for each in (plain_network, network):
             each.train(training)
@@ -546,7 +549,7 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
 def test_the_backward_pass_is_compiled_along(graphs) -> None:
     """Else it would be too late to go on without a compiler that fails."""
     with fresh_cache():
-        wrapped(tiny().train(), SIDE).tuned(compiled=4)(pixels(4, SIDE))
+        wrapped(tiny().train(), SIDE).set_compute_options(compiled=4)(pixels(4, SIDE))
     assert counters["inductor"]["fxgraph_cache_miss"] == 2
 
 
@@ -556,16 +559,14 @@ def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
     """More than torch's own limit of eight for one function."""
     for width in range(1, 10):
         net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, width))
-        wrapped(net, SIDE).tuned(compiled=4)(pixels(4, SIDE))
+        wrapped(net, SIDE).set_compute_options(compiled=4)(pixels(4, SIDE))
     assert graphs() == 9
 
 
 def test_a_network_whose_features_are_asked_for_is_not_compiled(graphs, capsys) -> None:
-    network = wrapped(tiny(), SIDE, features=("0",)).tuned(compiled=4)
-    told = "its features are asked for"
-    assert (
-        capsys.readouterr().out == f"  compile: Sequential goes on without torch.compile ({told})\n"
-    )
+    network = wrapped(tiny(), SIDE, features=("0",)).set_compute_options(compiled=4)
+    told = "its features are requested"
+    assert capsys.readouterr().out == f"  compile: Sequential runs without torch.compile ({told})\n"
     assert list(network(pixels(4, SIDE)).features) == ["0"]
     assert graphs() == 0
 
@@ -589,7 +590,7 @@ def test_missing_compiler_is_reported_once_and_network_runs_eagerly(graphs, caps
         said = [compiled(images) for _ in range(3)]
     assert all(torch.equal(each, net(images)) for each in said)
     told = capsys.readouterr().out
-    assert told.startswith("  compile: Sequential goes on without torch.compile (")
+    assert told.startswith("  compile: Sequential runs without torch.compile (")
     assert "/nonexistent" in told
     assert told.count("\n") == 1
 
@@ -693,7 +694,7 @@ def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) ->
     settings = (*SETTINGS, "name=compiled", "compute.compile=both")
     done = command("train", *settings, cwd=tmp_path, **machine)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("  compile: Sequential goes on without torch.compile (") == 2
+    assert done.stdout.count("  compile: Sequential runs without torch.compile (") == 2
     run = only_run(tmp_path, "compiled")
     assert run.directory.name == plain.directory.name
     assert run.student.read_bytes() == plain.student.read_bytes()

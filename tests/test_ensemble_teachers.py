@@ -71,7 +71,7 @@ def test_a_single_teacher_passes_its_output_through() -> None:
 def test_a_single_teacher_ignores_combination_and_temperature() -> None:
     frozen = Frozen(network(8))
     plain = Teacher({"teacher": frozen})
-    other = Teacher({"teacher": frozen}, combine="logit", weights=(3.0,)).softened(7.0)
+    other = Teacher({"teacher": frozen}, combine="logit", weights=(3.0,)).at_temperature(7.0)
     views = {"teacher": pixels(8)}.__getitem__
     assert torch.equal(plain(views).prediction, other(views).prediction)
     assert plain.fingerprint() == other.fingerprint() == frozen.fingerprint()
@@ -86,14 +86,14 @@ def test_the_combination_is_the_mean_it_names(pair, batch, said, weights, temper
         ("logit", ensembling.logit_mean),
         ("sum", ensembling.probability_mean),
     ):
-        teacher = ensemble(pair, combine=combine, weights=weights).softened(temperature)
+        teacher = ensemble(pair, combine=combine, weights=weights).at_temperature(temperature)
         found = teacher(batch.view).prediction
         torch.testing.assert_close(found, mean(said, given, temperature=temperature))
 
 
 def test_the_combinations_differ(pair, batch) -> None:
     def find(combine: str) -> Tensor:
-        said = ensemble(pair, combine=combine).softened(300.0)(batch.view)
+        said = ensemble(pair, combine=combine).at_temperature(300.0)(batch.view)
         return (said.prediction / 300).softmax(dim=-1)
 
     assert not torch.allclose(find("probability"), find("logit"), atol=1e-3)
@@ -101,7 +101,7 @@ def test_the_combinations_differ(pair, batch) -> None:
 
 def test_to_soften_a_teacher_leaves_it_as_it_was(pair) -> None:
     teacher = ensemble(pair, weights=WEIGHTS)
-    assert teacher.softened(4.0).temperature == 4
+    assert teacher.at_temperature(4.0).temperature == 4
     assert teacher.temperature == 1
 
 
@@ -137,7 +137,7 @@ def matched(target: Output, batch: Batch, temperature: float) -> tuple[Tensor, T
 def test_the_sum_is_of_the_weighted_divergences_from_each(
     pair, batch, said, temperature: float, weights
 ) -> None:
-    target = ensemble(pair, combine="sum", weights=weights).softened(temperature)(batch.view)
+    target = ensemble(pair, combine="sum", weights=weights).at_temperature(temperature)(batch.view)
     student, loss, _ = matched(target, batch, temperature)
     expected = 0.0
     for weight, logits in zip(weights or (1.0, 1.0), said, strict=True):
@@ -153,7 +153,9 @@ def test_the_gradient_of_the_sum_is_that_to_the_mean_of_the_probabilities(
     """sum_k w_k T (q - p_k) = W T (q - mean p): up to a constant they are one objective."""
     sides = [
         matched(
-            ensemble(pair, combine=combine, weights=weights).softened(temperature)(batch.view),
+            ensemble(pair, combine=combine, weights=weights).at_temperature(temperature)(
+                batch.view
+            ),
             batch,
             temperature,
         )
@@ -167,7 +169,7 @@ def test_the_gradient_of_the_sum_is_that_to_the_mean_of_the_probabilities(
 
 def test_the_gradient_of_the_mean_of_logits_is_another(pair, batch) -> None:
     gradients = [
-        matched(ensemble(pair, combine=combine).softened(300.0)(batch.view), batch, 300.0)[2]
+        matched(ensemble(pair, combine=combine).at_temperature(300.0)(batch.view), batch, 300.0)[2]
         for combine in ("probability", "logit")
     ]
     assert not torch.allclose(*gradients, rtol=0.05)
@@ -198,7 +200,7 @@ def test_kept_words_of_an_ensemble_equal_live_ones_on_the_same_views(
 ) -> None:
     """A fixed teacher that saw whole images, asked again about the whole images of a batch."""
     source, recipe = MixedSizes(), Fixed(name="fixed_teacher", teacher_crop="resize")
-    teacher = ensemble(pair, combine=combine, weights=WEIGHTS).softened(200.0)
+    teacher = ensemble(pair, combine=combine, weights=WEIGHTS).at_temperature(200.0)
     device = torch.device("cpu")
     kept = per_image.on_fixed_views(
         teacher, source, recipe, TASK, seed=SEED, store=tmp_path, batch_size=4, device=device

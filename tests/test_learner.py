@@ -77,6 +77,6 @@ def test_an_overflow_by_the_scale_of_float16_is_the_business_of_the_scaler(capsy
 
 def test_in_float16_a_loss_without_a_number_is_counted_once_the_scale_cannot_be_the_cause() -> None:
     precision = scaled(8.0)
-    with pytest.raises(ValueError, match=r"max_skipped=0: at step 4 loss or gradient are not"):
+    with pytest.raises(ValueError, match=r"max_skipped=0: at step 4 loss or gradient is not"):
         taught(9, broken=[1, 2, 3, 4, 5], most=0, plugins=(precision,))
     assert precision.scaler.get_scale() == 1

@@ -203,7 +203,7 @@ def test_a_store_that_is_lost_does_not_end_the_run(workplace: Path, monkeypatch)
     monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger.log_metrics", fail)
     code, out, err = command_here("train", *SHORT, "logger=mlflow", "name=lost", cwd=workplace)
     assert (code, err) == (0, "")
-    assert out.count("MLflow: no longer logged to (no route); metrics.csv goes on") == 1
+    assert out.count("MLflow: logging stopped (no route); metrics.csv continues") == 1
 
 
 def test_loggers_have_their_names_of_today_and_before(compose) -> None:

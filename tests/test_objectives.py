@@ -74,7 +74,7 @@ def student_of(objective: Objective | None) -> Network:
     net = conv.build((8, 16), side=SIDE, num_classes=CLASSES, channels=3)
     nn.init.normal_(list(net.modules())[-1].weight)
     features = () if objective is None else objective.student_features
-    return Network(net, **INPUT, features=features).tuned(dtype=torch.float64)
+    return Network(net, **INPUT, features=features).set_compute_options(dtype=torch.float64)
 
 
 def frozen_of(objective: Objective) -> Teacher:

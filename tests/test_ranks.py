@@ -107,7 +107,7 @@ def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
     done = command("train", *SETTINGS, *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
     for step, number in ((7, 1), (8, 2), (21, 3)):
-        told = f"  step {step}: loss or gradient are not finite; left out ({number})\n"
+        told = f"  step {step}: loss or gradient is not finite; skipped ({number})\n"
         assert done.stdout.count(told) == 1
     first, second = (dict(witnessed(workplace / "nan-seen", "weights", rank)) for rank in (0, 1))
     assert first == second
@@ -129,7 +129,7 @@ def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property)
     done = command("train", *SETTINGS, *given, cwd=workplace)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    told = "max_skipped=3: at step 10 loss or gradient are not finite, as in the 3 steps before; "
+    told = "max_skipped=3: at step 10 loss or gradient is not finite, as in the 3 steps before; "
     assert done.stderr.startswith(f"error: rank 0: {told}") or done.stderr.startswith(
         f"error: rank 1: {told}"
     )

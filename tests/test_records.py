@@ -272,7 +272,7 @@ class Lesson:
         experiment = build(cfg)
         self.law = datasets.build_recipe(experiment)
         members = {name: Frozen(net) for name, net in nets.items()}
-        self.teacher = Teacher(members, means=TASK.means, **combination).softened(
+        self.teacher = Teacher(members, means=TASK.means, **combination).at_temperature(
             cfg.objective.temperature
         )
         self.words, self.asked = target_policy.training_targets(

@@ -234,7 +234,7 @@ def test_resume_from_earlier_checkpoint_drops_later_best_student(
     done = command("train", *SETTINGS, *longer, cwd=workplace)
     shutil.rmtree(source.parent)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "is gone; the best student is sought from here on" in done.stdout
+    assert "is missing; the best student is searched from this step on" in done.stdout
     assert step_of(run_of(workplace, "from-eighty").student) > 80
 
 

@@ -75,13 +75,13 @@ def images_below(folder: Path) -> list[str]:
 
     Hidden files and folders are skipped, since archives made on macOS contain many of them.
     """
-    found: list[str] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    images: list[str] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(place).relative_to(folder).as_posix()
+        prefix = Path(parent).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else f"{prefix}/"
-        found += [prefix + name for name in files if is_image(name)]
-    return sorted(found)
+        images += [prefix + name for name in files if is_image(name)]
+    return sorted(images)
 
 
 def is_image(name: str) -> bool:

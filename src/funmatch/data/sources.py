@@ -124,10 +124,10 @@ class ConcatSource:
         return heights, widths
 
     def images(self, indices: NDArray[np.int64]) -> Images:
-        found: dict[int, Tensor] = {}
+        decoded: dict[int, Tensor] = {}
         for source, rows, inside in self._parts(indices):
-            found.update(zip(rows.tolist(), source.images(inside), strict=True))
-        return Images.of(found[row] for row in range(len(indices)))
+            decoded.update(zip(rows.tolist(), source.images(inside), strict=True))
+        return Images.of(decoded[row] for row in range(len(indices)))
 
     def labels(self, indices: NDArray[np.int64]) -> None:
         return None

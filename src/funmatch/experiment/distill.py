@@ -55,7 +55,7 @@ def distill(
     for spec, network in members:
         input_check.check_network(experiment, spec, network, splits.val, task)
     _check_objective(experiment, objective, teacher, task)
-    softened = teacher.softened(objective.temperature)
+    softened = teacher.at_temperature(objective.temperature)
     clock, before = Timer(), Timer()
     # To make a teacher is no part of the run.
     stopwatch = Stopwatch(experiment.batch_size, clock, before)

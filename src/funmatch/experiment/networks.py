@@ -90,7 +90,7 @@ def freeze(setup: Setup, network: Network, spec: NetworkSpec) -> Frozen:
 
 def with_compute_options(setup: Setup, network: Network, spec: NetworkSpec) -> Network:
     """A network that learns, with the memory layout and compilation of a run."""
-    return network.tuned(**_compute_options(setup, network, spec))
+    return network.set_compute_options(**_compute_options(setup, network, spec))
 
 
 def warn_of_batch_norm(experiment: Experiment, module: nn.Module, name: str) -> None:

@@ -46,6 +46,6 @@ class Compiled:
         except Exception as error:  # the compiler raises many types
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             name = type(self._net).__name__
-            _log.warning("  compile: %s goes on without torch.compile (%s)", name, reason)
+            _log.warning("  compile: %s runs without torch.compile (%s)", name, reason)
             self._fast = self._net
             return self._net(images)

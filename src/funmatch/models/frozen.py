@@ -45,7 +45,7 @@ class Frozen:
         if not self._prepared:
             self.fingerprint()  # of the original weights, before folding and conversion
             folding.fold(self._network.net)
-            self._network.tuned(dtype=self.dtype, **self._options)
+            self._network.set_compute_options(dtype=self.dtype, **self._options)
             self._prepared = True
         if pixels.device != self._device:
             self._network.to(pixels.device)
@@ -53,9 +53,9 @@ class Frozen:
         if self.dtype == torch.float32:
             return self._network(pixels)
         with torch.autocast(pixels.device.type, enabled=False):
-            said = self._network(pixels)
-        features = {name: feature.float() for name, feature in said.features.items()}
-        return Output(said.prediction.float(), features)
+            output = self._network(pixels)
+        features = {name: feature.float() for name, feature in output.features.items()}
+        return Output(output.prediction.float(), features)
 
     @property
     def size(self) -> int:
@@ -64,7 +64,7 @@ class Frozen:
         return own + int(getattr(self._network.net, "bytes", 0))
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of its weights, by name, as far as no convolution is folded yet."""
+        """Copies of the weights, by name; before the first forward pass, which folds kernels."""
         weights = self._network.net.named_parameters()
         return {name: weight.detach().clone() for name, weight in weights}
 

@@ -13,8 +13,8 @@ def names(net: nn.Module) -> tuple[str, ...]:
     These are the modules of timm's `get_classifier`, or the last module of any other network.
     """
     classifier: Callable[[], Any] | None = getattr(net, "get_classifier", None)
-    found = list(net.modules())[-1] if classifier is None else classifier()
-    heads = found if isinstance(found, tuple | list) else (found,)
+    head = list(net.modules())[-1] if classifier is None else classifier()
+    heads = head if isinstance(head, tuple | list) else (head,)
     return tuple(name for name, module in net.named_modules() if any(module is h for h in heads))
 
 

@@ -1,4 +1,4 @@
-"""A network together with what it expects of its input."""
+"""Network: a `torch.nn.Module` with its input specification, and its `Output`."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ class Output:
 
     Attributes:
         prediction: [B, ...], as the task defines it; logits [B, C] for classification.
-        features: by module name, those the objective asked for.
+        features: outputs of submodules that the objective requests, by module name.
         mask: bool [B], the rows that count; None: all.
-        members: (weight, prediction) of each teacher, where an objective is to sum its distances to
-            them (`teacher.combine=sum`); empty where `prediction` stands for all.
+        members: (weight, prediction) of each teacher, if the objective is to sum its distances to
+            them (`teacher.combine=sum`); empty otherwise.
     """
 
     prediction: Tensor
@@ -31,21 +31,21 @@ class Output:
     members: Sequence[tuple[float, Tensor]] = ()
 
     def summed(self, distance: Callable[[Tensor], Tensor]) -> Tensor:
-        """The weighted sum of a scalar distance over the members, or that to the prediction."""
+        """Weighted sum of a scalar distance over the members; without any, to the prediction."""
         members = self.members or ((1.0, self.prediction),)
         return torch.stack([weight * distance(each) for weight, each in members]).sum()
 
 
 class Network(nn.Module):
-    """Pixels in, `Output` out: normalises the views and keeps the features that were asked for.
+    """Maps pixels to an `Output`: normalises the views and returns the requested features.
 
     Args:
         net: maps normalised images [B, channels, S, S] to predictions [B, ...].
         mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        side: of its views, pixels.
+        std: per channel, of pixels in [0, 1].
+        side: side of its views, pixels.
         resize: shorter side of an image before the central crop of an evaluation view.
-        features: names of the submodules of `net` whose outputs are kept.
+        features: names of the submodules of `net` whose outputs are returned.
 
     Raises:
         ValueError: a feature is no submodule of `net`.
@@ -70,7 +70,7 @@ class Network(nn.Module):
         mean_, std_ = torch.tensor(list(mean)), torch.tensor(list(std))
         self.register_buffer("scale", (1 / (255 * std_))[:, None, None], persistent=False)
         self.register_buffer("shift", (mean_ / std_)[:, None, None], persistent=False)
-        self._wanted, self._features = tuple(features), dict[str, Tensor]()
+        self._requested, self._features = tuple(features), dict[str, Tensor]()
         self._layout, self._dtype = torch.contiguous_format, torch.float32
         self._compiled: Compiled | None = None
         modules = dict(net.named_modules())
@@ -86,28 +86,31 @@ class Network(nn.Module):
         features, self._features = self._features, {}
         return Output(prediction, features)
 
-    def tuned(
+    def set_compute_options(
         self,
         *,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         compiled: int | None = None,
     ) -> "Network":
-        """Itself, computing in another way what is the same but for the last bits.
+        """Sets how the network computes, in place; results differ in the last bits only.
 
         Args:
             dtype: of weights and activations.
-            channels_last: memory layout of images and activations.
-            compiled: rows of the batches for which the network is compiled; None: it is not. One
-                whose features are asked for is not compiled.
+            channels_last: use the channels_last memory format for images and activations.
+            compiled: batch size for which it is compiled with `torch.compile`; None for none. A
+                network with requested features is not compiled.
+
+        Returns:
+            The network itself.
         """
         self._dtype = dtype
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net.to(dtype).to(memory_format=self._layout)
-        if compiled is not None and self._wanted:
+        if compiled is not None and self._requested:
             name = type(self.net).__name__
-            reason = "its features are asked for"
-            _log.warning("  compile: %s goes on without torch.compile (%s)", name, reason)
+            reason = "its features are requested"
+            _log.warning("  compile: %s runs without torch.compile (%s)", name, reason)
         elif compiled is not None:
             self._compiled = Compiled(self.net, rows=compiled, training=self.training)
         return self

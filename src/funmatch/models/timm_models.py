@@ -123,8 +123,8 @@ def is_available(net: nn.Module) -> bool:
     spec: Any = getattr(net, "pretrained_cfg", {})
     if repository := spec.get("hf_hub_id"):
         files = (spec.get("hf_hub_filename"), "model.safetensors", "pytorch_model.bin")
-        found = (try_to_load_from_cache(repository, file) for file in files if file)
-        return any(isinstance(path, str) for path in found)
+        paths = (try_to_load_from_cache(repository, file) for file in files if file)
+        return any(isinstance(path, str) for path in paths)
     name = str(spec.get("url")).rpartition("/")[2]
     return (Path(torch.hub.get_dir()) / "checkpoints" / name).is_file()
 
@@ -191,15 +191,15 @@ def _fixed_side(name: str) -> bool:
 
 def _replace_batch_norm(net: nn.Module, groups: int, name: str) -> None:
     """Replaces every BatchNorm2d by GroupNorm with the same activation and initial weights."""
-    found = [
+    norms = [
         (parent, child, module)
         for parent in net.modules()
         for child, module in parent.named_children()
         if isinstance(module, _BatchNorm)
     ]
-    if not found:
+    if not norms:
         raise ValueError(f"norm=group: {name} has no BatchNorm to replace; choose norm=batch")
-    for parent, child, module in found:
+    for parent, child, module in norms:
         if not isinstance(module, nn.BatchNorm2d):
             raise ValueError(
                 f"norm=group: {name} contains {type(module).__name__}; choose norm=batch"

@@ -34,7 +34,7 @@ class Context:
     Attributes:
         task: what a prediction means; its `label_loss` is the loss from labels.
         train_size: number of training examples, N.
-        labels: of all of them, [N, ...]; None where there are none.
+        labels: of all of them, [N, ...]; None without labels.
         student_shapes: shape of each of the student's features for one example, by module name.
         teacher_shapes: likewise of the teacher.
         total_steps: length of the run in optimiser steps.
@@ -57,11 +57,10 @@ class Objective(nn.Module):
 
     Attributes:
         student_features: names of the student's submodules whose outputs `forward` needs.
-        teacher_features: likewise of the teacher; with them it is one network, asked online.
+        teacher_features: likewise of the teacher; it is then one network, evaluated online.
         temperature: T > 0, at which several teachers' probabilities are averaged.
         couples_rows: whether the loss compares the examples of a batch with each other. Then it is
-            refused where a step is cut into micro-batches or shared by ranks, for it would become
-            another loss.
+            refused with micro-batches or several ranks, which would change the loss.
         gathers_rows: whether such a loss gathers the rows of all ranks itself.
         sums_members: whether `forward` uses `Output.summed`, so that `teacher.combine=sum` works.
         lr_factors: learning rate of trainable heads, as a factor, by the name of the submodule.
@@ -94,12 +93,12 @@ class Objective(nn.Module):
                 mixing partners.
 
         Returns:
-            The part of this piece in the loss of the step; those of all pieces are added up.
+            The share of this piece in the loss of the step; those of all pieces are added up.
         """
         raise NotImplementedError
 
     def prior(self, student: Network, step: int) -> Loss | None:
-        """A loss on the student's weights, added once per step; None: there is none.
+        """A loss on the student's weights, added once per step; or None.
 
         Args:
             student: its trainable network.
@@ -108,7 +107,7 @@ class Objective(nn.Module):
         return None
 
     def after_step(self) -> None:
-        """Called after each optimiser step that was taken: not if it was left out as not finite."""
+        """Called after each optimiser step; not after a skipped one, whose loss is not finite."""
 
 
 def refuse_split(objective: Objective, *, micro_batch: int | None, rows: int, ranks: int) -> None:
@@ -140,7 +139,7 @@ def heads_lr(objective: Objective, prefix: str) -> dict[str, float]:
         prefix: of the objective's name in the module that is optimised.
 
     Raises:
-        ValueError: there is no such submodule, or a factor is not positive.
+        ValueError: a submodule does not exist, or a factor is not positive.
     """
     known = dict(objective.named_modules())
     for name, factor in objective.lr_factors.items():

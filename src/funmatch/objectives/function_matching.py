@@ -1,4 +1,4 @@
-"""The paper's objective."""
+"""Function matching, the paper's objective: KL divergence of student and teacher."""
 
 from torch import Tensor
 

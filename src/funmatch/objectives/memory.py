@@ -10,10 +10,10 @@ class Memory(nn.Module):
 
     A buffer would be broadcast by DDP before each step, and copied at each step by the learner,
     which undoes a step without a finite gradient: for banks of gigabytes that is too much. This one
-    follows its module to a device, and is left alone otherwise.
+    moves to a device with its module, and nothing else touches it.
 
     Args:
-        value: what it holds first.
+        value: initial value.
     """
 
     def __init__(self, value: Tensor) -> None:

@@ -73,20 +73,20 @@ def check(cfg: DictConfig) -> None:
 
 
 def targets() -> list[str]:
-    """The same by name, for Hydra 1.4: it also looks at where what is called, or returned, is from.
+    """The allowlist as names for Hydra 1.4, which also checks the modules of returned objects.
 
-    These names allow more than `check`, which is asked before.
+    These names allow more than `check`, which is called first.
     """
     packages = (*_OURS, *_CLASSES, _BUILDERS, *_RETURNED, *_named())
     return [_TRAINER, "lightning.pytorch.trainer.*", *(f"{package}.*" for package in packages)]
 
 
 def instantiate(cfg: Any, **settings: Any) -> Any:
-    """What a configuration describes, made by Hydra.
+    """Instantiates a configuration by Hydra.
 
     Raises:
-        ValueError: Hydra refuses it.
-        Exception: what is called has failed; its own exception, which Hydra 1.3 wraps.
+        ValueError: Hydra refuses the configuration.
+        Exception: the exception of the function or class that was called; Hydra 1.3 wraps it.
     """
     allowed = hydra_versions.whitelist("_execution_whitelist_", targets())
     try:
@@ -94,9 +94,9 @@ def instantiate(cfg: Any, **settings: Any) -> Any:
     except InstantiationException as error:
         failed = error.__cause__
         if not isinstance(failed, Exception):
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             remedy = "; FUNMATCH_ALLOW in the environment names what you trust" if allowed else ""
-            failed = ValueError(f"{told}{remedy}")
+            failed = ValueError(f"{reason}{remedy}")
     raise failed
 
 
@@ -144,10 +144,10 @@ def _within(module: str, packages: tuple[str, ...]) -> bool:
 def _is_module(name: str) -> bool:
     """Returns True if a module or package of this name exists; imports no submodule."""
     top, *parts = name.split(".")
-    found = importlib.util.find_spec(top) if top.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
         return False
-    path = Path(found.submodule_search_locations[0], *parts)
+    path = Path(spec.submodule_search_locations[0], *parts)
     return path.is_dir() or path.with_name(f"{path.name}.py").is_file()
 
 

@@ -64,9 +64,9 @@ def lock(path: Path, *, wait: bool) -> FileLock:
 
 def lock_descriptor(held: FileLock) -> int:
     """File descriptor of a lock that this process holds."""
-    found = held._context.lock_file_fd
-    assert found is not None
-    return found
+    descriptor = held._context.lock_file_fd
+    assert descriptor is not None
+    return descriptor
 
 
 def write_once(path: Path, make: Callable[[], bytes]) -> bytes:

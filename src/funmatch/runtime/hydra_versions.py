@@ -1,4 +1,4 @@
-"""What Hydra 1.3 must be told, and what Hydra 1.4 warns of or adds: the only place that asks."""
+"""Differences between Hydra 1.3 and 1.4; no other module checks the version."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import hydra
 from omegaconf import OmegaConf
 
 HAS_WHITELIST = tuple(map(int, hydra.__version__.split(".")[:2])) >= (1, 4)
-# Keywords of hydra.main and hydra.initialize: 1.4 behaves so unasked, and warns of the keyword.
+# Keywords of hydra.main and hydra.initialize: 1.4 behaves so by default, and warns of the keyword.
 VERSION_BASE: dict[str, Any] = {} if HAS_WHITELIST else {"version_base": "1.3"}
 
 
@@ -17,7 +17,7 @@ def whitelist(keyword: str, targets: Sequence[str]) -> dict[str, Any]:
 
 
 def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
-    """Makes a resolver known to OmegaConf, without a look at its annotations."""
+    """Registers a resolver with OmegaConf, without validation of its annotations."""
     register: Any = OmegaConf.register_resolver  # of 2.3: older, and another function
     if HAS_WHITELIST:
         register(name, resolver, replace=True, annotation_validation="off")

@@ -1,4 +1,4 @@
-"""Logging: what a run reports, on the console and in a file in its directory.
+"""Logging: the messages of a run, on the console and in a file in its directory.
 
 Every module logs to `logging.getLogger(__name__)`. The console shows the bare message: errors on
 stderr, all else on stdout. The file of a run has the time, the level and the module in front.
@@ -33,7 +33,7 @@ class _Console(logging.Handler):
 class _RunFile(logging.Handler):
     """Appends records to the file of a run, one write each, so that processes can share it.
 
-    What cannot be written, on a full disk for instance, is lost: the run goes on.
+    A record that cannot be written, for instance on a full disk, is lost; the run continues.
     """
 
     def __init__(self, path: Path) -> None:

@@ -37,7 +37,7 @@ class PerImageTargets(Targets):
 
     def __call__(self, batch: Batch) -> Output:
         self._predictions = self._predictions.to(batch.index.device)
-        return self._teacher.combined(self._predictions[:, batch.index])
+        return self._teacher.combine_predictions(self._predictions[:, batch.index])
 
 
 def on_fixed_views(

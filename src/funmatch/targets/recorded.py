@@ -57,7 +57,7 @@ class RecordedTargets(Targets):
         first = batch.step * self._batch_size + batch.first
         rows = [self._rows(name, batch, first) for name in self._records]
         predictions = [self._task.from_rows(each) for each in rows]
-        return self._teacher.combined(torch.stack(predictions))
+        return self._teacher.combine_predictions(torch.stack(predictions))
 
     def _rows(self, name: str, batch: Batch, first: int) -> Tensor:
         record = self._records[name]

@@ -28,13 +28,13 @@ class DataModule(LightningDataModule):
     """Streams training batches by step, and evaluation batches in order.
 
     Args:
-        splits: images to train on; evaluation views to val and test on.
+        splits: training images, and the evaluation views of val and test.
         views: draws the training views of `splits.train`.
         batch_size: of the global batch.
         steps: length of the run.
         seed: of the run.
         workers: processes that render; 0 renders in the main process.
-        repeat: train on the batches of the first so many steps over and over; None: never repeat.
+        repeat: repeat the batches of the first `repeat` steps for ever; None: never repeat.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DataModule(LightningDataModule):
     def training_loader(
         self, *, start: int, steps: int | None = None
     ) -> DataLoader[PlannedBatch | RenderedBatch]:
-        """The training batches from a step on, to the end of the run or up to another step."""
+        """Loader of the training batches from step `start` up to `steps`, or the end of the run."""
         stream = Stream(self._views, batch_size=self._batch_size, seed=self._seed, **self._ranks())
         repeated = RepeatedSteps(stream, self._repeat) if self._repeat else stream
         return self._loader(repeated, Steps(start, steps or self._steps))

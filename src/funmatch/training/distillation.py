@@ -1,4 +1,4 @@
-"""Distillation: a frozen teacher, a student, and what it means to match."""
+"""Distillation: a student is trained to match the outputs of a frozen teacher."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,16 @@ from funmatch.training.learner import Learner, Learning
 
 
 class Distillation(Learner):
-    """Trains a student to predict what the teacher predicts.
+    """Trains a student to match a teacher.
 
     Args:
-        student: the network that learns.
+        student: the network that is trained.
         targets: the teacher's output for a training batch.
         references: the teacher's output for the batches of "val" and "test".
-        objective: distance of student and teacher; heads of its own are trained along.
-        learning: optimiser, schedule and log.
-        task: what a prediction means.
-        teacher_clock: adds up the seconds that the targets take.
+        objective: distance of student and teacher; its heads are trained with the student.
+        learning: settings of the optimisation.
+        task: the meaning of a prediction.
+        teacher_timer: adds up the seconds that the targets take.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class Distillation(Learner):
         objective: Objective,
         learning: Learning,
         task: Task,
-        teacher_clock: Timer | None = None,
+        teacher_timer: Timer | None = None,
     ) -> None:
         super().__init__(student, learning, task)
-        self.objective, self._teacher_clock = objective, teacher_clock or Timer()
+        self.objective, self._teacher_timer = objective, teacher_timer or Timer()
         # In no `Module`: the teacher behind them is neither trained nor saved nor synchronised.
         self._targets, self._references = targets, references
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        with self._teacher_clock(self.device):
+        with self._teacher_timer(self.device):
             target = self._targets(batch)
         loss = self.objective(self.student(batch.view("student")), target, batch)
         return loss.total, loss.parts
@@ -60,7 +60,7 @@ class Distillation(Learner):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        self._targets.flush()  # a run that goes on from here does not ask for them again
+        self._targets.flush()  # a run resumed from here does not compute them again
 
     def reference(self, batch: Batch, split: str) -> Tensor:
         return self._references[split](batch).prediction

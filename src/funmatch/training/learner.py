@@ -1,4 +1,10 @@
-"""What every way of teaching shares: a student, its optimiser, and how it is measured."""
+"""Base of the LightningModules: a student, its optimisation, and its evaluation on val and test.
+
+Some parts of a training step are done here instead of by Lightning, each for a reason given beside
+it: optimisation is manual, since the gradient of a step may come from several backward passes;
+gradients are clipped and non-finite steps skipped before the optimiser step; the generators of
+noise are seeded by the step; metrics are passed to the loggers at once.
+"""
 
 import logging
 from collections.abc import Callable
@@ -21,17 +27,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Learning:
-    """How a learner learns.
+    """Settings of the optimisation.
 
     Attributes:
-        optimizer: makes the optimiser of a module; given `lr_factors`, where there are any.
+        optimizer: makes the optimiser of a module; called with `lr_factors` if there are any.
         schedule: multiplier of the learning rate at a step.
         log_every: steps between two rows of training metrics.
         seed: of the noise in the student, such as dropout.
         clip_norm: largest norm of the gradient, or None.
-        max_skipped: steps in a row without a finite loss and gradient that are left out.
-        micro_batch: images that are in memory at a time, or None for the whole batch.
-        fused: update all weights in one kernel, where the optimiser knows how.
+        max_skipped: largest number of consecutive steps that are skipped since their loss or
+            gradient is not finite.
+        micro_batch: rows in memory at a time, or None for the whole batch.
+        fused: update all weights in one kernel, if the optimiser supports it.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer]
@@ -48,9 +55,9 @@ class Learner(LightningModule):
     """A student that is trained step by step and measured on the val and test splits.
 
     Args:
-        student: the only network that learns.
-        learning: its optimiser, schedule and log.
-        task: what a prediction means: how it is scored, and shown.
+        student: the only network that is trained.
+        learning: settings of its optimisation.
+        task: the meaning of a prediction: its metrics and its table of predictions.
     """
 
     def __init__(self, student: Network, learning: Learning, task: Task) -> None:
@@ -58,23 +65,23 @@ class Learner(LightningModule):
         self.student, self._learning, self.task = student, learning, task
         self.metrics, self.predictions = task.metrics(), task.predictions()
         self.skipped, self._in_a_row = 0, 0  # steps
-        # Ours, so that the gradient of a step may come from several backward passes.
+        # Manual, so that the gradient of a step may come from several backward passes.
         self.automatic_optimization = False
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The part of a piece in the loss of its step, and named parts of it for the log.
+        """The share of a piece of a batch in the loss of its step, and named parts for the log.
 
-        All are means over the counts of the global batch, see `Batch.mean`: those of the pieces
-        add up.
+        All are scalars, means over the counts of the global batch (see `Batch.mean`), so that
+        those of all pieces add up.
         """
         raise NotImplementedError
 
     def prior(self, step: int) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """A loss on the weights, once per step, and its parts for the log; None: there is none."""
+        """A loss on the weights, once per step, and its parts for the log; or None."""
         return None
 
     def after_step(self) -> None:
-        """Called after each optimiser step that was taken."""
+        """Called after each optimiser step that was not skipped."""
 
     def lr_factors(self) -> dict[str, float]:
         """Factors of the learning rate of submodules, by name."""
@@ -93,7 +100,7 @@ class Learner(LightningModule):
             group.update({"fused": True} if "fused" in group else {})
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         self._statistics = [b for b in self.buffers() if b.is_floating_point()]
-        self._kept = [torch.empty_like(buffer) for buffer in self._statistics]
+        self._backup = [torch.empty_like(buffer) for buffer in self._statistics]
         scheduler = LambdaLR(optimizer, self._learning.schedule)
         return {
             "optimizer": optimizer,
@@ -101,7 +108,7 @@ class Learner(LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Sets the learning rate, which a state of another run has as of its own schedule."""
+        """Sets the learning rate of this run's schedule, also after loading another run's state."""
         schedule = self.lr_schedulers()
         assert isinstance(schedule, LRScheduler)
         groups = schedule.optimizer.param_groups
@@ -113,9 +120,9 @@ class Learner(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         assert isinstance(schedule, LRScheduler)
         self._seed_noise(batch.step)
-        if self._kept:
-            torch._foreach_copy_(self._kept, self._statistics)
-        shown: dict[str, Tensor] = {}
+        if self._backup:
+            torch._foreach_copy_(self._backup, self._statistics)
+        logged: dict[str, Tensor] = {}
         logs = (batch.step + 1) % self._learning.log_every == 0
 
         def gradient() -> None:
@@ -126,11 +133,11 @@ class Learner(LightningModule):
                 # the gradient of weights that it does not reach.
                 if number == 0 and (prior := self.prior(batch.step)) is not None:
                     loss, parts = loss + prior[0], {**parts, **prior[1]}
-                # A loss that is no number gives such a gradient too, and so to all ranks.
+                # A NaN or infinite loss makes the gradient NaN too, and so that of all ranks.
                 self.manual_backward(loss * (1 + 0 * loss.detach()))
                 for name, value in {"loss": loss, **parts}.items() if logs else ():
                     name = f"train/{name}"
-                    shown[name] = shown.get(name, 0) + value.detach()
+                    logged[name] = logged.get(name, 0) + value.detach()
 
         optimizer.step(gradient)
         schedule.step()
@@ -138,12 +145,12 @@ class Learner(LightningModule):
             self.after_step()
         if logs:
             mean = self.trainer.strategy.reduce  # over the ranks
-            self._log({name: mean(value) for name, value in shown.items()}, batch.step + 1)
+            self._log({name: mean(value) for name, value in logged.items()}, batch.step + 1)
 
     def _seed_noise(self, step: int) -> None:
-        """Makes what networks draw in a step a function of the step, as views are.
+        """Seeds the noise of networks (dropout) by the step, as views are.
 
-        So it is the same after a resume, and whoever else draws random numbers in this process.
+        So it is the same after a resume, whatever else draws random numbers in this process.
         """
         seed = geometry.noise_seed(self._learning.seed, step, self.trainer.global_rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.25 ms
@@ -151,16 +158,16 @@ class Learner(LightningModule):
             torch.cuda.default_generators[self.device.index].manual_seed(seed)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips the gradient: here, where that of mixed precision is to scale again.
+        """Clips the gradient: here, where mixed precision has scaled it back.
 
-        Without a finite gradient no weight, moment or statistic is touched; ranks have the same
-        gradient, so they agree.
+        If it is not finite, the step is skipped: no weight, moment or statistic changes. All ranks
+        have the same gradient, so they agree.
         """
         norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         if not norm.isfinite():
             optimizer.zero_grad(set_to_none=True)
-            if self._kept:  # which BatchNorm has spoilt on the way
-                torch._foreach_copy_(self._statistics, self._kept)
+            if self._backup:  # the forward pass has spoilt those of BatchNorm
+                torch._foreach_copy_(self._statistics, self._backup)
             if not self._scaled_too_high():
                 self._skip()
             return
@@ -169,7 +176,7 @@ class Learner(LightningModule):
             nn.utils.clip_grads_with_norm_(self._trained, self._learning.clip_norm, norm)
 
     def _scaled_too_high(self) -> bool:
-        """Whether float16 may have overflown by the scale, which then becomes smaller."""
+        """Whether the loss scale may have made float16 overflow; the scaler then lowers it."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return scaler is not None and scaler.get_scale() > 1
 
@@ -178,13 +185,13 @@ class Learner(LightningModule):
         step, most = self.trainer.global_step + 1, self._learning.max_skipped
         if self._in_a_row > most:
             raise ValueError(
-                f"max_skipped={most}: at step {step} loss or gradient are not finite, as in the "
+                f"max_skipped={most}: at step {step} loss or gradient is not finite, as in the "
                 f"{self._in_a_row - 1} steps before; lower optimizer.lr, or look at the images; "
-                "no weight has followed them"
+                "these steps changed no weight"
             )
         if self.trainer.is_global_zero:
-            left_out = "loss or gradient are not finite; left out"
-            _log.warning("  step %d: %s (%d)", step, left_out, self.skipped)
+            skipped = "loss or gradient is not finite; skipped"
+            _log.warning("  step %d: %s (%d)", step, skipped, self.skipped)
         self._log({"train/skipped": torch.tensor(float(self.skipped))}, step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -225,7 +232,7 @@ class Learner(LightningModule):
         self.metrics.reset()
 
     def _log(self, values: dict[str, Tensor], step: int) -> None:
-        """Logs under the number of steps done, at once.
+        """Logs metrics under the number of steps done, at once.
 
         Lightning would do it after the checkpoint of the step: a kill between the two would lose
         the row.

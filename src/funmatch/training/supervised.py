@@ -1,4 +1,4 @@
-"""Supervision: learning from labels, for teachers and for baselines."""
+"""Supervised training from labels, of teachers and of baselines."""
 
 from torch import Tensor
 

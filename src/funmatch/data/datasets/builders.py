@@ -21,8 +21,8 @@ from funmatch.runtime import atomic_files
 
 def flowers102(root: str, download: bool = False) -> Splits:
     """Oxford Flowers102; see `torchvision_layouts.flowers102`."""
-    found = _read(torchvision_layouts.flowers102, torchvision.Flowers102, root, download)
-    return _splits(found, tuple(torchvision.Flowers102.classes))
+    files = _read(torchvision_layouts.flowers102, torchvision.Flowers102, root, download)
+    return _splits(files, tuple(torchvision.Flowers102.classes))
 
 
 def pets(root: str, download: bool = False) -> Splits:
@@ -69,14 +69,14 @@ def folder(
     return _splits(folders.folder(Path(root), labels, label_column, split, classes))
 
 
-def _splits(found: DatasetFiles, classes: tuple[str, ...] | None = None) -> Splits:
+def _splits(files: DatasetFiles, classes: tuple[str, ...] | None = None) -> Splits:
     """Sources of image files from the file lists of a data set."""
-    names = classes or found.classes
+    names = classes or files.classes
     return Splits(
-        ImageFiles(found.train, names),
-        ImageFiles(found.val, names),
-        ImageFiles(found.test, names),
-        {name: ImageFiles(listing, names) for name, listing in found.others.items()},
+        ImageFiles(files.train, names),
+        ImageFiles(files.val, names),
+        ImageFiles(files.test, names),
+        {name: ImageFiles(listing, names) for name, listing in files.others.items()},
     )
 
 

@@ -29,11 +29,11 @@ def labels(
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, strict=True)
             header = list(rows.fieldnames or [])
-            found = column or _label_column(header[1:])
-            if found is None or found not in header:
+            name = column or _label_column(header[1:])
+            if name is None or name not in header:
                 wanted = "whose name contains label" if column is None else f"called {column}"
                 raise DataNotFoundError(f"{key}: no column {wanted}; name one with label_column=")
-            given = [(row[header[0]], int(row[found])) for row in rows]
+            given = [(row[header[0]], int(row[name])) for row in rows]
         if not given or min(number for _, number in given) < 0:
             raise ValueError("no rows, or a label below 0")
     largest = max(number for _, number in given)

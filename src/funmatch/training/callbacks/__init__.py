@@ -1,1 +1,1 @@
-"""What happens around the training loop."""
+"""Lightning callbacks: checkpoints, best student, progress, stopwatch."""

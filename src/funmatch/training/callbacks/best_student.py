@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def step_of(path: Path) -> int:
-    """The step after which a student was the best; -1 if its file is not there or damaged."""
+    """The step of the best student, from its file; -1 if the file is missing or damaged."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             return int((file.metadata() or {}).get("step", 0))
@@ -39,7 +39,9 @@ class BestStudent(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.step and self.step > step_of(self._path):
             if trainer.is_global_zero:
-                _log.warning("  %s is gone; the best student is sought from here on", self._path)
+                _log.warning(
+                    "  %s is missing; the best student is searched from this step on", self._path
+                )
             self.score, self.step = self._task.score.worst, 0
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -51,7 +53,7 @@ class BestStudent(Callback):
         ]
         figure = known[0] if known else self._task.score
         score = float(metrics[f"val/{figure.metric}"]) if known else 0.0
-        # Of equals the later one: patience still brings the student closer to its teacher.
+        # Of equal scores the later: longer training still brings the student closer to its teacher.
         if not self.step or figure.improves(score, on=self.score):
             self.score, self.step = score, trainer.global_step
             if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly, and leaving a run where it can go on."""
+"""Checkpoints from which a run resumes exactly, and preemption after a checkpoint."""
 
 import pickle
 from pathlib import Path
@@ -16,24 +16,24 @@ from funmatch.runtime import hardware
 from funmatch.runtime.all_reduce import AsyncAllReduceMax
 from funmatch.runtime.preemption import STOP, Interrupted
 
-_MOMENTS = 2  # that an optimiser like Adam keeps of each weight
+_MOMENTS = 2  # per weight, in the state of an optimiser like Adam
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Writes in one piece and with a seal, reads plain types only."""
+    """Writes a checkpoint atomically and with a digest; reads plain types only."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         try:
             checkpoint_files.write(Path(path), lambda file: torch.save(checkpoint, file))
-        except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
+        except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
             if str(error).startswith("DataLoader "):  # a worker has died meanwhile
                 raise
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
             raise ValueError(
-                f"{path}: could not be written ({reason}); make room, the same command goes on "
-                "from the checkpoint before"
+                f"{path}: could not be written ({reason}); make room, the same command "
+                "resumes from the previous checkpoint"
             ) from error
 
     def load_checkpoint(
@@ -44,8 +44,8 @@ class VerifiedCheckpointIO(CheckpointIO):
             return torch.load(path, map_location=map_location, weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"{path}: refused, it holds other things than tensors, numbers and text "
-                f"({type(error).__name__}); start the run anew with resume=never"
+                f"{path}: refused, it contains more than tensors, numbers and text "
+                f"({type(error).__name__}); restart the run with resume=never"
             ) from error
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -53,15 +53,14 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 class PeriodicCheckpoint(Checkpoint):
-    """Keeps the state of the run after every n-th step, after the last, and before it is left.
+    """Saves the state of the run after every n-th step, after the last, and before preemption.
 
-    A run is left when a signal or the clock asks any of its ranks for it: all of them after the
-    same step.
+    A signal to any of its ranks, or the time limit, stops a run: all ranks after the same step.
 
     Args:
-        folder: of the checkpoints.
+        folder: folder of the checkpoints.
         every: steps between two checkpoints.
-        keep: how many of them.
+        keep: number of checkpoints that are kept.
         validate_every: steps between two validations.
         total: steps of the run.
     """
@@ -71,58 +70,60 @@ class PeriodicCheckpoint(Checkpoint):
     ) -> None:
         self._folder, self._every, self._keep = folder, every, keep
         self._validate_every, self._total = validate_every, total
-        self._consensus, self._read_back = AsyncAllReduceMax(), False
-        self._leaving = 0
+        self._stop_request, self._read_back = AsyncAllReduceMax(), False
+        self._exit_code = 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._consensus.start(trainer.world_size)
+        self._stop_request.start(trainer.world_size)
         if trainer.is_global_zero:
-            self._ask_for_room(module)
+            self._check_disk_space(module)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        self._leaving = self._consensus.reduce(STOP.code)
+        self._exit_code = self._stop_request.reduce(STOP.code)
         # At a validation step it waits for the validation: a resume does not validate again.
         if trainer.global_step % self._validate_every:
-            self._save_or_leave(trainer)
+            self._save_or_stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.state.fn == "fit":
-            self._save_or_leave(trainer)
+            self._save_or_stop(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer)
-        self._consensus.reduce(STOP.code)
-        self._leaving = self._consensus.end()  # what came with the last step, known to all
-        if self._leaving:
-            self._leave(trainer)
+        self._stop_request.reduce(STOP.code)
+        self._exit_code = (
+            self._stop_request.end()
+        )  # requests during the last step, the same on all ranks
+        if self._exit_code:
+            self._stop(trainer)
 
-    def _save_or_leave(self, trainer: Trainer) -> None:
-        if self._leaving or trainer.global_step % self._every == 0:
+    def _save_or_stop(self, trainer: Trainer) -> None:
+        if self._exit_code or trainer.global_step % self._every == 0:
             self._save(trainer)
-        if self._leaving:
-            self._consensus.end()
-            self._leave(trainer)
+        if self._exit_code:
+            self._stop_request.end()
+            self._stop(trainer)
 
-    def _leave(self, trainer: Trainer) -> None:
-        place = f"saved after step {trainer.global_step} of {self._total}"
-        raise Interrupted(STOP.reason or "another rank", self._leaving, place)
+    def _stop(self, trainer: Trainer) -> None:
+        saved = f"saved after step {trainer.global_step} of {self._total}"
+        raise Interrupted(STOP.reason or "another rank", self._exit_code, saved)
 
     def _save(self, trainer: Trainer) -> None:
         path = self._folder.path(trainer.global_step)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             self._folder.keep(self._keep)
-            if not self._read_back:  # what cannot be read is to be found out at once
+            if not self._read_back:  # an unreadable checkpoint must be noticed at once
                 VerifiedCheckpointIO().load_checkpoint(path)
                 self._read_back = True
 
-    def _ask_for_room(self, module: LightningModule) -> None:
-        """Refuses to begin what could not be saved."""
+    def _check_disk_space(self, module: LightningModule) -> None:
+        """Refuses to start a run whose checkpoints would not fit on the disk."""
         state = sum(t.nbytes for t in module.state_dict().values() if isinstance(t, Tensor))
-        # All that are kept, the one that is being written, and the best student.
+        # All checkpoints that are kept, the one that is being written, and the best student.
         needed = state * (1 + _MOMENTS) * (self._keep + 1) + state
-        here = sum(path.stat().st_size for path in self._folder.all())
-        free = hardware.free_disk_space(self._folder.folder) + here
+        reused = sum(path.stat().st_size for path in self._folder.all())
+        free = hardware.free_disk_space(self._folder.folder) + reused
         if needed > free:
             raise ValueError(
                 f"paths.logs: {self._keep + 1} checkpoints take about {needed / 1e9:.2g} GB, "

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, and a line now and then in logs."""
+"""Progress of a run: a bar on a terminal, and a line at intervals in logs."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class ProgressBar(Callback):
-    """One line per run: steps done, time left, speed, loss and score, where the time goes.
+    """One line per run: steps, remaining time, speed, loss and score, shares of the time.
 
     Shown on a terminal only.
 
@@ -68,12 +68,12 @@ class ProgressBar(Callback):
 
 
 class ProgressLog(Callback):
-    """Logs a line now and then: steps done, images per second, loss and score, time left.
+    """Logs a line at intervals: steps, images per second, loss and score, remaining time.
 
-    It goes to run.log, and to stdout where that is no terminal and has no bar.
+    In run.log, and on stdout if that is no terminal and so has no progress bar.
 
     Args:
-        every_s: seconds between two lines, validations included; the first comes after as many.
+        every_s: seconds before the first line and between two lines, validations included.
     """
 
     def __init__(self, every_s: float = 60.0) -> None:
@@ -91,9 +91,9 @@ class ProgressLog(Callback):
             return
         start, first_step = self._start
         speed = (step - last_step) / (now - before) * self._batch_size
-        left = (trainer.max_steps - step) * (now - start) / max(step - first_step, 1)
+        remaining = (trainer.max_steps - step) * (now - start) / max(step - first_step, 1)
         parts = [f"step {step:,} of {trainer.max_steps:,}", f"{speed:,.0f} img/s"]
-        parts += [*_figures(trainer, module), f"{_duration(left)} left"]
+        parts += [*_figures(trainer, module), f"{_duration(remaining)} left"]
         _log.info("  %s", ", ".join(parts), extra=self._more)
         self._last = (now, step)
 
@@ -116,7 +116,7 @@ def _duration(seconds: float) -> str:
 
 def _bars() -> Progress:
     console = Console()
-    whole = partial(Column, no_wrap=True)  # where there is no room, figures take a second line
+    whole = partial(Column, no_wrap=True)  # in a narrow terminal, figures take a second line
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=console.width // 7, table_column=whole()),

@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Stopwatch: the time of a run, by student, teacher and data."""
 
 import time
 from typing import Any
@@ -9,12 +9,12 @@ from funmatch.runtime.timer import Timer
 
 
 class Stopwatch(Callback):
-    """Adds up the time of the training loop, without validations; it survives a resume.
+    """Adds up the time of the training loop, without validations, over all sessions of a run.
 
     Args:
         batch_size: of the global batch.
-        teacher: the clock of the teacher's forward passes in the steps, if there is a teacher.
-        before: that of those before the first step.
+        teacher: timer of the teacher's forward passes during training, if there is a teacher.
+        before: timer of the teacher's forward passes before the first step.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Stopwatch(Callback):
         self._last = time.perf_counter()
 
     def figures(self) -> dict[str, float]:
-        """Images per second of the loop; seconds of teacher, of student, of the whole run."""
+        """Throughput of the loop in images/s; seconds of teacher, student and the whole run."""
         teacher = self._teacher.seconds
         return {
             "images_per_second": self._images / self._loop if self._loop else 0.0,
@@ -53,7 +53,7 @@ class Stopwatch(Callback):
         }
 
     def shares(self) -> dict[str, float]:
-        """How the time of the loop was shared: the networks, and the wait for data."""
+        """Fractions of the loop's time: teacher, student, and waiting for data."""
         teacher, loop = self._teacher.seconds, max(self._loop, 1e-9)
         shares = {"student": max(self._steps - teacher, 0.0) / loop, "data": 1 - self._steps / loop}
         return {"teacher": teacher / loop, **shares} if teacher else shares

@@ -1,1 +1,1 @@
-"""Where metrics go."""
+"""Loggers: CSV, TensorBoard, W&B, MLflow."""

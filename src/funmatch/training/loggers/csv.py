@@ -1,4 +1,4 @@
-"""Metrics as one CSV file that a resumed run goes on writing."""
+"""Metrics in one CSV file, which a resumed run continues."""
 
 import csv
 import io
@@ -15,10 +15,10 @@ class CsvLogger(Logger):
     """One row per step; the columns grow as metrics appear.
 
     Lightning's own CSV logger deletes the rows of an earlier session. This one keeps those up to
-    the step from which the run goes on, so that every step stands there once.
+    the step from which the run resumes, so that every step occurs once.
 
     Args:
-        path: of the file.
+        path: the CSV file.
         step: optimiser steps already done; rows of later steps are cut off.
     """
 
@@ -50,7 +50,9 @@ class CsvLogger(Logger):
 
     def _read(self) -> list[dict[str, Any]]:
         text = self._path.read_text()
-        whole, _, _ = text.rpartition("\n")  # what is behind was cut off in the writing
+        whole, _, _ = text.rpartition(
+            "\n"
+        )  # a last line without an end was cut off while it was written
         rows = csv.DictReader(line for line in whole.splitlines() if "\0" not in line)
         return [row for row in rows if (row["step"] or "").isdigit()]
 
@@ -65,7 +67,7 @@ class CsvLogger(Logger):
         self._last = rows[-1] if rows else {}
 
     def _write(self, row: dict[str, Any], *, again: bool) -> None:
-        """Writes a row, over the last one or behind it."""
+        """Writes a row, over the last one (`again`) or after it."""
         text = io.StringIO(newline="")
         csv.DictWriter(text, self._columns).writerow(row)
         with self._path.open("r+b") as file:

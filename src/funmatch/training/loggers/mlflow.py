@@ -21,7 +21,7 @@ os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
 class MLflow(MLFlowLogger):
-    """Lightning's logger. A store that fails during training is warned of, and training goes on.
+    """Lightning's logger; if its store fails during training, it warns and training continues.
 
     Args:
         resumed: the MLflow run was created before and is continued.
@@ -62,10 +62,10 @@ class MLflow(MLFlowLogger):
             return
         try:
             call()
-        except Exception as error:  # of many kinds: of the store, the disk, the network
+        except Exception as error:  # store, disk and network raise many types
             self._lost = True
             reason = " ".join(str(error).split())[:160]
-            _log.warning("MLflow: no longer logged to (%s); metrics.csv goes on", reason)
+            _log.warning("MLflow: logging stopped (%s); metrics.csv continues", reason)
 
 
 def start(
@@ -118,7 +118,7 @@ def start(
     except ModuleNotFoundError as error:
         remedy = "pip install 'funmatch[mlflow]'"
         raise ValueError(f"logger=mlflow: mlflow is not installed; {remedy}") from error
-    except Exception as error:  # of many kinds: of the store, the disk, the network
+    except Exception as error:  # store, disk and network raise many types
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"logger.mlflow.tracking_uri={tracking_uri}: {reason}; give another, or logger=none"

@@ -1,4 +1,4 @@
-"""TensorBoard: files beside the run, which need no server."""
+"""TensorBoard: event files in the directory of the run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from funmatch.runs.directory import Run
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger, with what the networks see."""
+    """Lightning's logger, with a picture of the first step's views."""
 
     def begin(self, run: Run) -> None:
         """Shows what the networks see in the first step."""
@@ -20,7 +20,7 @@ class TensorBoard(TensorBoardLogger):
             self.experiment.add_image("views", pixels, 0, dataformats="HWC")
 
     def close(self, *, failed: bool) -> None:
-        """Writes what is left."""
+        """Flushes and closes the event file."""
         self.experiment.close()
 
 
@@ -33,15 +33,15 @@ def start(
     job_type: str,
     tags: Sequence[str] = (),
 ) -> TensorBoard:
-    """Files in the folder `tensorboard` of a run; steps after `step` are written anew.
+    """Returns the logger of a run; its files are in the folder `tensorboard` of the run.
 
     Args:
-        run: in whose directory they are; `tensorboard --logdir logs` finds all.
-        step: from which the run goes on.
-        config: is kept beside them, in config.yaml.
-        group: likewise.
-        job_type: likewise.
-        tags: likewise.
+        run: `tensorboard --logdir logs` shows all runs below logs.
+        step: optimiser steps already done; events of later steps are purged.
+        config: not used, as are the rest: config.yaml in the same directory has it.
+        group: not used.
+        job_type: not used.
+        tags: not used.
 
     Raises:
         ValueError: tensorboard is not installed.
@@ -55,4 +55,4 @@ def start(
         )
     except ModuleNotFoundError as error:
         remedy = "pip install 'funmatch[tensorboard]'"
-        raise ValueError(f"logger=tensorboard: {error.name} is not there; {remedy}") from error
+        raise ValueError(f"logger=tensorboard: {error.name} is not installed; {remedy}") from error

@@ -1,4 +1,4 @@
-"""Weights & Biases, never in the way: without a key or a server it logs offline."""
+"""Weights & Biases; without a key or a server it logs offline, and never stops a training."""
 
 import csv
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-os.environ.setdefault("WANDB_SILENT", "true")  # what a user must know is said here
+os.environ.setdefault("WANDB_SILENT", "true")  # this module logs what a user must know
 # W&B's telemetry about itself would hold up our exit by 10 s where the server does not answer.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
@@ -23,20 +23,20 @@ from funmatch.runtime import atomic_files
 
 _log = logging.getLogger(__name__)
 
-STEP = "trainer/global_step"  # by which Lightning's logger counts
-_ROWS = 10_000  # that a table in the browser bears
-_CLASSES = 60  # likewise, of a confusion matrix
+STEP = "trainer/global_step"  # the x-axis of Lightning's logger
+_MAX_TABLE_ROWS = 10_000  # more make the browser slow
+_MAX_MATRIX_CLASSES = 60  # more make a confusion matrix illegible
 
-# Found out once in a process: each job of a sweep would wait for the server anew.
+# Checked once per process; otherwise each job of a sweep would wait for the server again.
 _offline = False
 
 
 class Wandb(WandbLogger):
-    """Lightning's logger, with a beginning, an end, and no way to end a training.
+    """Lightning's logger with pictures and predictions; its failures never stop a training.
 
     Args:
         experiment: the W&B run.
-        step: from which it goes on.
+        step: optimiser steps already done.
         artifact: upload the best student.
     """
 
@@ -54,7 +54,7 @@ class Wandb(WandbLogger):
             self._unless_lost(lambda: self.experiment.log({"views": picture, STEP: 0}))
 
     def conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
-        """Shows figures and predictions on test; uploads the best student if that is asked for."""
+        """Logs figures and predictions on test; uploads the best student if requested."""
         self._unless_lost(lambda: self._conclude(run, classes, figures))
 
     def _conclude(self, run: Run, classes: Sequence[str], figures: Mapping[str, Any]) -> None:
@@ -63,12 +63,12 @@ class Wandb(WandbLogger):
         with run.predictions.open(newline="") as file:
             columns, *rows = csv.reader(file)
         shown: dict[str, Any] = {
-            "test/predictions": wandb.Table(columns=[*columns], data=rows[:_ROWS])
+            "test/predictions": wandb.Table(columns=[*columns], data=rows[:_MAX_TABLE_ROWS])
         }
         predicted = dict(zip(columns, zip(*rows, strict=True), strict=True))
         for other in ("label", "teacher"):
             known = all(predicted[other]) and all(predicted["student"])
-            if known and 0 < len(classes) <= _CLASSES:
+            if known and 0 < len(classes) <= _MAX_MATRIX_CLASSES:
                 shown[f"test/student_against_{other}"] = wandb.plot.confusion_matrix(
                     y_true=[int(each) for each in predicted[other]],
                     preds=[int(each) for each in predicted["student"]],
@@ -84,20 +84,20 @@ class Wandb(WandbLogger):
             self.experiment.log_artifact(artifact)
 
     def close(self, *, failed: bool) -> None:
-        """Ends the W&B run of this process, lest the next job log into it."""
+        """Ends the W&B run of this process, so that the next job does not log into it."""
         self._unless_lost(lambda: self.experiment.finish(exit_code=1 if failed else 0))
 
     def _unless_lost(self, call: Callable[[], object]) -> None:
-        """W&B has a process of its own, to which SLURM sends its signals too: it ends by them."""
+        """Calls W&B until it fails: SLURM's signals also reach, and end, its own process."""
         if self._lost:
             return
         try:
             call()
-        except Exception as error:  # of many kinds
+        except Exception as error:  # W&B raises many types
             self._lost = True
             kind = type(error).__name__
-            _log.warning("W&B: its process has ended (%s); metrics.csv goes on", kind)
-            with suppress(Exception):  # nor may it speak at our exit
+            _log.warning("W&B: its process has ended (%s); metrics.csv continues", kind)
+            with suppress(Exception):  # so that it prints nothing at exit
                 wandb.teardown(exit_code=1)
 
 
@@ -114,19 +114,19 @@ def start(
     timeout: float = 10.0,
     patience: float = 120.0,
 ) -> Wandb:
-    """A W&B run for a run; when that goes on, so does the W&B run.
+    """Returns the logger of a run; a resumed run continues its W&B run.
 
     Args:
-        run: offline records go to the `wandb` folder of its directory.
-        step: from which it goes on.
+        run: offline records are in the `wandb` folder of its directory.
+        step: optimiser steps already done.
         config: the configuration, plain values.
         project: in W&B.
         group: of the runs of one sweep.
         job_type: the recipe.
-        tags: by which runs are found.
+        tags: tags to filter runs by.
         artifact: upload the best student.
         timeout: seconds to reach the server, before logging offline.
-        patience: seconds to upload what is left in the end; `wandb sync` can do it later.
+        patience: seconds to finish uploads at the end; `wandb sync` can do it later.
     """
     directory = run.directory
     init = partial(
@@ -152,7 +152,7 @@ def start(
 
 
 def _initialised(init: Callable[..., Any], directory: Path, timeout: float) -> Any:
-    """The W&B run: online if that can be, or as the user has decided."""
+    """The W&B run: in the mode of WANDB_MODE if set, else online if possible, else offline."""
     if "WANDB_MODE" in os.environ:
         return init()
     if not _offline:
