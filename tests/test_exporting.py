@@ -31,6 +31,7 @@ STUDENTS = {
     "group": ("student=mobilenet_v3_small", "student.side=32", "student.resize=40"),
 }
 EXACT = ("safetensors", "onnx", "torch_export")
+FIRST = (("batch", "safetensors"), ("batch", "onnx"))  # the others at length
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,14 @@ def exported(home: Path, name: str, kind: str, *more: str) -> tuple[Path, str]:
     return best(home, name).directory / "export" / kind, out
 
 
-@pytest.mark.parametrize("kind", [*EXACT, "int8"])
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind) if (name, kind) in FIRST else pytest.param(name, kind, marks=pytest.mark.slow)
+        for name in STUDENTS
+        for kind in (*EXACT, "int8")
+    ],
+)
 def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> None:
     folder, out = exported(home, name, kind)
     found = json.loads((folder / "verification.json").read_text())
@@ -121,7 +128,10 @@ def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> 
         assert found["speed"]["this file"]["bytes"] < 0.45 * full
 
 
-@pytest.mark.parametrize("kind", [*EXACT, "int8"])
+@pytest.mark.parametrize(
+    "kind",
+    [EXACT[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*EXACT[1:], "int8"))],
+)
 def test_the_code_on_the_card_works(home: Path, kind: str, monkeypatch, capsys) -> None:
     folder, _ = exported(home, "batch", kind)
     card = (folder / "README.md").read_text()

@@ -234,6 +234,7 @@ def deaf_server() -> Iterator[str]:
             connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.fault(15)
 def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
     workplace: Path, deaf_server: str
