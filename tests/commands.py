@@ -136,6 +136,7 @@ class Door:  # what must not be needed to refuse
             raise RuntimeError(f"{name} was imported")
 
 configstore.share()
+configstore.compose_once()
 sys.meta_path.insert(0, Door())
 found = []
 for script, arguments in json.load(sys.stdin):

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from commands import command
+from commands import command, command_here
 from test_loggers import SHORT, records
 
 pytest.importorskip("wandb_workspaces")
+import wandb
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of its client, about itself
 
 KEY = "0123456789" * 4
 VIEWER = {"id": "1", "username": "me", "entity": "team", "email": "", "flags": "{}", "teams": None}
@@ -97,7 +100,17 @@ def spec_columns(spec: dict[str, Any]) -> list[str]:
     return [each.removeprefix("summary:") for each in columns if each.startswith("summary:")]
 
 
-def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
+@pytest.fixture
+def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """What this process asks W&B is asked there."""
+    wandb.teardown()  # what it knows of another server
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield server
+    wandb.teardown()
+
+
+def test_the_panels_show_what_runs_log(workplace: Path, server: Server, request) -> None:
     arguments = (*SHORT, "name=seen", "trainer.log_every_n_steps=2")
     assert command("train", *arguments, cwd=workplace).returncode == 0
     (file,) = (workplace / "logs" / "seen").glob("*/wandb/offline-run-*/*.wandb")
@@ -107,10 +120,10 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
     (run,) = [r.run for r in kept if r.HasField("run")]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
 
-    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
-    done = command("dashboard", "name=seen", cwd=workplace, **given)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(rf"{server.address}/team/funmatch\?nw=\w+\n", done.stdout)
+    request.getfixturevalue("at_server")
+    code, out, err = command_here("dashboard", "name=seen", cwd=workplace)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(rf"{server.address}/team/funmatch\?nw=\w+\n", out)
     (view,) = server.views
     assert (view["entityName"], view["projectName"]) == ("team", "funmatch")
     assert view["displayName"] == "funmatch: seen"
@@ -125,23 +138,22 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
     assert config["recipe"]["name"] == "function_matching"
     assert '"seen"' in json.dumps(spec["section"]["runSets"])  # the group
 
-    name = done.stdout.strip().partition("nw=")[2]
-    again = command("dashboard", f"view={name}", cwd=workplace, **given)
-    assert (again.returncode, again.stderr, again.stdout) == (0, "", done.stdout)
+    name = out.strip().partition("nw=")[2]
+    assert command_here("dashboard", f"view={name}", cwd=workplace) == (0, out, "")
     second = server.views[1]
     assert (second["id"], second["displayName"]) == ("Vm", "funmatch: all runs")
     assert shown(json.loads(second["spec"])) == (course, figures)
 
 
 def test_a_key_that_is_missing_or_refused_is_told_in_a_line(
-    workplace: Path, server: Server
+    workplace: Path, server: Server, request
 ) -> None:
     done = command("dashboard", cwd=workplace)
     assert done.returncode == 1
     assert re.fullmatch(r"error: dashboard: W&B said: No API key .*WANDB_API_KEY.*\n", done.stderr)
     server.refuses = True
-    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
-    done = command("dashboard", cwd=workplace, **given)
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: dashboard: W&B said: .*WANDB_API_KEY.*\n", done.stderr)
-    assert KEY not in done.stderr
+    request.getfixturevalue("at_server")
+    code, _, err = command_here("dashboard", cwd=workplace)
+    assert code == 1
+    assert re.fullmatch(r"error: dashboard: W&B said: .*WANDB_API_KEY.*\n", err)
+    assert KEY not in err

@@ -257,8 +257,9 @@ def test_wrong_values_of_an_export(home: Path, given: str, told: str) -> None:
     assert (code, err) == (1, f"error: {told}\n")
 
 
-def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
-    run, cfg = load_run.open_run(str(home / "logs" / "group"), "cpu")
+@pytest.mark.parametrize("name", ["batch", pytest.param("group", marks=pytest.mark.slow)])
+def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path, name: str) -> None:
+    run, cfg = load_run.open_run(str(home / "logs" / name), "cpu")
     student = build.left(cfg, run)
     before = {k: v.clone() for k, v in student.net.state_dict().items()}
     student.train()

@@ -103,6 +103,7 @@ def leaves_together(workplace: Path, number: signal.Signals, to: str) -> float:
     return seconds
 
 
+@pytest.mark.slow
 @pytest.mark.fault(3)
 def test_both_ranks_leave_after_the_same_step(workplace: Path, record_property) -> None:
     seconds = leaves_together(workplace, signal.SIGTERM, "rank 1")
