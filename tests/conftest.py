@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from omegaconf import DictConfig
 
+import configstore
 from commands import QUICK, command
 from funmatch.config import resolvers
 from funmatch.config.compose import compose_context
@@ -19,6 +20,7 @@ from funmatch.config.compose import compose_context
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
 
+configstore.share()
 resolvers.register()  # before tests are collected: some have the options of groups as parameters
 
 

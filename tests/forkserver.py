@@ -238,6 +238,9 @@ def _warm_up() -> None:
     from omegaconf import grammar_parser
     from PIL import Image
 
+    import configstore
+
+    configstore.share()
     Plugins.instance()
     overrides = ["a=1", "a.b_c=0.5", "+a.b=c", "a=[1,b]", "a={b:1,c:2}", "a=b,c", "~a", "a=1e-3"]
     OverridesParser.create().parse_overrides([*overrides, "a=x/y.z", "+a@b.c=d", "a=null,true"])

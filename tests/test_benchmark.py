@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 QUICK = ("pairs=[digits]", "rounds=2", "seconds=0.05", "threads=1")
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_and_figures_are_written(workplace: Path, tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "benchmark"
     shutil.copytree(workplace / "logs" / "teachers", folder / "logs" / "teachers")
@@ -59,6 +60,7 @@ def test_a_ratio_is_that_of_each_round() -> None:
     assert found.ratio("other", "one")[0] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_a_contender_that_ends_is_named(tmp_path: Path) -> None:
     from duel import Contender, ContenderError
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from commands import command
+from commands import command, command_here
 from test_loggers import SHORT, records
 
 pytest.importorskip("wandb_workspaces")
+import wandb
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of its client, about itself
 
 KEY = "0123456789" * 4
 VIEWER = {"id": "1", "username": "me", "entity": "team", "email": "", "flags": "{}", "teams": None}
@@ -128,16 +131,26 @@ def logged(home: Path, name: str) -> tuple[set[str], set[str], dict[str, Any]]:
     return history, summary, {i.key: json.loads(i.value_json) for i in run.config.update}
 
 
-def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
+@pytest.fixture
+def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """What this process asks W&B is asked there."""
+    wandb.teardown()  # what it knows of another server
+    monkeypatch.setenv("WANDB_BASE_URL", server.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield server
+    wandb.teardown()
+
+
+def test_the_panels_show_what_runs_log(workplace: Path, server: Server, request) -> None:
     arguments = (*SHORT, "name=seen", "trainer.log_every_n_steps=2")
     assert command("train", *arguments, cwd=workplace).returncode == 0
     history, summary, config = logged(workplace, "seen")
     server.runs = [{}, {"data": "of another program"}, config]
 
-    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
-    done = command("dashboard", "name=seen", cwd=workplace, **given)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(rf"{server.address}/team/funmatch\?nw=\w+\n", done.stdout)
+    request.getfixturevalue("at_server")
+    code, out, err = command_here("dashboard", "name=seen", cwd=workplace)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(rf"{server.address}/team/funmatch\?nw=\w+\n", out)
     (view,) = server.views
     assert (view["entityName"], view["projectName"]) == ("team", "funmatch")
     assert view["displayName"] == "funmatch: seen"
@@ -152,15 +165,14 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server) -> None:
     assert config["recipe"]["name"] == "function_matching"
     assert '"seen"' in json.dumps(spec["section"]["runSets"])  # the group
 
-    name = done.stdout.strip().partition("nw=")[2]
-    again = command("dashboard", f"view={name}", cwd=workplace, **given)
-    assert (again.returncode, again.stderr, again.stdout) == (0, "", done.stdout)
+    name = out.strip().partition("nw=")[2]
+    assert command_here("dashboard", f"view={name}", cwd=workplace) == (0, out, "")
     second = server.views[1]
     assert (second["id"], second["displayName"]) == ("Vm", "funmatch: all runs")
     assert shown(json.loads(second["spec"])) == (course, figures)
 
 
-def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server) -> None:
+def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server, request) -> None:
     arguments = (*SHORT, "data=digits_ink", "name=ink")
     for script, more in {
         "finetune": ("model=digits_student", "save_as=ink", "logger=none"),
@@ -169,29 +181,29 @@ def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server)
         done = command(script, *arguments, *more, cwd=workplace)
         assert done.returncode == 0, done.stderr
     history, summary, config = logged(workplace, "ink")
-    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
     server.runs = [config]
-    done = command("dashboard", "name=ink", cwd=workplace, **given)
-    assert (done.returncode, done.stderr) == (0, "")
+    request.getfixturevalue("at_server")
+    code, _, err = command_here("dashboard", "name=ink", cwd=workplace)
+    assert (code, err) == (0, "")
     course, figures = shown(json.loads(server.views[-1]["spec"]))
     assert course <= history, course - history
     assert figures <= summary, figures - summary
     assert {"student_test_mae", "teacher_test_mae", "rmse_to_teacher"} <= figures
     config["data"]["task"] = {"_target_": "elsewhere.Task"}
-    refused = command("dashboard", cwd=workplace, **given)
-    assert refused.returncode == 1
-    assert "FUNMATCH_ALLOW=elsewhere" in refused.stderr
+    code, _, err = command_here("dashboard", cwd=workplace)
+    assert code == 1
+    assert "FUNMATCH_ALLOW=elsewhere" in err
 
 
 def test_a_key_that_is_missing_or_refused_is_told_in_a_line(
-    workplace: Path, server: Server
+    workplace: Path, server: Server, request
 ) -> None:
     done = command("dashboard", cwd=workplace)
     assert done.returncode == 1
     assert re.fullmatch(r"error: dashboard: W&B: No API key .*WANDB_API_KEY.*\n", done.stderr)
     server.refuses = True
-    given = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY}
-    done = command("dashboard", cwd=workplace, **given)
-    assert done.returncode == 1
-    assert re.fullmatch(r"error: dashboard: W&B: .*WANDB_API_KEY.*\n", done.stderr)
-    assert KEY not in done.stderr
+    request.getfixturevalue("at_server")
+    code, _, err = command_here("dashboard", cwd=workplace)
+    assert code == 1
+    assert re.fullmatch(r"error: dashboard: W&B: .*WANDB_API_KEY.*\n", err)
+    assert KEY not in err

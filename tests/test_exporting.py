@@ -31,6 +31,7 @@ STUDENTS = {
     "group": ("student=mobilenet_v3_small", "student.side=32", "student.resize=40"),
 }
 EXACT = ("safetensors", "onnx", "torch_export")
+FIRST = (("batch", "safetensors"), ("batch", "onnx"))  # the others at length
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,14 @@ def exported(home: Path, name: str, kind: str, *more: str) -> tuple[Path, str]:
     return best(home, name).directory / "export" / kind, out
 
 
-@pytest.mark.parametrize("kind", [*EXACT, "int8"])
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind) if (name, kind) in FIRST else pytest.param(name, kind, marks=pytest.mark.slow)
+        for name in STUDENTS
+        for kind in (*EXACT, "int8")
+    ],
+)
 def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> None:
     folder, out = exported(home, name, kind)
     found = json.loads((folder / "verification.json").read_text())
@@ -122,7 +129,10 @@ def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> 
         assert found["speed"]["this file"]["bytes"] < 0.45 * full
 
 
-@pytest.mark.parametrize("kind", [*EXACT, "int8"])
+@pytest.mark.parametrize(
+    "kind",
+    [EXACT[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*EXACT[1:], "int8"))],
+)
 def test_the_code_on_the_card_works(home: Path, kind: str, monkeypatch, capsys) -> None:
     folder, _ = exported(home, "batch", kind)
     card = (folder / "README.md").read_text()
@@ -248,8 +258,9 @@ def test_wrong_values_of_an_export(home: Path, given: str, told: str) -> None:
     assert (code, err) == (1, f"error: {told}\n")
 
 
-def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path) -> None:
-    experiment = load_run.open_run(str(home / "logs" / "group"), accelerator="cpu")
+@pytest.mark.parametrize("name", ["batch", pytest.param("group", marks=pytest.mark.slow)])
+def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path, name: str) -> None:
+    experiment = load_run.open_run(str(home / "logs" / name), accelerator="cpu")
     student, run = networks.load_student(experiment), experiment.run
     before = {k: v.clone() for k, v in student.net.state_dict().items()}
     student.train()

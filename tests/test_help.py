@@ -72,23 +72,28 @@ def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
         assert set(done.stdout.split()) == expected, done.stderr
 
 
-def test_help_of_the_installed_command_names_funmatch(tmp_path: Path) -> None:
-    for name, said in (
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
         ("train", 'eval "$(funmatch train -sc install=bash)"'),
-        ("finetune", 'eval "$(funmatch finetune -sc install=bash)"'),
-        ("export", "funmatch export run=DIR format=onnx"),
+        pytest.param(
+            *("finetune", 'eval "$(funmatch finetune -sc install=bash)"'), marks=pytest.mark.slow
+        ),
+        pytest.param("export", "funmatch export run=DIR format=onnx", marks=pytest.mark.slow),
         ("submit", "[RECIPES=a,b] slurm/submit [key=value ...]"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "funmatch", name, "--help"],
-            cwd=tmp_path,
-            env=environment(tmp_path, PYTHONPATH=str(ROOT / "src")),
-            capture_output=True,
-            text=True,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert said in done.stdout
-        assert "python src/" not in done.stdout
+    ],
+)
+def test_help_of_the_installed_command_names_funmatch(tmp_path: Path, name: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "funmatch", name, "--help"],
+        cwd=tmp_path,
+        env=environment(tmp_path, PYTHONPATH=str(ROOT / "src")),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
+    assert "python src/" not in done.stdout
 
 
 def test_closed_stdout_pipe_is_one_error(workplace: Path) -> None:

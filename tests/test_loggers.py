@@ -140,8 +140,8 @@ def test_tensorboard_has_what_metrics_csv_has(workplace: Path) -> None:
     given = (*SHORT, "logger=tensorboard", "name=board", "checkpoint_every=1")
     stop = inject("SignalAt", step=3, number=9)
     assert command("train", *given, *stop, cwd=workplace).returncode == -9
-    done = command("train", *given, cwd=workplace)
-    assert (done.returncode, done.stderr) == (0, "")
+    code, _, err = command_here("train", *given, cwd=workplace)
+    assert (code, err) == (0, "")
     (folder,) = (workplace / "logs" / "board").glob("*/tensorboard")
     found = event_accumulator.EventAccumulator(str(folder))
     found.Reload()
@@ -168,8 +168,8 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workplace: Path) -> None:
     (experiment,) = [e for e in client.search_experiments() if e.name == "flow"]
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
-    done = command("train", *given, "compute.workers=1", cwd=workplace)
-    assert (done.returncode, done.stderr) == (0, "")
+    code, _, err = command_here("train", *given, "compute.workers=1", cwd=workplace)
+    assert (code, err) == (0, "")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 4]
@@ -234,6 +234,7 @@ def deaf_server() -> Iterator[str]:
             connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.fault(15)
 def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
     workplace: Path, deaf_server: str
@@ -251,6 +252,7 @@ def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
     assert len(list((workplace / "logs" / "deaf").glob("*/wandb/offline-run-*/*.wandb"))) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_job_ends_its_wandb_run(workplace: Path) -> None:
     fault = inject("FailAt", seed=0)
     arguments = ("-m", "seed=0,1", *SHORT, "name=half", *fault)

@@ -151,6 +151,7 @@ def test_a_dry_run_writes_no_log(workplace: Path) -> None:
     assert not list(workplace.glob("*.log"))
 
 
+@pytest.mark.slow
 def test_every_rank_has_a_log_of_its_own(workplace: Path) -> None:
     given = (*SHORT, "name=ranked", "trainer.devices=2", *inject("FailAt", seed=0, rank=1))
     done = command("train", *given, cwd=workplace)

@@ -26,6 +26,7 @@ TINY = Path(__file__).parent / "core" / "reference" / "bit_tiny_teacher.npz"
 LEGACY = TINY.with_name("bit_tiny_teacher_legacy_names.npz")
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "imagenet_compatible_256px.tar"
 LITES = [name for name in pretrained.NAMES if name.startswith("efficientnet_lite")]
+LITE_OF_EACH_TIER = [LITES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in LITES[1:])]
 
 
 def small(**settings) -> nn.Module:
@@ -435,7 +436,7 @@ def packaged(name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", LITES)
+@pytest.mark.parametrize("name", LITE_OF_EACH_TIER)
 def test_packaged_weights_classify(name: str) -> None:
     packaged(name)
     net = timm_models.build(f"tf_{name}", num_classes=1000).eval()
@@ -446,7 +447,7 @@ def test_packaged_weights_classify(name: str) -> None:
         assert net(view[None] / 127.5 - 1).argmax() == 698  # a palace, in Beijing
 
 
-@pytest.mark.parametrize("name", LITES)
+@pytest.mark.parametrize("name", LITE_OF_EACH_TIER)
 def test_packaged_weights_start_another_classifier(name: str) -> None:
     packaged(name)
     net = timm_models.build(f"tf_{name}", num_classes=3).eval()
@@ -455,6 +456,7 @@ def test_packaged_weights_start_another_classifier(name: str) -> None:
     assert net.forward_features(images()).any()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the labelled photographs")
 def test_packaged_weights_know_photographs(tmp_path: Path) -> None:
     """94.6 % of all thousand; two hundred of them here."""

@@ -97,6 +97,7 @@ def test_ranks_have_the_same_weights_after_every_step(
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.fault(8)
 def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
     workplace: Path, record_property

@@ -277,6 +277,7 @@ def on_a_small_disk(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.fault(6)
 def test_a_full_disk_leaves_the_last_checkpoint_whole(workplace: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -342,6 +343,7 @@ def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tup
     return in_a_save, lost
 
 
+@pytest.mark.slow
 @pytest.mark.fault(2)
 def test_killed_at_a_random_moment(workplace: Path, tmp_path: Path, record_property) -> None:
     in_a_save, lost = killed_at_random(workplace, tmp_path, kills=1, steps=400)

@@ -103,6 +103,7 @@ def leaves_together(workplace: Path, number: signal.Signals, to: str) -> float:
     return seconds
 
 
+@pytest.mark.slow
 @pytest.mark.fault(3)
 def test_both_ranks_leave_after_the_same_step(workplace: Path, record_property) -> None:
     seconds = leaves_together(workplace, signal.SIGTERM, "rank 1")
@@ -120,7 +121,9 @@ def test_signal_to_one_rank_stops_all_ranks(
 
 
 @pytest.mark.fault(3)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_workers_ignore_signals_to_their_process_group(
     workplace: Path, number: signal.Signals
 ) -> None:
@@ -134,6 +137,7 @@ def test_workers_ignore_signals_to_their_process_group(
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault(3)
 def test_ranks_save_when_their_command_is_killed(workplace: Path) -> None:
     with training(workplace, "fatherless", "trainer.devices=2") as process:
@@ -152,6 +156,7 @@ def test_ranks_save_when_their_command_is_killed(workplace: Path) -> None:
     assert f"going on from step {saved} of 100000" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.fault(3)
 def test_a_rank_that_is_killed_ends_the_run_in_one_line(workplace: Path) -> None:
     with training(workplace, "one-rank-less", "trainer.devices=2") as process:
@@ -179,7 +184,7 @@ def test_a_second_ctrl_c_does_not_wait(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "seconds"), [(1, 15), pytest.param(2, 40, marks=pytest.mark.slow)]
+    ("devices", "seconds"), [(1, 8), pytest.param(2, 40, marks=pytest.mark.slow)]
 )
 def test_max_time_is_not_exceeded(workplace: Path, devices: int, seconds: int) -> None:
     name = f"timed-{devices}"
@@ -191,6 +196,7 @@ def test_max_time_is_not_exceeded(workplace: Path, devices: int, seconds: int) -
     assert re.fullmatch(told, done.stderr), done.stderr
 
 
+@pytest.mark.slow
 def test_max_time_before_ranks_have_started(workplace: Path) -> None:
     given = ("name=early", "max_time=0:00:01", "trainer.devices=2")
     done = command("train", *LONG, *given, cwd=workplace)
@@ -198,6 +204,7 @@ def test_max_time_before_ranks_have_started(workplace: Path) -> None:
     assert done.stderr.startswith("interrupted by max_time: ")
 
 
+@pytest.mark.slow
 def test_a_sweep_stops_as_a_whole(workplace: Path) -> None:
     arguments = ("-m", *LONG, "name=stopped-sweep", "seed=0,1", "max_time=0:00:12")
     done = command("train", *arguments, cwd=workplace)

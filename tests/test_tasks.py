@@ -301,7 +301,9 @@ def test_a_regressor_of_labels_and_one_evaluated_again(home: Path) -> None:
 
 
 @pytest.mark.fault(1)
-@pytest.mark.parametrize("recipe", ["fixed_teacher", "function_matching"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param("fixed_teacher", marks=pytest.mark.slow), "function_matching"]
+)
 def test_a_killed_regressor_ends_as_if_it_had_not_been(home: Path, recipe: str) -> None:
     given = (*INK, *SHORT, f"recipe={recipe}", "name=killed")
     killed = command("train", *given, *inject("SignalAt", step=70), cwd=home)

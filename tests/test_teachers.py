@@ -14,7 +14,7 @@ from funmatch.runs.directory import Run
 from small import only_run
 
 # A teacher of a few hundred steps.
-MADE_BY = ("data=digits", "data.images_per_class=null", "model=digits_teacher", "steps=600")
+MADE_BY = ("data=digits", "data.images_per_class=null", "model=digits_teacher", "steps=300")
 MADE_BY += ("schedule.warmup_steps=20", "validate_every=50", "checkpoint_every=50")
 TEACHER = f"teacher.made_by.overrides={json.dumps(MADE_BY)}"
 STUDENT = ("steps=4", "schedule.warmup_steps=1", TEACHER, *QUICK)
