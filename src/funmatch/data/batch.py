@@ -165,8 +165,8 @@ class Batch:
             float in [0, 255] if mixed. Networks that share a view have the same object.
         first: position of the first example in the global batch.
         counts: by name, the number of things in the global batch over which losses are means,
-            divided by the number of ranks: "rows", and what else whoever draws the batch counts.
-            A piece holds those of its whole batch.
+            divided by the number of ranks: "rows", and whatever else the drawer counts. A piece has
+            those of its whole batch.
     """
 
     index: Tensor

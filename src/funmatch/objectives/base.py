@@ -78,7 +78,7 @@ class Objective(nn.Module):
         """Makes heads and memories; called once, before the optimiser is made.
 
         Args:
-            context: the facts of the run. Whoever overrides this calls it too: it keeps the task.
+            context: the facts of the run. An override calls this method too: it stores the task.
         """
         self.task = context.task
 

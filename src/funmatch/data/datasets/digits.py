@@ -61,7 +61,7 @@ def digits(*, images_per_class: int | None = None) -> Splits:
 
 
 def ink(*, images_per_class: int | None = None) -> Splits:
-    """The digits with a number for each image, the amount of its ink, in place of its class.
+    """The digits for regression: the label is the amount of ink of an image, not its class.
 
     Args:
         images_per_class: keep only so many training images of each class; None for all.

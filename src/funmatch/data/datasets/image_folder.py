@@ -91,11 +91,11 @@ def facts(
 def _facts(
     _resolved: Path, root: str, labels: str, column: str | None, split: tuple[float, ...] | None
 ) -> dict[str, int | str | None]:
-    found = folder(Path(root), labels, column, split)
-    parts = [digest(p.root, p.names, p.labels) for p in (found.train, found.val, found.test)]
+    files = folder(Path(root), labels, column, split)
+    parts = [digest(p.root, p.names, p.labels) for p in (files.train, files.val, files.test)]
     return {
-        "classes": len(found.classes) or None,
-        "train_size": len(found.train),
+        "classes": len(files.classes) or None,
+        "train_size": len(files.train),
         "digest": stratified_split.class_digest(parts),
     }
 
@@ -141,14 +141,14 @@ def _by_folders(root: Path) -> tuple[FileList, tuple[str, ...], bool]:
         )
     tops = tops or [""]
     below = {top: [n.removeprefix(top) for n in names if n.startswith(top)] for top in tops}
-    found = {top: _classes(root, top, below[top]) for top in tops}
-    if not any(found.values()):
+    classes_by_top = {top: _classes(root, top, below[top]) for top in tops}
+    if not any(classes_by_top.values()):
         return _plain(root, [top + name for top in tops for name in below[top]]), (), False
-    if not all(found.values()):
-        flat = next(top for top, classes in found.items() if not classes)
+    if not all(classes_by_top.values()):
+        flat = next(top for top, classes in classes_by_top.items() if not classes)
         raise DataNotFoundError(f"root={root}: {flat} has no class folders, others have; {_NONE}")
-    classes = found[tops[0]]
-    for top, names_in_top in found.items():
+    classes = classes_by_top[tops[0]]
+    for top, names_in_top in classes_by_top.items():
         if extra := sorted(set(names_in_top) - set(classes)):
             raise DataNotFoundError(
                 f"root={root}: {top}{extra[0]} is a class that train does not have; "

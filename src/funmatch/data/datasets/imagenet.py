@@ -64,16 +64,16 @@ def _by_class(root: Path, part: str, classes: list[str]) -> FileList:
     """Images of a folder with one sub-folder per class."""
     folder = root / part
     again = f"unpack {ARCHIVES[part]} again: remove {folder}, then download=true"
-    found = folders_in(folder)
-    if not found and any(is_image(path.name) for path in folder.iterdir()):
+    folders = folders_in(folder)
+    if not folders and any(is_image(path.name) for path in folder.iterdir()):
         raise DataNotFoundError(
             f"root={root}: the images in {part} are not sorted into class folders; {again}"
         )
-    if extra := sorted(set(found) - set(classes)):
+    if extra := sorted(set(folders) - set(classes)):
         raise DataNotFoundError(
             f"root={root}: {part}/{extra[0]} is not a class of train; remove it"
         )
-    if lacking := sorted(set(classes) - set(found)):
+    if lacking := sorted(set(classes) - set(folders)):
         raise DataNotFoundError(
             f"root={root}: {len(lacking)} of the {len(classes)} class folders of {part} are "
             f"missing, first {part}/{lacking[0]}; {again}"
