@@ -1,29 +1,29 @@
-"""The lower limit: distillation as one would write it by hand for one device, without a framework.
+"""Baseline: distillation as a hand-written loop for one device, without a framework.
 
 The same networks, views, arithmetic and order of steps as `src/train.py` with the same overrides;
 no trainer, no callbacks, no log, no checkpoint.
 
-    METRONOME=... python benchmarks/bare.py recipe=function_matching data=...
+    STEP_SERVER=... python benchmarks/bare.py recipe=function_matching data=...
 """
 
 import sys
 
 import torch
 
-from metronome import Metronome
+from step_server import StepServer
 from workload import workload
 
 
 def main() -> None:
-    """Trains until there are no more orders."""
+    """Trains until the benchmark closes the pipe."""
     work = workload(sys.argv[1:])
-    metronome, device = Metronome(), work.device
+    server, device = StepServer(), work.device
     student, teacher = work.student.to(device).train(), work.teacher
     parameters = list(student.parameters())
     optimizer = work.optimizer(student)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, work.schedule)
     for batch in work.batches():
-        metronome.beat()
+        server.wait_for_step()
         batch = batch.to(device, non_blocking=True).mixed()
         with torch.autocast(device.type, torch.bfloat16, enabled=work.autocast):
             target = teacher(batch.view)

@@ -1,4 +1,4 @@
-"""A place to measure in: what is trained there, who trains it, and what they leave."""
+"""Benchmark environment: its folder, its pairs of networks, and the programs that train them."""
 
 import json
 import shutil
@@ -13,25 +13,25 @@ from typing import Any
 from omegaconf import DictConfig
 
 import pairs
-from duel import ROOT, Contender, ContenderError, Result, duel
 from funmatch.config.errors import UserError
+from interleaved_timing import ROOT, Contender, ContenderError, Result, time_interleaved
 
-Spec = tuple[str, Sequence[str]]  # of a contender: its script and its overrides
+Spec = tuple[str, Sequence[str]]  # script and overrides of a program
 
 
 def funmatch(overrides: Sequence[str], script: str = "src/train.py") -> Spec:
-    """The framework itself, as a contender."""
-    return script, [*overrides, "+callbacks.beat._target_=metronome.Beat"]
+    """The specification of funmatch itself."""
+    return script, [*overrides, "+callbacks.wait._target_=step_server.WaitForStep"]
 
 
 class Bench:
-    """A place to measure in.
+    """The environment of a benchmark.
 
     Args:
-        cfg: of the command.
+        cfg: configuration of the command.
 
     Raises:
-        UserError: a pair is unknown, or there are no photographs.
+        UserError: a pair is unknown, or the folder of photographs does not exist.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -39,9 +39,9 @@ class Bench:
         if unknown := [name for name in cfg.pairs if name not in pairs.PAIRS]:
             raise UserError(f"pairs=[{unknown[0]}]: no such pair; choose {', '.join(pairs.PAIRS)}")
         if cfg.photographs and not Path(cfg.photographs).is_dir():
-            raise UserError(f"photographs={cfg.photographs}: no such folder; null makes some")
+            raise UserError(f"photographs={cfg.photographs}: no such folder; null generates images")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.root = Path(cfg.photographs or pairs.made(self.folder)).resolve()
+        self.root = Path(cfg.photographs or pairs.random_photographs(self.folder)).resolve()
         self._threads = [] if cfg.threads is None else [f"compute.threads={cfg.threads}"]
         self.pairs = {
             name: (make(self.root, self.folder), target)
@@ -50,18 +50,18 @@ class Bench:
         }
 
     def contender(self, script: str, overrides: Sequence[str]) -> Contender:
-        """A contender that has been started."""
+        """Starts a program."""
         return Contender(script, [*overrides, *self._threads], self.folder)
 
-    def duel(self, contenders: Mapping[str, Spec], **how: int) -> Result:
-        """Lets contenders take turns."""
+    def compare(self, contenders: Mapping[str, Spec], **how: int) -> Result:
+        """Times programs that train alternately."""
         how = {"rounds": self.cfg.rounds, "seconds": self.cfg.seconds, **how}
         with ExitStack() as stack:
-            there = {
+            started = {
                 name: stack.enter_context(self.contender(*spec))
                 for name, spec in contenders.items()
             }
-            return duel(there, **how)
+            return time_interleaved(started, **how)
 
     def run(self, script: str, overrides: Sequence[str]) -> float:
         """Seconds of a whole command."""
@@ -77,11 +77,11 @@ class Bench:
         return time.perf_counter() - start
 
     def summary(self, name: str) -> list[dict[str, Any]]:
-        """The summaries of the runs of a name."""
+        """The summaries of all runs with a name."""
         paths = sorted((self.folder / "logs" / name).glob("*/summary.json"))
         return [json.loads(path.read_text()) for path in paths]
 
-    def forget(self, *names: str) -> None:
-        """Removes the runs of some names."""
+    def remove(self, *names: str) -> None:
+        """Removes all runs with these names."""
         for name in names:
             shutil.rmtree(self.folder / "logs" / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What contenders of other frameworks take from us: images one by one, and bare networks."""
+"""Images and networks in the form that other frameworks expect."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,11 @@ from workload import Workload
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Our images one by one, as torchvision's data sets serve them, all with label 0.
+    """A dataset as in torchvision, of single images, all with label 0.
 
     Args:
         source: the images.
-        transform: of an image, uint8 [C, H, W]; timm's loader sets its own.
+        transform: function of an image, uint8 [C, H, W]; timm's loader replaces it.
     """
 
     def __init__(self, source: Source, transform: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -37,10 +37,10 @@ def _image(source: Source, index: int) -> Tensor:
 
 
 def networks(work: Workload) -> tuple[Network, Network]:
-    """Student and teacher, of which other frameworks take the `net` that does not normalise.
+    """Student and teacher; other frameworks use their `net`, which does not normalise.
 
     Raises:
-        ValueError: the workload asks for more than the other frameworks know.
+        ValueError: the workload needs features that the other frameworks lack.
     """
     if type(work.recipe) is not Shared or work.recipe.crop != "inception":
         raise ValueError(f"recipe={work.recipe.name}: both networks must see one inception crop")

@@ -1,4 +1,4 @@
-"""What is measured: each figure gives rows, each row one ratio with its spread and its target."""
+"""Figures of a benchmark: each yields rows, each row a ratio with quartiles and target."""
 
 import statistics
 import time
@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 import pairs
 import report
 from bench import Bench, funmatch
-from duel import ContenderError, Result
 from funmatch.config.errors import UserError
+from interleaved_timing import ContenderError, Result
 from report import Row
 
 DIGITS = ["data=digits"]
@@ -22,21 +22,21 @@ def overhead(bench: Bench) -> Iterator[Row]:
     """The framework against a bare loop: speed and memory."""
     for pair, (overrides, target) in bench.pairs.items():
         every = pairs.endless(overrides, "bench")
-        found = bench.duel(
+        result = bench.compare(
             {
                 "bare": ("benchmarks/bare.py", every),
                 "funmatch": funmatch(every),
             }
         )
-        yield _speed("overhead", pair, found, "funmatch", "bare", target)
-        memory = found.peaks["funmatch"] / found.peaks["bare"]
-        detail = " / ".join(f"{found.peaks[n] / 1e6:,.0f} MB" for n in ("funmatch", "bare"))
+        yield _speed("overhead", pair, result, "funmatch", "bare", target)
+        memory = result.peaks["funmatch"] / result.peaks["bare"]
+        detail = " / ".join(f"{result.peaks[n] / 1e6:,.0f} MB" for n in ("funmatch", "bare"))
         what = "peak memory, funmatch / bare"
         yield Row("overhead", pair, what, memory, target=1.1, most=True, detail=detail)
 
 
 def others(bench: Bench) -> Iterator[Row]:
-    """The framework against others, on the recipe that all of them know: same views, not mixed."""
+    """Funmatch against other frameworks, on the recipe that all support: same views, not mixed."""
     for pair, (overrides, _) in bench.pairs.items():
         every = pairs.endless([*overrides, "recipe=consistent"], "bench")
         contenders = {"funmatch": funmatch(every)}
@@ -48,14 +48,14 @@ def others(bench: Bench) -> Iterator[Row]:
                 continue
             contenders[name] = (script, every)
         if len(contenders) > 1:
-            found = bench.duel(contenders)
+            result = bench.compare(contenders)
             target = 2.0 if torch.cuda.is_available() else 1.0
             for name in list(contenders)[1:]:
-                yield _speed("others", pair, found, "funmatch", name, target)
+                yield _speed("others", pair, result, "funmatch", name, target)
 
 
 def device(bench: Bench) -> Iterator[Row]:
-    """One GPU against what its tensor cores could do at most."""
+    """Throughput of one GPU against the limit of its tensor cores."""
     # images/s at 790 TFLOP/s, GFLOP of an image, batch.
     for side, (limit, flop, batch) in {224: (6814, 115.9, 128), 128: (20861, 37.87, 192)}.items():
         pair = f"R152x2 to R50 at {side} px"
@@ -64,16 +64,16 @@ def device(bench: Bench) -> Iterator[Row]:
             yield Row("device", pair, "of the limit", None, target=0.5, detail=detail)
             continue
         overrides = pairs.paper(bench.root, bench.folder, side, batch)
-        found = bench.duel({"funmatch": funmatch(pairs.endless(overrides, "device"))})
-        speed = batch / statistics.median(found.seconds["funmatch"])
+        result = bench.compare({"funmatch": funmatch(pairs.endless(overrides, "device"))})
+        speed = batch / statistics.median(result.seconds["funmatch"])
         detail = f"{speed:,.0f} images/s, {speed * flop / 1000:,.0f} TFLOP/s"
         yield Row("device", pair, "of the limit", speed / limit, target=0.5, detail=detail)
 
 
 def shares(bench: Bench) -> Iterator[Row]:
-    """Where the time of a run goes."""
+    """Shares of a run's time."""
     for pair, (overrides, _) in bench.pairs.items():
-        bench.forget("shares")
+        bench.remove("shares")
         bench.run("src/train.py", [*overrides, *_finite(30 * bench.cfg.rounds), "name=shares"])
         (row,) = bench.summary("shares")
         batch = next((o for o in overrides if o.startswith("batch_size=")), "batch_size=100")
@@ -87,7 +87,7 @@ def shares(bench: Bench) -> Iterator[Row]:
 def stall(bench: Bench) -> Iterator[Row]:
     """What data cost beyond input that costs nothing, and what a run writes beside."""
     for pair, (overrides, _) in bench.pairs.items():
-        found = bench.duel(
+        result = bench.compare(
             {
                 "no input": funmatch(
                     pairs.endless(overrides, "synthetic"), "benchmarks/synthetic.py"
@@ -95,22 +95,22 @@ def stall(bench: Bench) -> Iterator[Row]:
                 "funmatch": funmatch(pairs.endless(overrides, "bench")),
             }
         )
-        yield _lost(pair, found, "time for data", "funmatch", "no input", 0.03)
+        yield _lost(pair, result, "time for data", "funmatch", "no input", 0.03)
     every = pairs.endless(DIGITS, "kept")
     kept = [e for e in every if "validate_every" not in e and "checkpoint_every" not in e]
-    found = bench.duel(
+    result = bench.compare(
         {"alone": funmatch(pairs.endless(DIGITS, "bench")), "with all": funmatch(kept)},
         rounds=max(2, bench.cfg.rounds // 3),
         seconds=5 * bench.cfg.seconds,
     )
     what = "time for validations and checkpoints"
-    yield _lost("digits", found, what, "with all", "alone", 0.01)
+    yield _lost("digits", result, what, "with all", "alone", 0.01)
 
 
 def targets(bench: Bench) -> Iterator[Row]:
-    """Targets that are there already, against learning from labels with the same student."""
+    """Precomputed targets against training the same student on labels."""
     for pair, (overrides, _) in bench.pairs.items():
-        # Mixing is nothing that labels are learned with here, so nor are targets.
+        # Labels are not mixed here, so targets are not mixed either.
         overrides = [*overrides, "recipe=consistent"]
         labels = [o.replace("student", "model") for o in overrides[:-1]]
         labels = [o for o in labels if not o.startswith("teacher")]
@@ -120,7 +120,7 @@ def targets(bench: Bench) -> Iterator[Row]:
         finite = [o for o in pairs.endless(overrides, "record") if not o.startswith("steps=")]
         finite.append(f"steps={turn * (rounds + 2)}")
         bench.run("src/train.py", [*finite, "targets=record"])
-        found = bench.duel(
+        result = bench.compare(
             {
                 "labels": funmatch(pairs.endless(labels, "labels"), "src/finetune.py"),
                 "fixed teacher": funmatch(
@@ -132,13 +132,13 @@ def targets(bench: Bench) -> Iterator[Row]:
             steps=turn,
         )
         for name in ("fixed teacher", "replayed"):
-            yield _speed("targets", pair, found, name, "labels", 0.95)
+            yield _speed("targets", pair, result, name, "labels", 0.95)
 
 
 def sweep(bench: Bench) -> Iterator[Row]:
     """The second run of a sweep, whose targets are recorded, against one that asks the teacher."""
     run = [*pairs.heavy(bench.root, bench.folder), *_finite(150)]
-    bench.forget("live", "first", "second")
+    bench.remove("live", "first", "second")
     live = bench.run("src/train.py", [*run, "name=live"])
     first = bench.run("src/train.py", [*run, "name=first", "targets=record"])
     again = ["name=second", "targets=auto", "optimizer.lr=0.003"]
@@ -154,7 +154,7 @@ def students(bench: Bench) -> Iterator[Row]:
     """Five students of one teacher, computed for each, against recorded by the first."""
     rates = "optimizer.lr=0.01,0.006,0.003,0.001,0.0003"
     run = [*pairs.heavy(bench.root, bench.folder), *_finite(60), rates]
-    bench.forget("online", "recorded")
+    bench.remove("online", "recorded")
     online = bench.run("src/train.py", ["-m", *run, "name=online"])
     recorded = bench.run("src/train.py", ["-m", *run, "name=recorded", "targets=auto"])
     detail = f"{online:.0f} s and {recorded:.0f} s"
@@ -172,7 +172,7 @@ def _finite(steps: int) -> list[str]:
 def epochs(bench: Bench) -> Iterator[Row]:
     """What the end of an epoch costs: one in each step, against one in each 10.77 steps."""
     every = pairs.endless([*DIGITS, "recipe=consistent"], "bench")
-    found = bench.duel(
+    result = bench.compare(
         {
             "one": funmatch([*every, "data.images_per_class=10"]),
             "many": funmatch([*every, "data.images_per_class=null"]),
@@ -180,11 +180,11 @@ def epochs(bench: Bench) -> Iterator[Row]:
     )
     differences = sorted(
         (one - many) * 1e3 / (1 - 1 / 10.77)
-        for one, many in zip(found.seconds["one"], found.seconds["many"], strict=True)
+        for one, many in zip(result.seconds["one"], result.seconds["many"], strict=True)
     )
     middle = differences[len(differences) // 2]
     quartiles = differences[len(differences) // 4], differences[-len(differences) // 4]
-    yield Row("epochs", "digits", "ms of an epoch", middle, *quartiles, 0.5, True, _steps(found))
+    yield Row("epochs", "digits", "ms of an epoch", middle, *quartiles, 0.5, True, _steps(result))
 
 
 def growth(bench: Bench) -> Iterator[Row]:
@@ -207,7 +207,7 @@ def growth(bench: Bench) -> Iterator[Row]:
     ready: dict[int, list[float]] = {1000: [], far: []}
     for step in ready:
         run = [*short, f"name=resume_{step}", f"checkpoint_every={step}"]
-        bench.forget(f"resume_{step}")
+        bench.remove(f"resume_{step}")
         with bench.contender(*funmatch(run)) as contender:
             contender.ready()
             contender.train(step + 1)
@@ -241,7 +241,7 @@ FIGURES: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def measure(cfg: DictConfig) -> None:
-    """Measures what is asked for, and writes benchmark.json, benchmark.md and benchmark.png."""
+    """Measures the selected figures, and writes benchmark.json, benchmark.md and benchmark.png."""
     for name in cfg.figures:
         if name not in FIGURES:
             raise UserError(f"figures=[{name}]: no such figure; choose {', '.join(FIGURES)}")
@@ -259,19 +259,19 @@ def measure(cfg: DictConfig) -> None:
     print(f"{bench.folder}/benchmark.json, benchmark.md, benchmark.png")
 
 
-def _speed(figure: str, pair: str, found: Result, one: str, other: str, target: float) -> Row:
-    value, low, high = found.ratio(one, other)
-    return Row(figure, pair, f"{one} / {other}", value, low, high, target, detail=_steps(found))
+def _speed(figure: str, pair: str, result: Result, one: str, other: str, target: float) -> Row:
+    value, low, high = result.ratio(one, other)
+    return Row(figure, pair, f"{one} / {other}", value, low, high, target, detail=_steps(result))
 
 
-def _lost(pair: str, found: Result, what: str, one: str, other: str, target: float) -> Row:
-    """The share of one's time that the other does not need."""
-    value, low, high = found.ratio(one, other)
-    return Row("stall", pair, what, 1 - value, 1 - high, 1 - low, target, True, _steps(found))
+def _lost(pair: str, result: Result, what: str, one: str, other: str, target: float) -> Row:
+    """The share of the time of one program that the other does not need."""
+    value, low, high = result.ratio(one, other)
+    return Row("stall", pair, what, 1 - value, 1 - high, 1 - low, target, True, _steps(result))
 
 
-def _steps(found: Result) -> str:
-    each = {name: sorted(times)[len(times) // 2] * 1e3 for name, times in found.seconds.items()}
+def _steps(result: Result) -> str:
+    each = {name: sorted(times)[len(times) // 2] * 1e3 for name, times in result.seconds.items()}
     return ", ".join(f"{name} {milliseconds:,.1f} ms" for name, milliseconds in each.items())
 
 

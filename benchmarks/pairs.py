@@ -1,4 +1,4 @@
-"""What is trained in a benchmark: pairs of networks with data, as overrides of `src/train.py`."""
+"""Pairs of networks with data, as overrides of `src/train.py`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ _CLASSES = 16
 
 
 def digits(root: Path, folder: Path) -> list[str]:
-    """Steps of some milliseconds."""
+    """Steps of a few milliseconds."""
     return ["data=digits"]
 
 
@@ -35,7 +35,7 @@ def heavy(root: Path, folder: Path) -> list[str]:
 
 
 def paper(root: Path, folder: Path, side: int, batch_size: int) -> list[str]:
-    """The paper's pair as one GPU computes it fastest."""
+    """The paper's pair, with the fastest settings for one GPU."""
     return [
         *_data(root, batch_size, side),
         *_teacher("resnetv2_152x2_bit", root, folder, side),
@@ -47,7 +47,7 @@ def paper(root: Path, folder: Path, side: int, batch_size: int) -> list[str]:
 
 
 def endless(overrides: Iterable[str], name: str) -> list[str]:
-    """A run without end, of which nothing is kept."""
+    """An endless run that writes no checkpoints."""
     return [
         *overrides,
         f"name={name}",
@@ -60,7 +60,7 @@ def endless(overrides: Iterable[str], name: str) -> list[str]:
     ]
 
 
-def made(folder: Path, count: int = 256) -> Path:
+def random_photographs(folder: Path, count: int = 256) -> Path:
     """A folder of random photographs, 160 px at the shorter side, in classes."""
     root = folder / "photographs"
     rng = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def _data(root: Path, batch_size: int, side: int = 128) -> list[str]:
 
 
 def _teacher(name: str, root: Path, folder: Path, side: int = 128) -> list[str]:
-    """A network of random weights: it is as fast as one that knows something."""
+    """A network with random weights, which is as fast as a trained one."""
     classes = sum(path.is_dir() for path in root.iterdir())
     file = folder / f"{name}.safetensors"
     if not file.exists():
@@ -96,7 +96,7 @@ def _teacher(name: str, root: Path, folder: Path, side: int = 128) -> list[str]:
     ]
 
 
-# By name: what makes them, and how near to a bare loop the framework must come.
+# By name: function that gives the overrides, and target speed relative to the bare loop.
 PAIRS: dict[str, tuple[Callable[[Path, Path], list[str]], float]] = {
     "digits": (digits, 0.90),
     "mobilenet": (photographs, 0.95),

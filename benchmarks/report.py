@@ -1,4 +1,4 @@
-"""The figures of a benchmark as a table, as JSON and as a picture."""
+"""Report of a benchmark: table, JSON and plot."""
 
 import json
 import os
@@ -26,18 +26,18 @@ _HEAD = ("figure", "pair", "what", "value", "quartiles", "target", "")
 
 @dataclass(frozen=True)
 class Row:
-    """One figure.
+    """One measured ratio.
 
     Attributes:
-        figure: its group.
-        pair: what was trained.
-        what: the ratio in words.
-        value: its median.
+        figure: name of the figure.
+        pair: pair of networks.
+        what: description of the ratio.
+        value: median.
         low: lower quartile.
         high: upper quartile.
-        target: the least value, or the largest if `most`.
-        most: whether the target is an upper bound.
-        detail: what stands behind it.
+        target: lower bound of the goal, or upper bound if `most`.
+        most: True if the target is an upper bound.
+        detail: the underlying measurements.
     """
 
     figure: str
@@ -52,7 +52,7 @@ class Row:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the target is met; None where it was not measured."""
+        """Returns True if the target is met; None without a measurement or a target."""
         if self.value is None or self.target is None:
             return None
         return self.value <= self.target if self.most else self.value >= self.target
@@ -103,13 +103,13 @@ def _draw(path: Path, rows: Sequence[Row]) -> None:
         layout="constrained",
     )
     for panel, (title, shown) in zip(axes[:, 0], panels, strict=True):
-        for place, row in enumerate(reversed(shown)):
+        for index, row in enumerate(reversed(shown)):
             assert row.value is not None
             assert row.target
             low, high = (row.value if edge is None else edge for edge in (row.low, row.high))
             bounds = [[(row.value - low) / row.target], [(high - row.value) / row.target]]
             marker, colour = ("o", "tab:blue") if row.holds else ("X", "tab:orange")
-            panel.errorbar(row.value / row.target, place, xerr=bounds, fmt=marker, color=colour)
+            panel.errorbar(row.value / row.target, index, xerr=bounds, fmt=marker, color=colour)
         panel.axvline(1, color="grey", linestyle="--")
         bound = "at most" if shown[0].most else "at least"
         names = [f"{row.pair}: {row.what} {bound} {row.target:g}" for row in shown]
@@ -137,10 +137,10 @@ def _machine() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, Any] = {"python": platform.python_version()}
+    packages: dict[str, Any] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            packages[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return packages

@@ -1,6 +1,7 @@
-"""A contender: funmatch with input that costs nothing, the batch of the first step again and again.
+r"""Funmatch with free input: the batch of the first step is repeated.
 
-METRONOME=... python benchmarks/synthetic.py recipe=... +callbacks.beat._target_=metronome.Beat
+STEP_SERVER=... python benchmarks/synthetic.py recipe=... \
+    +callbacks.wait._target_=step_server.WaitForStep
 """
 
 from dataclasses import replace

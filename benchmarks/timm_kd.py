@@ -1,16 +1,16 @@
-"""A contender: timm's own logit distillation, with its data pipeline, optimiser and clipping.
+"""timm's own logit distillation, with its data pipeline, optimiser and clipping.
 
-It is what a user of timm writes with `timm.task`; the loop of its `train.py` is no part of the
-package. The networks, the images and the schedule are ours. It differs from funmatch in this:
+This is what a user of timm writes with `timm.task`; the loop of its `train.py` is not part of the
+package. Networks, images and schedule are those of funmatch. Differences from funmatch:
 
 - Images are cropped, mirrored and mixed one by one, by transforms and a collate function that draw
   from global generators; the loader normalises whole batches. Resizing is antialiased.
-- The task always computes the cross-entropy to a label, too. Here every label is 0 and that term
-  weighs 0, which leaves funmatch's objective and the small cost of the term.
+- The task also computes the cross-entropy to a label. Here every label is 0 and the weight of the
+  term is 0, which leaves funmatch's objective and the small cost of the term.
 - `adam` of timm's factory, without weight decay.
 - Nothing is logged, measured or saved.
 
-    METRONOME=... python benchmarks/timm_kd.py recipe=function_matching data=...
+    STEP_SERVER=... python benchmarks/timm_kd.py recipe=function_matching data=...
 """
 
 import sys
@@ -22,14 +22,14 @@ from timm.task import DistillationTeacher, LogitDistillationTask
 from timm.utils import dispatch_clip_grad
 
 from counterpart import Images, networks, normalisation
-from metronome import Metronome
+from step_server import StepServer
 from workload import workload
 
 
 def main() -> None:
-    """Trains until there are no more orders."""
+    """Trains until the benchmark closes the pipe."""
     work = workload(sys.argv[1:])
-    metronome, device, recipe = Metronome(), work.device, work.recipe
+    server, device, recipe = StepServer(), work.device, work.recipe
     student, teacher = networks(work)
     (mean, std), shape = normalisation(student), (len(student.scale), student.side, student.side)
     for network in (student, teacher):
@@ -66,7 +66,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True  # as in train.py
     while True:
         for views, labels in loader:
-            metronome.beat()
+            server.wait_for_step()
             with torch.autocast(device.type, torch.bfloat16, enabled=work.autocast):
                 loss = task(views, labels)["loss"]
             optimizer.zero_grad()

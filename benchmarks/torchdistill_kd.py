@@ -1,22 +1,22 @@
-"""A contender: torchdistill 1.1.5, driven as its own examples drive it.
+"""torchdistill 1.1.5, used as in its own examples.
 
 Its distillation box is built from a configuration like its samples: `KDLoss` on the outputs of both
 networks, its data loader over a torchvision-style data set, its optimiser, clipping and schedule.
 The loop is that of `examples/torchvision/image_classification.py`, with the box's processes and its
-`MetricLogger`, less the validation after each epoch and the check for NaN. The networks, the images
-and the schedule are ours. It differs from funmatch in this:
+`MetricLogger`, without the validation after each epoch and the check for NaN. Networks, images and
+schedule are those of funmatch. Differences from funmatch:
 
-- It has less to do: nothing is mixed, for it knows no mixing for distillation (`recipe=consistent`
-  asks the same of both), and weights do not decay.
-- It fetches the loss at every step, and its log and its data loader start anew with every epoch.
+- It computes less: no weight decay, and no mixing, which it lacks for distillation; with
+  `recipe=consistent` funmatch does not mix either.
+- It reads the loss back at every step, and restarts its log and its data loader with every epoch.
 - Images are cropped, mirrored and normalised one by one, on the host, by transforms that draw from
   a global generator. Resizing is antialiased.
 - Its examples train in float32, as `trainer.precision=32-true` does; for another precision its
   forward process runs under `torch.autocast`.
 
-Its samples also keep the last, smaller batch of an epoch and start new workers for each: not here.
+Its samples also use the last, smaller batch of an epoch and start new workers for each epoch.
 
-    METRONOME=... python benchmarks/torchdistill_kd.py recipe=consistent data=...
+    STEP_SERVER=... python benchmarks/torchdistill_kd.py recipe=consistent data=...
 """
 
 import itertools
@@ -30,12 +30,12 @@ from torchdistill.misc.log import MetricLogger, SmoothedValue
 from torchvision import transforms
 
 from counterpart import Images, networks, normalisation
-from metronome import Metronome
+from step_server import StepServer
 from workload import Workload, workload
 
 
 def configuration(work: Workload) -> dict[str, Any]:
-    """What a YAML of torchdistill says under `train`."""
+    """The section `train` of a YAML of torchdistill."""
     temperature = getattr(work.objective, "temperature", 1.0)
     loss = {
         "student_module_path": ".",
@@ -90,12 +90,12 @@ def images(work: Workload) -> Images:
     return Images(work.data.train, transforms.Compose(steps))
 
 
-def train_one_epoch(box: DistillationBox, work: Workload, metronome: Metronome, epoch: int) -> None:
+def train_one_epoch(box: DistillationBox, work: Workload, server: StepServer, epoch: int) -> None:
     """The loop of its examples."""
     log = MetricLogger(delimiter="  ")
     log.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
     for views, labels, extra in log.log_every(box.train_data_loader, 1000, f"Epoch: [{epoch}]"):
-        metronome.beat()
+        server.wait_for_step()
         views, labels = views.to(work.device), labels.to(work.device)
         with torch.autocast(work.device.type, torch.bfloat16, enabled=work.autocast):
             loss = box.forward_process(views, labels, extra)
@@ -104,9 +104,9 @@ def train_one_epoch(box: DistillationBox, work: Workload, metronome: Metronome, 
 
 
 def main() -> None:
-    """Trains until there are no more orders."""
+    """Trains until the benchmark closes the pipe."""
     work = workload(sys.argv[1:])
-    metronome = Metronome()
+    server = StepServer()
     student, teacher = networks(work)
     data = {"train": images(work)}
     box = get_distillation_box(
@@ -115,7 +115,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True  # as its examples do
     for epoch in itertools.count():
         box.pre_epoch_process(epoch=epoch)
-        train_one_epoch(box, work, metronome, epoch)
+        train_one_epoch(box, work, server, epoch)
         box.post_epoch_process()
 
 

@@ -1,4 +1,4 @@
-"""What all contenders train: the parts of one configuration, without a trainer around them."""
+"""Workload of a benchmark: networks, data and optimiser of a configuration, without a trainer."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,9 +25,10 @@ from funmatch.views.stream import Steps, Stream
 
 @dataclass(frozen=True)
 class Workload:
-    """The parts of a distillation.
+    """Components of a distillation.
 
-    `plain` makes student and teacher anew, as others find them: not folded, in no layout of ours.
+    `plain` builds student and teacher again without optimisations: not folded, in the default
+    memory format.
     """
 
     plain: Callable[[], tuple[Network, Network]]
@@ -64,7 +65,7 @@ class Workload:
 
 
 def workload(overrides: list[str]) -> Workload:
-    """What `src/train.py` would train with these overrides."""
+    """The workload of `src/train.py` with these overrides."""
     resolvers.register()
     with compose.compose_context():
         experiment = build(hydra.compose("train", overrides))

@@ -27,7 +27,7 @@ resolvers.register()  # before tests are collected: some have the options of gro
 @pytest.fixture(scope="session", autouse=True)
 def _trust() -> None:
     """What the configurations of the tests may call."""
-    os.environ["FUNMATCH_ALLOW"] = "toys,faults,metronome,test_computing"
+    os.environ["FUNMATCH_ALLOW"] = "toys,faults,step_server,test_computing"
 
 
 @pytest.fixture(scope="session", autouse=True)

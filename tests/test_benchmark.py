@@ -53,7 +53,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 
 def test_a_ratio_is_that_of_each_round() -> None:
     """A machine that slows down by half in the second round changes no ratio."""
-    from duel import Result
+    from interleaved_timing import Result
 
     found = Result({"one": [1.0, 2.0, 1.0], "other": [1.5, 3.0, 1.5]}, {})
     assert found.ratio("one", "other") == (1.5, 1.5, 1.5)
@@ -62,7 +62,7 @@ def test_a_ratio_is_that_of_each_round() -> None:
 
 @pytest.mark.slow
 def test_a_contender_that_ends_is_named(tmp_path: Path) -> None:
-    from duel import Contender, ContenderError
+    from interleaved_timing import Contender, ContenderError
 
     with (
         Contender("benchmarks/bare.py", ["recipe=none_such"], tmp_path) as contender,

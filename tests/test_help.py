@@ -103,7 +103,7 @@ def test_closed_stdout_pipe_is_one_error(workplace: Path) -> None:
     os.close(write)
     _, errors = process.communicate(timeout=280)
     assert process.returncode == 1
-    assert errors.startswith("error: the output: ")
+    assert errors.startswith("error: stdout: ")
     assert errors.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Contenders that take turns, so that all meet the same moods of the machine."""
+"""Interleaved timing: programs run alternately, so that machine noise affects all equally."""
 
 import json
 import os
@@ -16,16 +16,16 @@ ROOT = HERE.parent
 
 
 class ContenderError(RuntimeError):
-    """A contender has ended before its time."""
+    """A program has exited before the end of the comparison."""
 
 
 class Contender:
-    """A process that trains as many steps as it is told; see `metronome`.
+    """A process that trains a given number of steps on request; see `step_server`.
 
     Args:
-        script: of the repository.
-        overrides: of the configuration.
-        folder: that it works in.
+        script: path in the repository.
+        overrides: overrides of the configuration.
+        folder: working directory.
     """
 
     def __init__(self, script: str, overrides: Sequence[str], folder: Path) -> None:
@@ -37,8 +37,8 @@ class Contender:
             cwd=folder,
             env={
                 **os.environ,
-                "FUNMATCH_ALLOW": "metronome",
-                "METRONOME": f"{orders},{reports}",
+                "FUNMATCH_ALLOW": "step_server",
+                "STEP_SERVER": f"{orders},{reports}",
                 "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT / "src"), *_path()]),
             },
             pass_fds=(orders, reports),
@@ -51,11 +51,11 @@ class Contender:
         self.name = f"{script} {' '.join(overrides)}"
 
     def ready(self) -> None:
-        """Waits until it may be told to train."""
+        """Waits until the process is ready to train."""
         self._report()
 
     def train(self, steps: int) -> dict[str, Any]:
-        """Seconds of so many steps, and its peak memory until then, in bytes."""
+        """Trains; returns the seconds of these steps, and the peak memory so far in bytes."""
         print(steps, file=self._orders, flush=True)
         return self._report()
 
@@ -86,33 +86,33 @@ class Contender:
 
 @dataclass(frozen=True)
 class Result:
-    """What a duel has shown.
+    """Measurements of an interleaved timing.
 
     Attributes:
-        seconds: of a step, by contender: one number for each round.
-        peaks: memory at the end, bytes, by contender.
+        seconds: seconds per step, by program: one number for each round.
+        peaks: peak memory in bytes, by program.
     """
 
     seconds: Mapping[str, list[float]]
     peaks: Mapping[str, int]
 
     def ratio(self, one: str, other: str) -> tuple[float, float, float]:
-        """Speed of one over that of the other: median and quartiles of the rounds."""
+        """Speed of one program divided by that of another: median and quartiles over rounds."""
         pairs = [b / a for a, b in zip(self.seconds[one], self.seconds[other], strict=True)]
         low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
         return middle, low, high
 
 
-def duel(
+def time_interleaved(
     contenders: Mapping[str, Contender], *, rounds: int, seconds: float, steps: int | None = None
 ) -> Result:
-    """Lets contenders train in turn.
+    """Times programs that train alternately.
 
     Args:
-        contenders: by name.
-        rounds: turns of each.
-        seconds: about how long a turn of the first one takes.
-        steps: of a turn, in place of the seconds.
+        contenders: programs by name.
+        rounds: number of turns of each program.
+        seconds: approximate length of a turn of the first program.
+        steps: length of a turn in steps, instead of seconds.
     """
     for contender in contenders.values():
         contender.ready()
@@ -125,7 +125,7 @@ def duel(
     times: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, int] = {}
     for number in range(rounds):
-        # Every other round backwards: so nobody always follows the same one.
+        # Every other round in reverse order, so that no program always follows the same one.
         for name in list(contenders)[:: 1 if number % 2 == 0 else -1]:
             report = contenders[name].train(steps)
             times[name].append(report["seconds"] / steps)
