@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-import pairs
+import network_pairs
 from funmatch.config.errors import UserError
 from interleaved_timing import ROOT, Contender, ContenderError, Result, time_interleaved
 
@@ -36,16 +36,18 @@ class Bench:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.folder = cfg, Path(cfg.out)
-        if unknown := [name for name in cfg.pairs if name not in pairs.PAIRS]:
-            raise UserError(f"pairs=[{unknown[0]}]: no such pair; choose {', '.join(pairs.PAIRS)}")
+        if unknown := [name for name in cfg.pairs if name not in network_pairs.PAIRS]:
+            raise UserError(
+                f"pairs=[{unknown[0]}]: no such pair; choose {', '.join(network_pairs.PAIRS)}"
+            )
         if cfg.photographs and not Path(cfg.photographs).is_dir():
             raise UserError(f"photographs={cfg.photographs}: no such folder; null generates images")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.root = Path(cfg.photographs or pairs.random_photographs(self.folder)).resolve()
+        self.root = Path(cfg.photographs or network_pairs.random_photographs(self.folder)).resolve()
         self._threads = [] if cfg.threads is None else [f"compute.threads={cfg.threads}"]
         self.pairs = {
             name: (make(self.root, self.folder), target)
-            for name, (make, target) in pairs.PAIRS.items()
+            for name, (make, target) in network_pairs.PAIRS.items()
             if name in cfg.pairs
         }
 

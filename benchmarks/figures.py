@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from omegaconf import DictConfig
 
-import pairs
+import network_pairs
 import report
 from bench import Bench, funmatch
 from funmatch.config.errors import UserError
@@ -21,10 +21,10 @@ DIGITS = ["data=digits"]
 def overhead(bench: Bench) -> Iterator[Row]:
     """The framework against a bare loop: speed and memory."""
     for pair, (overrides, target) in bench.pairs.items():
-        every = pairs.endless(overrides, "bench")
+        every = network_pairs.endless(overrides, "bench")
         result = bench.compare(
             {
-                "bare": ("benchmarks/bare.py", every),
+                "bare": ("benchmarks/baseline_loop.py", every),
                 "funmatch": funmatch(every),
             }
         )
@@ -38,7 +38,7 @@ def overhead(bench: Bench) -> Iterator[Row]:
 def others(bench: Bench) -> Iterator[Row]:
     """Funmatch against other frameworks, on the recipe that all support: same views, not mixed."""
     for pair, (overrides, _) in bench.pairs.items():
-        every = pairs.endless([*overrides, "recipe=consistent"], "bench")
+        every = network_pairs.endless([*overrides, "recipe=consistent"], "bench")
         contenders = {"funmatch": funmatch(every)}
         for name, package in (("torchdistill", "torchdistill"), ("timm", "timm")):
             script = f"benchmarks/{name}_kd.py"
@@ -63,8 +63,8 @@ def device(bench: Bench) -> Iterator[Row]:
             detail = "needs a GPU: python src/benchmark.py figures=[device]"
             yield Row("device", pair, "of the limit", None, target=0.5, detail=detail)
             continue
-        overrides = pairs.paper(bench.root, bench.folder, side, batch)
-        result = bench.compare({"funmatch": funmatch(pairs.endless(overrides, "device"))})
+        overrides = network_pairs.paper(bench.root, bench.folder, side, batch)
+        result = bench.compare({"funmatch": funmatch(network_pairs.endless(overrides, "device"))})
         speed = batch / statistics.median(result.seconds["funmatch"])
         detail = f"{speed:,.0f} images/s, {speed * flop / 1000:,.0f} TFLOP/s"
         yield Row("device", pair, "of the limit", speed / limit, target=0.5, detail=detail)
@@ -90,16 +90,16 @@ def stall(bench: Bench) -> Iterator[Row]:
         result = bench.compare(
             {
                 "no input": funmatch(
-                    pairs.endless(overrides, "synthetic"), "benchmarks/synthetic.py"
+                    network_pairs.endless(overrides, "synthetic"), "benchmarks/synthetic.py"
                 ),
-                "funmatch": funmatch(pairs.endless(overrides, "bench")),
+                "funmatch": funmatch(network_pairs.endless(overrides, "bench")),
             }
         )
         yield _lost(pair, result, "time for data", "funmatch", "no input", 0.03)
-    every = pairs.endless(DIGITS, "kept")
+    every = network_pairs.endless(DIGITS, "kept")
     kept = [e for e in every if "validate_every" not in e and "checkpoint_every" not in e]
     result = bench.compare(
-        {"alone": funmatch(pairs.endless(DIGITS, "bench")), "with all": funmatch(kept)},
+        {"alone": funmatch(network_pairs.endless(DIGITS, "bench")), "with all": funmatch(kept)},
         rounds=max(2, bench.cfg.rounds // 3),
         seconds=5 * bench.cfg.seconds,
     )
@@ -117,14 +117,16 @@ def targets(bench: Bench) -> Iterator[Row]:
         if "data=digits" in overrides:
             labels += ["model=digits_student"]
         turn, rounds = 200 if pair == "digits" else 8, min(bench.cfg.rounds, 8)
-        finite = [o for o in pairs.endless(overrides, "record") if not o.startswith("steps=")]
+        finite = [
+            o for o in network_pairs.endless(overrides, "record") if not o.startswith("steps=")
+        ]
         finite.append(f"steps={turn * (rounds + 2)}")
         bench.run("src/train.py", [*finite, "targets=record"])
         result = bench.compare(
             {
-                "labels": funmatch(pairs.endless(labels, "labels"), "src/finetune.py"),
+                "labels": funmatch(network_pairs.endless(labels, "labels"), "src/finetune.py"),
                 "fixed teacher": funmatch(
-                    pairs.endless([*overrides[:-1], "recipe=fixed_teacher"], "fixed")
+                    network_pairs.endless([*overrides[:-1], "recipe=fixed_teacher"], "fixed")
                 ),
                 "replayed": funmatch([*finite, "targets=replay", "name=replay"]),
             },
@@ -137,7 +139,7 @@ def targets(bench: Bench) -> Iterator[Row]:
 
 def sweep(bench: Bench) -> Iterator[Row]:
     """The second run of a sweep, whose targets are recorded, against one that asks the teacher."""
-    run = [*pairs.heavy(bench.root, bench.folder), *_finite(150)]
+    run = [*network_pairs.heavy(bench.root, bench.folder), *_finite(150)]
     bench.remove("live", "first", "second")
     live = bench.run("src/train.py", [*run, "name=live"])
     first = bench.run("src/train.py", [*run, "name=first", "targets=record"])
@@ -153,7 +155,7 @@ def sweep(bench: Bench) -> Iterator[Row]:
 def students(bench: Bench) -> Iterator[Row]:
     """Five students of one teacher, computed for each, against recorded by the first."""
     rates = "optimizer.lr=0.01,0.006,0.003,0.001,0.0003"
-    run = [*pairs.heavy(bench.root, bench.folder), *_finite(60), rates]
+    run = [*network_pairs.heavy(bench.root, bench.folder), *_finite(60), rates]
     bench.remove("online", "recorded")
     online = bench.run("src/train.py", ["-m", *run, "name=online"])
     recorded = bench.run("src/train.py", ["-m", *run, "name=recorded", "targets=auto"])
@@ -171,7 +173,7 @@ def _finite(steps: int) -> list[str]:
 
 def epochs(bench: Bench) -> Iterator[Row]:
     """What the end of an epoch costs: one in each step, against one in each 10.77 steps."""
-    every = pairs.endless([*DIGITS, "recipe=consistent"], "bench")
+    every = network_pairs.endless([*DIGITS, "recipe=consistent"], "bench")
     result = bench.compare(
         {
             "one": funmatch([*every, "data.images_per_class=10"]),
@@ -191,7 +193,7 @@ def growth(bench: Bench) -> Iterator[Row]:
     """A long run: time of the last tenth against the first, memory, and what a resume costs."""
     tiny = ["batch_size=10", "objective.temperature=2"]
     total = bench.cfg.steps
-    with bench.contender(*funmatch(pairs.endless(tiny, "growth"))) as contender:
+    with bench.contender(*funmatch(network_pairs.endless(tiny, "growth"))) as contender:
         contender.ready()
         contender.train(1000)
         reports = [contender.train(total // 10) for _ in range(10)]
@@ -203,7 +205,11 @@ def growth(bench: Bench) -> Iterator[Row]:
     grown = (reports[-1]["peak"] - reports[0]["peak"]) / 1e6
     yield Row("growth", "digits, tiny", "MB more at the end", grown, target=5, most=True)
     far = total // 5
-    short = [o for o in pairs.endless(tiny, "") if not o.startswith(("name=", "resume=", "check"))]
+    short = [
+        o
+        for o in network_pairs.endless(tiny, "")
+        if not o.startswith(("name=", "resume=", "check"))
+    ]
     ready: dict[int, list[float]] = {1000: [], far: []}
     for step in ready:
         run = [*short, f"name=resume_{step}", f"checkpoint_every={step}"]

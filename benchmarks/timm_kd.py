@@ -21,7 +21,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import DistillationTeacher, LogitDistillationTask
 from timm.utils import dispatch_clip_grad
 
-from counterpart import Images, networks, normalisation
+from contender_inputs import Images, networks, normalisation
 from step_server import StepServer
 from workload import workload
 

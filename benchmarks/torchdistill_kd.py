@@ -29,7 +29,7 @@ from torchdistill.core.distillation import DistillationBox, get_distillation_box
 from torchdistill.misc.log import MetricLogger, SmoothedValue
 from torchvision import transforms
 
-from counterpart import Images, networks, normalisation
+from contender_inputs import Images, networks, normalisation
 from step_server import StepServer
 from workload import Workload, workload
 

@@ -65,7 +65,9 @@ def test_a_contender_that_ends_is_named(tmp_path: Path) -> None:
     from interleaved_timing import Contender, ContenderError
 
     with (
-        Contender("benchmarks/bare.py", ["recipe=none_such"], tmp_path) as contender,
-        pytest.raises(ContenderError, match=r"bare\.py recipe=none_such has ended; see .*log"),
+        Contender("benchmarks/baseline_loop.py", ["recipe=none_such"], tmp_path) as contender,
+        pytest.raises(
+            ContenderError, match=r"baseline_loop\.py recipe=none_such has ended; see .*log"
+        ),
     ):
         contender.ready()

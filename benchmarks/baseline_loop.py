@@ -3,7 +3,7 @@
 The same networks, views, arithmetic and order of steps as `src/train.py` with the same overrides;
 no trainer, no callbacks, no log, no checkpoint.
 
-    STEP_SERVER=... python benchmarks/bare.py recipe=function_matching data=...
+    STEP_SERVER=... python benchmarks/baseline_loop.py recipe=function_matching data=...
 """
 
 import sys
