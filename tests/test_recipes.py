@@ -206,7 +206,7 @@ def test_unknown_laws_are_refused() -> None:
         Shared(name="x", crop="huge")
     with pytest.raises(ValueError, match=r"recipe\.teacher_crop must be one of .*got 'huge'"):
         Fixed(name="x", crop="whole", teacher_crop="huge")
-    with pytest.raises(ValueError, match=r"recipe\.mixing=true: a fixed teacher has no word"):
+    with pytest.raises(ValueError, match=r"recipe\.mixing=true: a fixed teacher has no targets"):
         Fixed(name="x", crop="whole", mixing=True)
     with pytest.raises(ValueError, match=r"recipe\.ensemble must be at least 1, got 0"):
         Fixed(name="x", crop="whole", ensemble=0)
