@@ -42,7 +42,7 @@ PRELOADED = (
     *("scipy.io", "filelock", "torchcodec.decoders"),
 )
 # Prefixes of variables that the interpreter, the C library or a package reads only when it starts.
-_READ_AT_START = (
+READ_AT_START = (
     *("PYTHON", "OMP_", "MKL_", "KMP_", "OPENBLAS", "TORCH", "PYTORCH", "CUDA", "NVIDIA"),
     *("KINETO", "CXX", "HF_", "TIMM", "WANDB", "MPL", "LD_", "MALLOC", "LANG", "LC_"),
 )
@@ -185,7 +185,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_AT_START) and name != "PYTHONPATH"
+        if name.startswith(READ_AT_START) and name != "PYTHONPATH"
     }
 
 
