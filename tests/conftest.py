@@ -59,9 +59,11 @@ FAULTS = {
 # The modules that take longest, in the order in which pytest-xdist hands them out: the short ones
 # come last, so that its workers end together.
 LONGEST = (
-    *("test_resume", "test_records", "test_loggers", "test_help", "test_signals"),
-    *("test_commands", "test_config", "test_models", "test_broken", "test_ranks", "test_cache"),
-    *("test_rehearsal", "test_refusals", "test_experiments", "test_scale", "test_teachers"),
+    *("test_resume", "test_records", "test_loggers", "test_scale", "test_cache"),
+    *("test_commands", "test_exporting", "test_tasks", "test_help", "test_programs", "test_ranks"),
+    *("test_rehearsal", "test_broken", "test_report", "test_teachers", "test_experiments"),
+    *("test_signals", "test_computing", "test_refusals", "test_config", "test_forkserver"),
+    *("test_dashboard", "test_setup", "test_package"),
 )
 
 
