@@ -23,12 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # What results do not depend on; one thread, for many commands share the machine under test.
 QUICK = ("logger=none", "compute.threads=1", "trainer.accelerator=cpu")
 _TIMEOUT = 280.0  # seconds
+# Before packages that a test imports set variables of their own, with which no fork would serve.
+_GIVEN = {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """What this process was given, less what would steer a command from outside."""
     steers = ("WANDB", "HYDRA", "PYTHON", "MAKE", "MFLAGS")
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(steers)}
+    later, start = os.environ.items(), forkserver.READ_AT_START
+    found = {k: v for k, v in later if not k.startswith(start)}
+    found |= {k: v for k, v in _GIVEN.items() if k.startswith(start)}
+    keep = {k: v for k, v in found.items() if not k.startswith(steers)}
     return {**keep, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(home), **more}
 
 
@@ -127,7 +132,6 @@ def command_here(script: str, *overrides: str, cwd: Path) -> tuple[int, str, str
 
 _ANSWERS = """
 import contextlib, io, json, sys
-import configstore
 from funmatch.cli.main import COMMANDS
 
 class Door:  # what must not be needed to refuse
@@ -135,8 +139,6 @@ class Door:  # what must not be needed to refuse
         if name in ("torch", "sklearn"):
             raise RuntimeError(f"{name} was imported")
 
-configstore.share()
-configstore.compose_once()
 sys.meta_path.insert(0, Door())
 found = []
 for script, arguments in json.load(sys.stdin):

@@ -12,7 +12,6 @@ import pytest
 from filelock import FileLock
 from omegaconf import DictConfig
 
-import configstore
 from commands import QUICK, command
 from funmatch.config import resolvers
 from funmatch.config.compose import compose_context
@@ -20,7 +19,6 @@ from funmatch.config.compose import compose_context
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many tests share the machine
 
 
-configstore.share()
 resolvers.register()  # before tests are collected: some have the options of groups as parameters
 
 
@@ -59,9 +57,11 @@ FAULTS = {
 # The modules that take longest, in the order in which pytest-xdist hands them out: the short ones
 # come last, so that its workers end together.
 LONGEST = (
-    *("test_resume", "test_records", "test_loggers", "test_help", "test_signals"),
-    *("test_commands", "test_config", "test_models", "test_broken", "test_ranks", "test_cache"),
-    *("test_rehearsal", "test_refusals", "test_experiments", "test_scale", "test_teachers"),
+    *("test_resume", "test_records", "test_loggers", "test_scale", "test_cache"),
+    *("test_commands", "test_exporting", "test_tasks", "test_help", "test_programs", "test_ranks"),
+    *("test_rehearsal", "test_broken", "test_report", "test_teachers", "test_experiments"),
+    *("test_signals", "test_computing", "test_refusals", "test_config", "test_forkserver"),
+    *("test_dashboard", "test_setup", "test_package"),
 )
 
 

@@ -42,7 +42,7 @@ PRELOADED = (
     *("scipy.io", "filelock", "torchcodec.decoders"),
 )
 # Prefixes of variables that the interpreter, the C library or a package reads only when it starts.
-_READ_AT_START = (
+READ_AT_START = (
     *("PYTHON", "OMP_", "MKL_", "KMP_", "OPENBLAS", "TORCH", "PYTORCH", "CUDA", "NVIDIA"),
     *("KINETO", "CXX", "HF_", "TIMM", "WANDB", "MPL", "LD_", "MALLOC", "LANG", "LC_"),
 )
@@ -185,7 +185,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_READ_AT_START) and name != "PYTHONPATH"
+        if name.startswith(READ_AT_START) and name != "PYTHONPATH"
     }
 
 
@@ -238,9 +238,6 @@ def _warm_up() -> None:
     from omegaconf import grammar_parser
     from PIL import Image
 
-    import configstore
-
-    configstore.share()
     Plugins.instance()
     overrides = ["a=1", "a.b_c=0.5", "+a.b=c", "a=[1,b]", "a={b:1,c:2}", "a=b,c", "~a", "a=1e-3"]
     OverridesParser.create().parse_overrides([*overrides, "a=x/y.z", "+a@b.c=d", "a=null,true"])

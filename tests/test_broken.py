@@ -182,7 +182,6 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path:
     assert Run(config.parent).checkpoints.all()
 
 
-@pytest.mark.slow
 @pytest.mark.fault(10)
 def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> None:
     given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "compute.workers=2")

@@ -210,10 +210,12 @@ def test_kept_words_of_an_ensemble_equal_live_ones_on_the_same_views(
     for step in range(3):
         batch = stream[step].mixed()
         found, live = kept(batch), online.OnlineTargets(teacher)(batch)
-        torch.testing.assert_close(found.prediction, live.prediction)
+        # Of hundreds of pixels; other numbers of rows are summed in another order.
+        close = {"rtol": 1e-4, "atol": 1e-2}
+        torch.testing.assert_close(found.prediction, live.prediction, **close)
         for (weight, logits), (same, expected) in zip(found.members, live.members, strict=True):
             assert weight == same
-            torch.testing.assert_close(logits, expected)
+            torch.testing.assert_close(logits, expected, **close)
 
 
 def test_members_are_asked_and_kept_one_by_one(pair, tmp_path: Path) -> None:

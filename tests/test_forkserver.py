@@ -147,6 +147,14 @@ def test_what_is_read_at_start_is_left_to_a_new_process(server: Server, tmp_path
         assert not server.serves(environment(tmp_path, **{name: "7"}))
 
 
+def test_what_packages_set_in_this_process_keeps_no_command_from_the_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "7")
+    assert server.serves(environment(tmp_path))
+
+
 def test_command_that_takes_too_long_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,12 +135,12 @@ def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
 
 
 def test_a_failure_is_one_line_on_the_console_and_a_traceback_in_the_log(workplace: Path) -> None:
-    given = (*SHORT, "name=failing", *inject("FailAt", seed=0))
+    given = (*SHORT, "name=logged-failure", *inject("FailAt", seed=0))
     code, _, err = command_here("train", *given, cwd=workplace)
     assert code == 1
     assert err.startswith("error: RuntimeError: a fault was injected (HYDRA_FULL_ERROR=1 shows")
     assert err.count("\n") == 1
-    text = (only_run(workplace, "failing").directory / "run.log").read_text()
+    text = (only_run(workplace, "logged-failure").directory / "run.log").read_text()
     assert "ERROR   funmatch: failed\nTraceback (most recent call last):" in text
     assert 'raise RuntimeError("a fault was injected")' in text
 

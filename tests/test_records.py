@@ -378,7 +378,8 @@ def test_independent_noise_targets_are_recorded(lesson) -> None:
     said = net.linear(torch.cat(net.seen).flatten(1)).detach()
     (about,) = (p for p in targets_of(independent) if json.loads(p.read_text())["shared"] is False)
     rows = torch.from_numpy(np.fromfile(about.with_name("rows.bin"), np.float32).reshape(30, 7))
-    torch.testing.assert_close(rows, said)
+    # Of hundreds of pixels; other numbers of rows are summed in another order.
+    torch.testing.assert_close(rows, said, rtol=1e-4, atol=1e-2)
 
 
 def said_last(capsys) -> str:

@@ -343,7 +343,6 @@ def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tup
     return in_a_save, lost
 
 
-@pytest.mark.slow
 @pytest.mark.fault(2)
 def test_killed_at_a_random_moment(workplace: Path, tmp_path: Path, record_property) -> None:
     in_a_save, lost = killed_at_random(workplace, tmp_path, kills=1, steps=400)

@@ -78,4 +78,6 @@ def test_evaluation_views_are_kept_too(tmp_path: Path) -> None:
         )
     assert len(net.net.seen) == 4
     views = torch.cat(net.net.seen)
-    torch.testing.assert_close(found._predictions[0], net.net.linear(views.flatten(1)))
+    # Of hundreds of pixels; other numbers of rows are summed in another order.
+    expected = net.net.linear(views.flatten(1))
+    torch.testing.assert_close(found._predictions[0], expected, rtol=1e-4, atol=1e-2)

@@ -18,8 +18,9 @@ def export() -> None:
 def _export(cfg: DictConfig) -> None:
     trainer_arguments.check_device(cfg, "export")
     from funmatch.experiment import export_student  # imports torch
+    from funmatch.export.formats import FORMATS
 
-    validation.check_export(cfg, export_student.FORMATS)
+    validation.check_export(cfg, FORMATS)
     experiment = load_run.open_run(
         cfg.run, accelerator=cfg.trainer.accelerator, data=cfg.get("data")
     )

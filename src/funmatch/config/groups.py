@@ -36,7 +36,7 @@ class Option:
     Attributes:
         path: group and name, as in "student/bit_r50".
         node: its content, with a defaults list.
-        package: where it goes; None for the place of its group.
+        package: where it goes; None for that of its group.
     """
 
     path: str
@@ -45,7 +45,12 @@ class Option:
 
 
 def register(store: ConfigStore) -> None:
-    """Makes the options known to Hydra."""
+    """Makes the options known to Hydra.
+
+    Hydra copies the whole store for each list of options and each composition, to read from the
+    copy: 6 seconds of `--help`. It is told that the store is its own copy.
+    """
+    store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     for option in options():
         group, _, name = option.path.rpartition("/")
         store.store(name, option.node, group, option.package)
@@ -105,10 +110,10 @@ def _experiments() -> Iterator[Option]:
                 node["defaults"].append({f"override /{key}": value})
             else:
                 *parents, last = key.split(".")
-                place = node
+                branch = node
                 for parent in parents:
-                    place = place.setdefault(parent, {})
-                place[last] = _value(value)
+                    branch = branch.setdefault(parent, {})
+                branch[last] = _value(value)
         yield Option(f"experiment/{row['name']}", node, "_global_")
 
 

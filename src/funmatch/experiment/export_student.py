@@ -18,8 +18,8 @@ from funmatch.experiment.device import configure_torch, device
 from funmatch.experiment.experiment import Experiment
 from funmatch.experiment.interleaved_timing import TimedNetwork, time_in_turns
 from funmatch.experiment.train_here import train_here
-from funmatch.export import card, inference_model, int8, onnx, torch_export
-from funmatch.export import timm_safetensors as safetensors
+from funmatch.export import card, inference_model, timm_safetensors
+from funmatch.export.formats import FORMATS
 from funmatch.models import timm_models
 from funmatch.models.exported import ExportedModel
 from funmatch.models.network import Network
@@ -31,12 +31,6 @@ from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
 _BATCH = 32  # images of a pass
 _MAX_DIFFERENCE = 1e-3  # of a prediction, relative to the largest, unless int8
 _FACTS = "verification.json"
-FORMATS = {
-    "safetensors": safetensors,
-    "onnx": onnx,
-    "torch_export": torch_export,
-    "int8": int8,
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class ExportOptions:
     """What is written, and how it is verified.
 
     Attributes:
-        format: a name in `FORMATS`.
+        format: a name in `export.formats.FORMATS`.
         directory: where it is written.
         split: of the data, on which the file is compared with the student.
         images: of that split, at most.
@@ -102,8 +96,8 @@ def _write_verified(
         kind.write(student, folder, inference_model.metadata(student, classes), calibration)
         size = sum(path.stat().st_size for path in folder.iterdir())
         exported: nn.Module
-        if kind is safetensors:
-            exported = safetensors.load(folder, networks.build_network(experiment.student))
+        if kind is timm_safetensors:
+            exported = timm_safetensors.load(folder, networks.build_network(experiment.student))
         else:
             exported = ExportedModel(folder / kind.FILE)
     except ImportError as error:
