@@ -211,7 +211,7 @@ def test_a_directory_with_another_configuration_is_refused(workplace: Path, swep
     assert afresh.returncode == 1
     assert Run(directory).completed  # nothing was cleared
     assert done.returncode == 1
-    assert "optimizer.lr (there 0.5, here 0.01)" in done.stderr
+    assert "optimizer.lr (recorded: 0.5, now: 0.01)" in done.stderr
 
 
 def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
@@ -227,7 +227,7 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    told = r"interrupted by SIGINT: saved after step (\d+) of 100000; the same command goes on .*\n"
+    told = r"interrupted by SIGINT: saved after step (\d+) of 100000; the same command resumes .*\n"
     match = re.fullmatch(told, errors)
     assert match, errors
     (saved,) = (workplace / "logs").glob("interrupted/*/checkpoints/*")

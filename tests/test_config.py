@@ -214,7 +214,7 @@ def test_run_id_is_the_same_for_10_and_10_0(compose) -> None:
 
 def test_the_key_in_which_two_configurations_differ_is_named(compose) -> None:
     one, other = (identity.identity(changed(compose(), f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
-    assert identity.differing_key(one, other) == "optimizer.lr (there 0.1, here 0.2)"
+    assert identity.differing_key(one, other) == "optimizer.lr (recorded: 0.1, now: 0.2)"
     assert identity.differing_key(one, one) is None
 
 

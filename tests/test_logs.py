@@ -121,7 +121,7 @@ def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
     lines = text.splitlines()
     assert all(STAMP.match(line) for line in lines)
     assert text.count("command: ") == 2
-    going_on = "going on from step 4 of 6"
+    going_on = "resuming from step 4 of 6"
     assert f"  {going_on}\n" in out
     assert text.count(going_on) == 1
     assert sum(": step " in line for line in lines) == 6

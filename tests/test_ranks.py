@@ -136,7 +136,7 @@ def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property)
     )
     # What was skipped is remembered: the same command ends at the same step.
     again = command("train", *SETTINGS, *given, cwd=workplace)
-    assert "going on from step 6 of 40" in again.stdout
+    assert "resuming from step 6 of 40" in again.stdout
     assert told in again.stderr
     record_property("injected", 5)
 

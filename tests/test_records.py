@@ -871,7 +871,7 @@ def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed, said = trained(elsewhere, "killed", "targets=record")
     assert "37 of 60 steps are in logs/targets/" in said
-    assert "going on from step 30 of 60" in said
+    assert "resuming from step 30 of 60" in said
     assert same(resumed, recorded)
     assert (steps_record(elsewhere) / "rows.bin").stat().st_size == 60 * 100 * 20
 

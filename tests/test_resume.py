@@ -73,12 +73,12 @@ def test_run_stopped_by_sigterm_ends_as_if_it_had_not(
         fault = inject("SignalAt", step=step, number=15)
         stopped = command("train", *given, *fault, cwd=workplace)
         assert stopped.returncode == 75
-        told = f"interrupted by SIGTERM: saved after step {step} of 90; the same command goes on"
+        told = f"interrupted by SIGTERM: saved after step {step} of 90; the same command resumes"
         assert stopped.stderr == f"{told} (exit code 75)\n"
     assert run_of(workplace, f"stopped-{len(steps)}").result["status"] == "running"
     done = command("train", *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "going on from step 73 of 90" in done.stdout
+    assert "resuming from step 73 of 90" in done.stdout
     assert digests(run_of(workplace, f"stopped-{len(steps)}")) == digests(uninterrupted)
     record_property("injected", len(steps))
 
@@ -96,7 +96,7 @@ def test_killed_run_ends_as_if_it_had_not_been(
 
     done = command("train", *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "going on from step 60 of 90" in done.stdout
+    assert "resuming from step 60 of 90" in done.stdout
     resumed = run_of(workplace, f"killed-{len(steps)}")
     assert digests(resumed) == digests(uninterrupted)
     for column in ("student_val_top1", "student_test_top1", "kl_to_teacher", "best_step"):
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     place = run.checkpoints.folder.relative_to(workplace)
     told = f"  {place}/{newest.name} is damaged (its checksum differs); using {place}/{before.name}"
     assert told in done.stdout
-    assert "going on from step 50 of 90" in done.stdout
+    assert "resuming from step 50 of 90" in done.stdout
     assert digests(run_of(workplace, name)) == digests(uninterrupted)
 
 
@@ -188,7 +188,7 @@ def test_a_longer_run_begins_where_another_ended(workplace: Path, uninterrupted:
     assert (done.returncode, done.stderr) == (0, "")
     # 1/2 (1 + cos(pi (90 - 20) / (150 - 20))) = 0.440
     assert (
-        f"  going on from step 90 of {source}: the schedule is now that of 150 steps, so the "
+        f"  resuming from step 90 of {source}: the schedule is now that of 150 steps, so the "
         "learning rate goes from 0 to 0.44 of its peak; a run of 150 steps from the beginning "
         "would not end the same\n"
     ) in done.stdout
@@ -211,7 +211,7 @@ def test_a_longer_run_begins_where_another_ended(workplace: Path, uninterrupted:
     killed = command("train", *SETTINGS, *longer, *inject("SignalAt", step=113), cwd=workplace)
     assert killed.returncode == -9
     again = command("train", *SETTINGS, *longer, cwd=workplace)
-    assert "going on from step 110 of 150" in again.stdout
+    assert "resuming from step 110 of 150" in again.stdout
     (resumed,) = (workplace / "logs" / "longer").glob("*/summary.json")
     assert (
         torch.load(Run(resumed.parent).checkpoints.all()[0], weights_only=True)["global_step"]
@@ -241,7 +241,7 @@ def test_resume_from_earlier_checkpoint_drops_later_best_student(
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        (("steps=150", "objective.temperature=2"), "objective.temperature (there 5, here 2); only"),
+        (("steps=150", "objective.temperature=2"), "objective.temperature (recorded: 5, now: 2); only"),
         (("steps=90",), "is at step 90 already and this run has 90; give more epochs"),
     ],
 )

@@ -92,7 +92,7 @@ def leaves_together(workplace: Path, number: signal.Signals, to: str) -> float:
     assert process.returncode == CODES[number]
     step = saved_step(workplace, name)
     match = re.fullmatch(
-        r"interrupted by (.*): saved after step (\d+) of 100000; the same command goes on "
+        r"interrupted by (.*): saved after step (\d+) of 100000; the same command resumes "
         rf"\(exit code {CODES[number]}\)\n",
         errors,
     )
@@ -153,7 +153,7 @@ def test_ranks_save_when_their_command_is_killed(workplace: Path) -> None:
     stop = inject("SignalAt", step=saved + 5, number=signal.SIGTERM.value)
     done = command("train", *LONG, *settings, *stop, cwd=workplace)
     assert done.returncode == 75, done.stderr
-    assert f"going on from step {saved} of 100000" in done.stdout
+    assert f"resuming from step {saved} of 100000" in done.stdout
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_one_line(workplace: Path) -> None
         os.kill(both[1], signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert errors == "error: rank 1 was killed by SIGKILL; the same command goes on\n"
+    assert errors == "error: rank 1 was killed by SIGKILL; the same command resumes\n"
     assert all(map(gone, both))
 
 
@@ -179,7 +179,7 @@ def test_a_second_ctrl_c_does_not_wait(workplace: Path) -> None:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert time.monotonic() - began < 30
-    told = "what was saved is kept; the same command goes on (exit code 130)"
+    told = "what was saved is kept; the same command resumes (exit code 130)"
     assert errors == f"interrupted by SIGINT: {told}\n"
 
 

@@ -118,7 +118,7 @@ def test_a_job_preempted_three_times_ends_as_one_that_was_not(
     said = (tree / f"logs/slurm/{job}.out").read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), said
     saved = [int(step) for step in re.findall(r"saved after step (\d+) of 400", said)]
-    assert [int(step) for step in re.findall(r"going on from step (\d+) of 400", said)] == saved
+    assert [int(step) for step in re.findall(r"resuming from step (\d+) of 400", said)] == saved
     assert len(saved) == 3
     assert equal(run_of(tree, "preempted"), run_of(tree, "calm"))
     assert logged(run_of(tree, "preempted")) == list(range(5, 401, 5))

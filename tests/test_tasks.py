@@ -310,7 +310,7 @@ def test_a_killed_regressor_ends_as_if_it_had_not_been(home: Path, recipe: str) 
     assert killed.returncode != 0
     done = command("train", *given, cwd=home)
     assert done.returncode == 0, done.stderr
-    assert "going on from step 60 of 120" in done.stdout
+    assert "resuming from step 60 of 120" in done.stdout
     whole, again = (
         Run(next((home / "logs" / name).glob(f"{recipe}-s0-*"))) for name in ("sweep", "killed")
     )

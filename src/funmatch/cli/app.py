@@ -83,7 +83,7 @@ def launch(
         if distributed.rank() == 0:
             state = stop.message or "what was saved is kept"
             print(
-                f"interrupted by {stop.reason}: {state}; {again} goes on (exit code {stop.code})",
+                f"interrupted by {stop.reason}: {state}; {again} resumes (exit code {stop.code})",
                 file=sys.stderr,
                 flush=True,
             )

@@ -167,5 +167,5 @@ def differing_key(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
             if found := differing_key(before, after, f"{prefix}{key}."):
                 return found
         elif before != after:
-            return f"{prefix}{key} (there {before}, here {after})"
+            return f"{prefix}{key} (recorded: {before}, now: {after})"
     return None

@@ -71,7 +71,7 @@ def _decoded_once(experiment: Experiment, source: Source, visits: float) -> Sour
     except OSError as error:
         why = f"{experiment.paths.cache}: {error.strerror}"
         if experiment.data.cache == "auto":
-            _log.warning("  cache: %s; the run goes on without it", why)
+            _log.warning("  cache: %s; the run continues without it", why)
             return source
         remedy = "give another paths.cache, or data.cache=none"
         raise UserError(f"data.cache={experiment.data.cache}: {why}; {remedy}") from error

@@ -125,7 +125,7 @@ def _first_state(experiment: Experiment) -> Path | None:
         not warm_start.should_restart(experiment)
         and (state := run.checkpoints.newest(_info)) is not None
     ):
-        _info(f"going on from step {checkpoint_files.step(state)} of {total}")
+        _info(f"resuming from step {checkpoint_files.step(state)} of {total}")
         return state
     if (origin := warm_start.warm_start_source(experiment)) is None:
         return None
@@ -136,7 +136,7 @@ def _first_state(experiment: Experiment) -> Path | None:
         for each in (build(identity.read(source.directory / "config.yaml")), experiment)
     )
     _info(
-        f"going on from step {step} of {source.directory}: the schedule is now that of {total} "
+        f"resuming from step {step} of {source.directory}: the schedule is now that of {total} "
         f"steps, so the learning rate goes from {old_rate:.3g} to {new_rate:.3g} of its peak; "
         f"a run of {total} steps from the beginning would not end the same"
     )

@@ -120,7 +120,7 @@ def _outcome(codes: Sequence[int | None], folder: Path) -> dict[str, Any]:
             raise Interrupted(STOP.reason, STOP.code)  # before a rank could handle it
         if rank not in results and not any("interrupted" in each for each in results.values()):
             name = signal.Signals(number).name
-            raise UserError(f"rank {rank} was killed by {name}; the same command goes on")
+            raise UserError(f"rank {rank} was killed by {name}; the same command resumes")
     for rank, result in results.items():
         if "interrupted" in result:
             reason, code, message = result["interrupted"]
