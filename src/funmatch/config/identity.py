@@ -132,23 +132,25 @@ def read(path: Path) -> DictConfig:
         ) from error
     allowlist.check(cfg)
     name = _DIRECTORY.fullmatch(path.parent.name)
-    if name and name[1] != _hash(settings) and not _has_lost_files(path, name[1], settings):
-        raise UserError(
-            f"{path}: is not the configuration by which its directory is named; it was edited, or "
-            "made by another version of funmatch: read it with that version, or train again"
-        )
+    if name and name[1] != _hash(settings):
+        recorded = _recorded(path, name[1])
+        difference = differing_key(_with_lost(recorded, settings), settings) if recorded else ""
+        if difference is not None:
+            raise UserError(
+                f"{path}: is not the configuration by which its directory is named"
+                f"{difference and f': {difference}'}; it was edited, or made by another version of "
+                "funmatch: read it with that version, or train again"
+            )
     return cfg
 
 
-def _has_lost_files(path: Path, expected: str, settings: Mapping[str, Any]) -> bool:
-    """Whether the identity differs only since files that were part of it are not there now."""
+def _recorded(path: Path, digest: str) -> dict[str, Any]:
+    """The identity in the summary of a run, if it is the one that named the directory."""
     try:
         recorded = json.loads(path.with_name("summary.json").read_text())["settings"]
-        if _hash(recorded) != expected:
-            return False
+        return dict(recorded) if _hash(recorded) == digest else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return _with_lost(recorded, settings) == settings
+        return {}
 
 
 def _with_lost(recorded: Any, settings: Any) -> Any:
