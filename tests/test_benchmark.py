@@ -15,7 +15,7 @@ QUICK = ("pairs=[digits]", "rounds=2", "seconds=0.05", "threads=1")
 
 
 @pytest.mark.slow
-def test_contenders_take_turns_and_figures_are_written(workplace: Path, tmp_path: Path) -> None:
+def test_benchmark_writes_json_table_and_plot(workplace: Path, tmp_path: Path) -> None:
     folder = tmp_path / "logs" / "benchmark"
     shutil.copytree(workplace / "logs" / "teachers", folder / "logs" / "teachers")
     done = command("benchmark", "figures=[overhead,targets]", *QUICK, cwd=tmp_path)
@@ -42,7 +42,7 @@ def test_contenders_take_turns_and_figures_are_written(workplace: Path, tmp_path
         ("photographs=nowhere", "photographs=nowhere: no such folder"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(
+def test_benchmark_refuses_unknown_figures_and_pairs_in_one_line(
     tmp_path: Path, override: str, told: str
 ) -> None:
     done = command("benchmark", override, cwd=tmp_path)
@@ -51,7 +51,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     assert done.stderr.count("\n") == 1
 
 
-def test_a_ratio_is_that_of_each_round() -> None:
+def test_timing_ratio_is_computed_within_each_round() -> None:
     """A machine that slows down by half in the second round changes no ratio."""
     from interleaved_timing import Result
 
@@ -61,7 +61,7 @@ def test_a_ratio_is_that_of_each_round() -> None:
 
 
 @pytest.mark.slow
-def test_a_contender_that_ends_is_named(tmp_path: Path) -> None:
+def test_exited_contender_is_reported_with_its_log(tmp_path: Path) -> None:
     from interleaved_timing import Contender, ContenderError
 
     with (

@@ -83,7 +83,7 @@ def test_unusual_image_formats_are_read(sound: Path, tmp_path: Path, record_prop
     record_property("injected", len(names))
 
 
-def test_a_broken_image_ends_the_run_by_its_name(sound: Path, tmp_path: Path) -> None:
+def test_corrupt_image_ends_the_run_and_is_named(sound: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         for name in broken(sound / "train" / CLASSES[0]):
             root = shutil.copytree(sound, tmp_path / name)
@@ -103,7 +103,7 @@ def test_a_broken_image_ends_the_run_by_its_name(sound: Path, tmp_path: Path) ->
         (sound / "train" / CLASSES[0] / name).unlink()
 
 
-def test_broken_images_are_left_out_and_counted(
+def test_corrupt_images_are_skipped_and_counted(
     sound: Path, tmp_path: Path, record_property
 ) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
@@ -140,7 +140,7 @@ def test_broken_images_are_left_out_and_counted(
     record_property("injected", len(train) + len(test))
 
 
-def test_the_next_image_takes_the_place_with_its_label(sound: Path, tmp_path: Path) -> None:
+def test_corrupt_image_is_replaced_by_the_next_image_and_label(sound: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
     names = {root / "train" / CLASSES[1] / name for name in broken(root / "train" / CLASSES[1])}
     names |= {root / "train" / CLASSES[2] / name for name in broken(root / "train" / CLASSES[2])}
@@ -170,7 +170,7 @@ def test_split_without_readable_image_is_an_error(sound: Path, tmp_path: Path) -
 
 
 @pytest.mark.fault(10)
-def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path: Path) -> None:
+def test_killed_worker_ends_the_run_in_one_line(sound: Path, tmp_path: Path) -> None:
     given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "compute.workers=2")
     fault = inject("KillWorker", step=20)
     done = command("finetune", *given, "name=worker", "checkpoint_every=10", *fault, cwd=tmp_path)
@@ -183,7 +183,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path:
 
 
 @pytest.mark.fault(10)
-def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> None:
+def test_workers_exit_when_their_run_is_killed(sound: Path, tmp_path: Path) -> None:
     given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "compute.workers=2")
     fault = inject("SignalAt", step=20)
     settings = ("name=orphans", "checkpoint_every=10")
@@ -214,7 +214,7 @@ print(next(batches).views["student"].shape)
 
 
 @pytest.mark.fault(10)
-def test_process_ends_with_workers_left_running() -> None:
+def test_process_exits_with_open_worker_iterators() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LEFT],
         env=hardware.subprocess_environment(PYTHONPATH=os.pathsep.join(sys.path)),

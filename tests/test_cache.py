@@ -115,7 +115,7 @@ def noise(count: int) -> list[torch.Tensor]:
     return list(toys.MixedSizes(count).images(np.arange(count)))
 
 
-def test_images_of_any_size_are_one_run_of_pixels() -> None:
+def test_images_of_mixed_sizes_are_packed_and_restored() -> None:
     several = noise(5)
     images = Images.of(several)
     assert len(images) == 5
@@ -128,7 +128,7 @@ def test_images_of_any_size_are_one_run_of_pixels() -> None:
     assert equal(images, several)
 
 
-def test_to_take_images_copies_no_pixel() -> None:
+def test_images_take_copies_no_pixels() -> None:
     several = noise(5)
     images = Images.of(several)
     for rows in (np.array([3, 0, 3]), slice(1, 4), np.array([], dtype=np.int64)):
@@ -140,7 +140,7 @@ def test_to_take_images_copies_no_pixel() -> None:
 
 @pytest.mark.parametrize("size", [8, 96, 300])  # 20 views in one, in 3 and in 20 parts
 @pytest.mark.parametrize("law", ["inception", "mild"])
-def test_a_batch_is_rendered_as_its_images_are_one_by_one(law: str, size: int) -> None:
+def test_render_batch_of_mixed_sizes_equals_render_of_each_image(law: str, size: int) -> None:
     images = Images.of(noise(25)).take(np.random.default_rng(1).permutation(25)[:20])
     rng = np.random.default_rng(2)
     if law == "inception":
@@ -160,7 +160,7 @@ def test_a_batch_is_rendered_as_its_images_are_one_by_one(law: str, size: int) -
 # --- a cached source -----------------------------------------------------------------------------
 
 
-def test_a_cached_source_is_its_source(source: ImageFiles, kept: Cached) -> None:
+def test_cached_source_equals_its_source(source: ImageFiles, kept: Cached) -> None:
     assert isinstance(kept, Cached)
     assert len(kept) == len(source)
     assert kept.classes == source.classes
@@ -172,7 +172,7 @@ def test_a_cached_source_is_its_source(source: ImageFiles, kept: Cached) -> None
     assert len({tuple(size) for size in np.stack(source.sizes(everything(source)), 1)}) > 5
 
 
-def test_images_without_labels_are_cached(tmp_path: Path) -> None:
+def test_cache_accepts_images_without_labels(tmp_path: Path) -> None:
     plain = toys.MixedSizes(5)
     there = cached(plain, tmp_path)
     assert there.labels(np.array([0])) is None
@@ -196,7 +196,7 @@ def same(one: RenderedBatch | Batch, other: RenderedBatch | Batch) -> bool:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_every_view_of_a_recipe_is_the_same(
+def test_cached_source_yields_the_same_views_for_each_recipe(
     source: ImageFiles, kept: Cached, recipe: Recipe
 ) -> None:
     form = {"sides": {"student": 8, "teacher": 12}, "batch_size": 10, "seed": 3}
@@ -211,7 +211,7 @@ def test_every_view_of_a_recipe_is_the_same(
         assert same(planned.rendered(images.take(planned.index.numpy())), expected)
 
 
-def test_a_cache_travels_without_its_pixels(source: ImageFiles, kept: Cached) -> None:
+def test_pickled_cache_contains_no_pixels(source: ImageFiles, kept: Cached) -> None:
     kept.images(everything(kept))
     content = pickle.dumps(kept)
     assert len(content) < len(pickle.dumps(source)) + 500
@@ -220,7 +220,7 @@ def test_a_cache_travels_without_its_pixels(source: ImageFiles, kept: Cached) ->
     assert other.fingerprint() == source.fingerprint()
 
 
-def test_spawned_workers_read_a_cache(source: ImageFiles, kept: Cached) -> None:
+def test_spawned_workers_read_the_cache(source: ImageFiles, kept: Cached) -> None:
     form = {"sides": {"student": 8}, "batch_size": 10, "seed": 3}
     loader = DataLoader(
         toys.image_stream(kept, RECIPES[0], **form),
@@ -235,7 +235,9 @@ def test_spawned_workers_read_a_cache(source: ImageFiles, kept: Cached) -> None:
     assert all(same(batch, plain[step]) for step, batch in enumerate(batches))
 
 
-def test_evaluation_views_from_a_cache(source: ImageFiles, tmp_path: Path) -> None:
+def test_evaluation_views_are_cached_per_resize_and_side(
+    source: ImageFiles, tmp_path: Path
+) -> None:
     views = EvaluationViews(source, resize=20, side=16)
     there = cached(views, tmp_path)
     assert there.sizes(np.array([0, 1]))[0].tolist() == [16, 16]
@@ -247,7 +249,7 @@ def test_evaluation_views_from_a_cache(source: ImageFiles, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the law of Linux for private mappings")
-def test_a_cache_may_be_larger_than_the_memory_of_the_machine(tmp_path: Path) -> None:
+def test_cache_may_be_larger_than_memory(tmp_path: Path) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with Path("/proc/meminfo").open() as file:
         memory += 1024 * next(int(line.split()[1]) for line in file if "SwapTotal" in line)
@@ -361,13 +363,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
             reader.process.communicate()
 
 
-def test_killed_while_building_leaves_no_cache(story: SimpleNamespace) -> None:
+def test_killed_build_leaves_no_cache(story: SimpleNamespace) -> None:
     assert len(story.left) == 2
     assert re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp", story.left[0])
     assert re.fullmatch(r"[0-9a-f]{16}\.lock", story.left[1])
 
 
-def test_the_first_of_several_processes_builds_for_all(story: SimpleNamespace) -> None:
+def test_concurrent_processes_build_the_cache_once(story: SimpleNamespace) -> None:
     assert story.ended == [0, 0, 0]
     assert sorted(map(len, story.said)) == [0, 0, 2]
     opening, made = max(story.said, key=len)
@@ -380,13 +382,13 @@ def test_the_first_of_several_processes_builds_for_all(story: SimpleNamespace) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="smaps_rollup is of Linux")
-def test_readers_share_the_memory_of_a_cache(story: SimpleNamespace) -> None:
+def test_reading_processes_share_the_memory_of_a_cache(story: SimpleNamespace) -> None:
     (pixels,) = story.home.glob("kept/*/pixels.bin")
     assert pixels.stat().st_size == 108_000_000
     assert max(kilobytes for _, kilobytes in story.last) < 27_000
 
 
-def test_a_build_that_fails_leaves_nothing(root: Path, tmp_path: Path) -> None:
+def test_failed_build_leaves_no_cache(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "album")
     source = found(tmp_path / "album")
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -436,7 +438,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_cache_is_made_again(
+def test_damaged_cache_is_rebuilt(
     damage: Callable[[Path], object],
     source: ImageFiles,
     tmp_path: Path,
@@ -456,7 +458,7 @@ def test_a_damaged_cache_is_made_again(
 
 
 @pytest.mark.parametrize("size", [(20, 20), (21, 19)], ids=["of its size", "of another size"])
-def test_an_image_that_was_replaced_is_decoded_again(
+def test_cache_of_a_replaced_image_is_rebuilt(
     size: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(16):  # so all of them are compared
@@ -478,7 +480,7 @@ def test_an_image_that_was_replaced_is_decoded_again(
     assert there.images(np.array([11])).image(0)[:, 0, 0].tolist() != colour
 
 
-def test_a_damaged_image_is_found_when_it_is_read_first(
+def test_damaged_cached_image_is_detected_on_first_read(
     source: ImageFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached(source, tmp_path)
@@ -522,7 +524,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
 
 
-def test_without_room_a_cache_is_refused_in_one_line(
+def test_cache_without_disk_space_is_refused_in_one_line(
     configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_room(monkeypatch)
@@ -537,7 +539,7 @@ def test_without_room_a_cache_is_refused_in_one_line(
     assert not (tmp_path / "kept").exists()
 
 
-def test_auto_takes_what_pays_and_fits(
+def test_auto_caches_only_if_images_repeat_and_fit(
     source: ImageFiles, configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_room(monkeypatch)
@@ -559,7 +561,7 @@ def test_auto_takes_what_pays_and_fits(
     assert len(both.val.images(np.array([0])).image(0)[0]) == 8
 
 
-def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_cache_needs_no_disk_space(configured, monkeypatch: pytest.MonkeyPatch) -> None:
     configured("disk")
     no_room(monkeypatch)
     for mode in ("disk", "auto"):
@@ -568,7 +570,7 @@ def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.Mon
         assert isinstance(there.val, Cached)
 
 
-def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> None:
+def test_in_memory_sources_are_not_cached_on_disk(compose, tmp_path: Path) -> None:
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
     found, placement = cache_policy.apply_cache(
@@ -579,7 +581,7 @@ def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> N
     assert not (tmp_path / "kept").exists()
 
 
-def test_another_place_is_refused(compose) -> None:
+def test_unknown_cache_mode_is_refused(compose) -> None:
     with pytest.raises(UserError, match=r"^data\.cache=tape: .*none.*disk.*device.*auto"):
         validation.check(compose("data.cache=tape"))
 
@@ -632,7 +634,7 @@ def said(home: Path) -> dict[str, list[str]]:
     return dict(zip(RUNS, lines, strict=True))
 
 
-def test_where_images_are_kept_changes_no_result(said, home: Path) -> None:
+def test_cache_mode_does_not_change_results(said, home: Path) -> None:
     plain, *others = (only_run(home, name) for name in RUNS if name != "dry")
     assert len(others) == 5
     for run in others:
@@ -642,7 +644,7 @@ def test_where_images_are_kept_changes_no_result(said, home: Path) -> None:
     assert len(plain.metrics.read_text().splitlines()) > 3
 
 
-def test_images_are_decoded_once_and_the_run_says_so(said, home: Path) -> None:
+def test_run_reports_each_cache_that_it_builds(said, home: Path) -> None:
     for mode in ("disk", "device", "auto"):
         opening, made, of_val, made_too = said[mode]
         assert re.match(rf"  cache: 36 images, \S+ GB decoded, in kept/{mode}/", opening)
@@ -654,7 +656,7 @@ def test_images_are_decoded_once_and_the_run_says_so(said, home: Path) -> None:
     assert sorted(path.name for path in (home / "kept").iterdir()) == ["auto", "device", "disk"]
 
 
-def test_another_process_reads_what_is_there_and_names_what_is_damaged(said, home: Path) -> None:
+def test_later_process_reuses_the_cache_and_names_a_damaged_one(said, home: Path) -> None:
     store = home / "kept/damaged"
     shutil.copytree(home / "kept/disk", store)
     train = builders.folder(str(home / "images")).train
@@ -708,7 +710,7 @@ def picture(path: Path, mode: str = "RGB", **form: Any) -> Path:
 
 @two_decoders
 @pytest.mark.parametrize(("mode", "form"), FORMS.values(), ids=FORMS)
-def test_decoders_agree_on_every_pixel(
+def test_torchcodec_and_pillow_decode_equal_pixels(
     mode: str, form: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = picture(tmp_path / "a.jpg", mode, **form)
@@ -722,7 +724,7 @@ def test_decoders_agree_on_every_pixel(
 @pytest.mark.parametrize("decoder", [pytest.param("torchcodec", marks=two_decoders), "pillow"])
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_truncated_photograph_is_refused(
+def test_decoders_refuse_truncated_images(
     progressive: bool,
     share: float,
     decoder: str,

@@ -97,7 +97,7 @@ def batch(recipe: Any = MIXED, sides: dict[str, int] | None = None) -> Batch:
         (1, [1] * 8),
     ],
 )
-def test_pieces_are_the_batch_cut_in_order(size: int | None, rows: list[int]) -> None:
+def test_batch_pieces_concatenate_to_the_batch(size: int | None, rows: list[int]) -> None:
     whole = batch(sides={"student": SIDE, "teacher": 10})
     pieces = list(whole.pieces(size))
     assert [len(piece.index) for piece in pieces] == rows
@@ -174,14 +174,14 @@ SIZES = pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 99])
 
 
 @SIZES
-def test_a_distilled_student_is_the_same_in_pieces(size: int) -> None:
+def test_micro_batch_does_not_change_a_distilled_student(size: int) -> None:
     whole = Exact(None).distilled(live())
     close(Exact(size).distilled(live()), whole)
     assert learned(whole) > 0.01
 
 
 @SIZES
-def test_a_student_of_labels_is_the_same_in_pieces(size: int) -> None:
+def test_micro_batch_does_not_change_a_supervised_student(size: int) -> None:
     """Also under mixup, whose partners are of other pieces."""
     taught = [Exact(each, lr=0.1, clip_norm=0.5) for each in (None, size)]
     whole, cut = (t.given(Supervision(t.student, t.learning, TASK)) for t in taught)
@@ -189,7 +189,7 @@ def test_a_student_of_labels_is_the_same_in_pieces(size: int) -> None:
     assert learned(whole) > 0.01
 
 
-def test_a_student_of_a_fixed_teacher_is_the_same_in_pieces(tmp_path: Path) -> None:
+def test_micro_batch_does_not_change_a_fixed_teacher_student(tmp_path: Path) -> None:
     recipe = Fixed(name="fixed_teacher", crop="whole", min_area=0.3)
     how = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     teacher = teacher_of(network(10, seed=2))
@@ -200,7 +200,7 @@ def test_a_student_of_a_fixed_teacher_is_the_same_in_pieces(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("recording", "reading"), [(None, 3), (3, None), (3, 5)])
-def test_a_record_serves_pieces_of_any_size(
+def test_recorded_targets_serve_any_micro_batch(
     tmp_path: Path, recording: int | None, reading: int | None
 ) -> None:
     def recorded(net: Network) -> RecordedTargets:
@@ -221,7 +221,7 @@ def test_a_record_serves_pieces_of_any_size(
 
 @pytest.mark.parametrize("clip", [None, 1000.0, 1e9])
 @pytest.mark.parametrize("size", [None, 3])
-def test_the_gradient_is_clipped_once_as_torch_clips_it(
+def test_gradient_is_clipped_once_per_step_as_by_torch(
     clip: float | None, size: int | None
 ) -> None:
     taught, twin = Exact(size, clip_norm=clip), Exact(None)
@@ -268,7 +268,7 @@ def wrapped(net: nn.Module, side: int = 32, features: tuple[str, ...] = ()) -> N
 
 
 @pytest.mark.parametrize(("depth", "settings", "side"), SHAPES)
-def test_folded_networks_say_the_same_to_the_last_bit(
+def test_folded_network_output_is_bit_identical(
     depth: tuple[int, ...], settings: dict[str, Any], side: int
 ) -> None:
     net = resnet(depth, **settings)
@@ -309,7 +309,7 @@ def test_folded_convolution_has_the_standardised_kernel(
     assert not torch.equal(plain.weight, conv.weight)
 
 
-def test_other_convolutions_stay_as_they_are() -> None:
+def test_fold_ignores_other_convolutions() -> None:
     """Those of timm that standardise in another way, too."""
 
     class Own(StdConv2d):
@@ -325,7 +325,7 @@ def test_other_convolutions_stay_as_they_are() -> None:
     assert torch.equal(net(images), expected)
 
 
-def test_features_of_folded_convolutions_are_kept() -> None:
+def test_folded_convolutions_still_return_features() -> None:
     names = ("stages.0.blocks.0.conv2", "stages.1.blocks.0.downsample.conv", "norm")
     live, twin = (wrapped(resnet(), features=names) for _ in range(2))
     frozen = Frozen(twin)
@@ -340,7 +340,7 @@ def test_features_of_folded_convolutions_are_kept() -> None:
     assert type(dict(twin.net.named_modules())[names[0]]) is nn.Conv2d
 
 
-def test_a_fingerprint_is_that_of_the_network_before_it_was_changed() -> None:
+def test_fingerprint_is_that_of_the_unmodified_network() -> None:
     net = resnet()
     plain = _digest(wrapped(copy.deepcopy(net)))
     ways: list[dict[str, Any]] = [{}, {"dtype": torch.bfloat16}, {"channels_last": True}]
@@ -359,7 +359,7 @@ def test_a_fingerprint_is_that_of_the_network_before_it_was_changed() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_teacher_in_bfloat16_speaks_float32_and_nearly_the_same(channels_last: bool) -> None:
+def test_bfloat16_teacher_returns_nearly_equal_float32_outputs(channels_last: bool) -> None:
     names = ("stages.0.blocks.0.conv2",)
     exact = Frozen(wrapped(resnet(), features=names))(pixels(4, 32))
     network = wrapped(resnet(), features=names)
@@ -383,7 +383,7 @@ def test_a_teacher_in_bfloat16_speaks_float32_and_nearly_the_same(channels_last:
 
 
 @pytest.mark.parametrize("around", [torch.bfloat16, torch.float16])
-def test_autocast_does_not_reach_a_teacher_in_bfloat16(around: torch.dtype) -> None:
+def test_autocast_does_not_affect_a_bfloat16_teacher(around: torch.dtype) -> None:
     frozen = Frozen(wrapped(resnet()), dtype=torch.bfloat16)
     alone = frozen(pixels(4, 32)).prediction
     with torch.autocast("cpu", around):
@@ -393,7 +393,7 @@ def test_autocast_does_not_reach_a_teacher_in_bfloat16(around: torch.dtype) -> N
     assert not torch.equal(reached.float(), Frozen(wrapped(resnet()))(pixels(4, 32)).prediction)
 
 
-def test_facts_name_the_dtype() -> None:
+def test_store_metadata_contains_the_dtype() -> None:
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         member = Frozen(wrapped(resnet((1,))), dtype=dtype)
         assert base.store_metadata(member, array_source())["dtype"] == name
@@ -438,7 +438,7 @@ def layouts(network: Network) -> set[torch.memory_format]:
         ("digits", "compute.channels_last=true", torch.channels_last),
     ],
 )
-def test_auto_turns_networks_without_group_norm(
+def test_channels_last_auto_excludes_group_norm_networks(
     configured, student: str, overrides: str, layout: torch.memory_format
 ) -> None:
     cfg = configured(student, *overrides.split())
@@ -458,7 +458,7 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("training", [False, True])
-def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> None:
+def test_channels_last_does_not_change_logits(configured, norm: str, training: bool) -> None:
     cfg = configured("mobilenet", f"student.net.norm={norm}", "student.side=32")
     said = []
     for last in (False, True):
@@ -483,7 +483,9 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
         ("16-mixed", torch.float32),
     ],
 )
-def test_the_teacher_is_of_the_precision(configured, precision: str, dtype: torch.dtype) -> None:
+def test_teacher_dtype_follows_trainer_precision(
+    configured, precision: str, dtype: torch.dtype
+) -> None:
     cfg = configured("digits", f"trainer.precision={precision}")
     (member,) = untrained_teacher(cfg).members.values()
     assert member.dtype == dtype
@@ -518,7 +520,7 @@ def without_compiler() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> None:
+def test_network_is_compiled_only_for_its_batch_size_and_mode(graphs, capsys) -> None:
     plain, net = tiny(), tiny()
     plain_network, network = (
         wrapped(plain, SIDE),
@@ -546,7 +548,7 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-def test_the_backward_pass_is_compiled_along(graphs) -> None:
+def test_backward_pass_is_compiled_with_the_forward_pass(graphs) -> None:
     """Else it would be too late to go on without a compiler that fails."""
     with fresh_cache():
         wrapped(tiny().train(), SIDE).set_compute_options(compiled=4)(pixels(4, SIDE))
@@ -555,7 +557,7 @@ def test_the_backward_pass_is_compiled_along(graphs) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
+def test_more_than_eight_networks_are_compiled(graphs) -> None:
     """More than torch's own limit of eight for one function."""
     for width in range(1, 10):
         net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, width))
@@ -563,7 +565,7 @@ def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
     assert graphs() == 9
 
 
-def test_a_network_whose_features_are_asked_for_is_not_compiled(graphs, capsys) -> None:
+def test_network_with_requested_features_is_not_compiled(graphs, capsys) -> None:
     network = wrapped(tiny(), SIDE, features=("0",)).set_compute_options(compiled=4)
     told = "its features are requested"
     assert capsys.readouterr().out == f"  compile: Sequential runs without torch.compile ({told})\n"
@@ -571,7 +573,7 @@ def test_a_network_whose_features_are_asked_for_is_not_compiled(graphs, capsys) 
     assert graphs() == 0
 
 
-def test_out_of_memory_in_a_compiled_network_is_raised(graphs, monkeypatch) -> None:
+def test_compiled_network_raises_out_of_memory(graphs, monkeypatch) -> None:
     compiled = Compiled(tiny(), rows=4, training=True)
 
     def too_much(images: Tensor) -> Tensor:
@@ -613,7 +615,7 @@ def test_error_of_the_network_is_raised_without_compiler(graphs) -> None:
         ("compile=both micro_batch=300", 100, 100),
     ],
 )
-def test_networks_are_compiled_for_what_they_are_shown(
+def test_compiled_batch_size_follows_compile_and_micro_batch(
     configured, settings: str, teacher: int | None, student: int | None
 ) -> None:
     cfg = configured("digits", *(f"compute.{each}" for each in settings.split()))
@@ -668,13 +670,13 @@ def test_micro_batch_warns_of_batch_normalisation(configured, capsys) -> None:
         assert capsys.readouterr().out == f"  {found}\n" * told
 
 
-def test_a_run_in_pieces_is_the_same_run(plain: Run, tmp_path: Path) -> None:
+def test_run_with_micro_batch_has_the_same_losses(plain: Run, tmp_path: Path) -> None:
     pieces, _ = trained(tmp_path, "pieces", "compute.micro_batch=7")
     assert pieces.directory.name == plain.directory.name
     assert losses(pieces) == pytest.approx(losses(plain), rel=1e-3)
 
 
-def test_a_run_in_mixed_precision(plain: Run, tmp_path: Path) -> None:
+def test_run_in_mixed_precision_completes_with_close_losses(plain: Run, tmp_path: Path) -> None:
     mixed, _ = trained(tmp_path, "mixed", "trainer.precision=bf16-mixed", "targets=record")
     assert mixed.completed
     assert mixed.directory.name != plain.directory.name
@@ -688,7 +690,7 @@ def test_a_run_in_mixed_precision(plain: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) -> None:
+def test_run_without_compiler_falls_back_to_eager(plain: Run, tmp_path: Path) -> None:
     machine = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     shutil.copy(plain.directory.parents[2] / "teacher.safetensors", tmp_path)
     settings = (*SETTINGS, "name=compiled", "compute.compile=both")
@@ -701,7 +703,7 @@ def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) ->
     assert run.metrics.read_bytes() == plain.metrics.read_bytes()
 
 
-def test_wrong_ways_to_compute_are_refused(tmp_path: Path) -> None:
+def test_wrong_compute_options_are_refused_in_one_line(tmp_path: Path) -> None:
     remedies = {
         "compute.micro_batch=0": "give a whole number from 1, or null",
         "compute.micro_batch=1.5": None,

@@ -126,7 +126,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_option_composes_and_passes_the_door(
+def test_every_group_option_composes_and_validates(
     compose, group: str, option: str, places: dict[str, Path]
 ) -> None:
     company = [each.format(**places) for each in COMPANY.get((group, option), ())]
@@ -137,7 +137,7 @@ def test_every_option_composes_and_passes_the_door(
 
 
 @pytest.mark.parametrize("name", ["train", "finetune"])
-def test_the_configuration_without_overrides_is_right(compose, name: str) -> None:
+def test_default_configuration_validates(compose, name: str) -> None:
     validation.check(compose(name=name))
 
 
@@ -146,7 +146,7 @@ def changed(cfg: DictConfig, *values: str) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(values))))
 
 
-def test_epochs_become_steps_as_in_the_paper(compose: Callable[..., DictConfig]) -> None:
+def test_total_steps_of_epochs_are_those_of_the_paper(compose: Callable[..., DictConfig]) -> None:
     """epochs * N / batch, rounded: the figures of paper.md, sec. 8."""
     base = compose()
     for epochs, images, batch, steps in (
@@ -164,7 +164,7 @@ def test_epochs_become_steps_as_in_the_paper(compose: Callable[..., DictConfig])
         assert schema.total_steps(cfg) == steps
 
 
-def test_steps_replace_the_epochs_that_the_data_proposes(compose) -> None:
+def test_steps_override_the_suggested_epochs(compose) -> None:
     assert compose().epochs == 3000
     cfg = compose("steps=70")
     assert cfg.epochs is None
@@ -172,7 +172,7 @@ def test_steps_replace_the_epochs_that_the_data_proposes(compose) -> None:
     assert schema.total_steps(cfg) == 70
 
 
-def test_run_id_depends_on_what_decides_the_result(compose) -> None:
+def test_run_id_depends_only_on_settings_that_change_results(compose) -> None:
     base = compose()
     name = identity.run_id(base)
     assert name.startswith("function_matching-s0-")
@@ -212,7 +212,7 @@ def test_run_id_is_the_same_for_10_and_10_0(compose) -> None:
     assert len({identity.run_id(cfg) for cfg in ten}) == 1
 
 
-def test_the_key_in_which_two_configurations_differ_is_named(compose) -> None:
+def test_differing_key_names_key_and_both_values(compose) -> None:
     one, other = (identity.identity(changed(compose(), f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
     assert identity.differing_key(one, other) == "optimizer.lr (recorded: 0.1, now: 0.2)"
     assert identity.differing_key(one, one) is None
@@ -235,12 +235,12 @@ def test_error_names_key_and_value_before_torch_is_imported(said, wrong: str, na
     assert is_error(err, named), err
 
 
-def test_error_messages(said) -> None:
+def test_train_error_messages(said) -> None:
     found = {wrong: said["train", wrong][2] for wrong in MESSAGES}
     assert found == {wrong: f"error: {line}\n" for wrong, line in MESSAGES.items()}
 
 
-def test_one_wrong_job_stops_a_sweep_before_the_first_starts(tmp_path: Path) -> None:
+def test_wrong_sweep_job_is_refused_before_any_job_starts(tmp_path: Path) -> None:
     done = command(
         "train", "-m", "recipe=consistent", "objective.temperature=1,0", *QUICK, cwd=tmp_path
     )
@@ -250,14 +250,14 @@ def test_one_wrong_job_stops_a_sweep_before_the_first_starts(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
     done = command("train", "objective.temperature=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "error: objective.temperature=0" in done.stderr
 
 
-def test_sweeps_of_a_configuration_are_checked_too(compose) -> None:
+def test_sweep_expands_sweeper_params_and_overrides(compose) -> None:
     cfg = OmegaConf.create(
         {"hydra": {"sweeper": {"params": {"seed": "1,2"}}, "overrides": {"task": ["recipe=a,b"]}}}
     )

@@ -141,7 +141,9 @@ def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
     wandb.teardown()
 
 
-def test_the_panels_show_what_runs_log(workplace: Path, server: Server, request) -> None:
+def test_dashboard_panels_show_only_logged_metrics(
+    workplace: Path, server: Server, request
+) -> None:
     arguments = (*SHORT, "name=seen", "trainer.log_every_n_steps=2")
     assert command("train", *arguments, cwd=workplace).returncode == 0
     history, summary, config = logged(workplace, "seen")
@@ -172,7 +174,9 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server, request)
     assert shown(json.loads(second["spec"])) == (course, figures)
 
 
-def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server, request) -> None:
+def test_dashboard_panels_follow_the_task_of_the_runs(
+    workplace: Path, server: Server, request
+) -> None:
     arguments = (*SHORT, "data=digits_ink", "name=ink")
     for script, more in {
         "finetune": ("model=digits_student", "save_as=ink", "logger=none"),
@@ -195,9 +199,7 @@ def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server,
     assert "FUNMATCH_ALLOW=elsewhere" in err
 
 
-def test_a_key_that_is_missing_or_refused_is_told_in_a_line(
-    workplace: Path, server: Server, request
-) -> None:
+def test_missing_or_refused_wandb_key_is_one_line(workplace: Path, server: Server, request) -> None:
     done = command("dashboard", cwd=workplace)
     assert done.returncode == 1
     assert re.fullmatch(r"error: dashboard: W&B: No API key .*WANDB_API_KEY.*\n", done.stderr)

@@ -31,7 +31,7 @@ def distillation(steps: int = 5, **how: object) -> tuple[Distillation, Network]:
 
 
 @pytest.mark.fault(12)
-def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
+def test_teacher_is_not_trained_optimised_or_saved(tmp_path: Path) -> None:
     learner, teacher = distillation()
     before = Frozen(teacher).fingerprint()
     student = learner.student.net.linear.weight.detach().clone()
@@ -50,7 +50,7 @@ def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
     assert set(saved["state_dict"]) == {"student.net.linear.weight", "student.net.linear.bias"}
 
 
-def test_a_fused_update_is_the_same_update() -> None:
+def test_fused_optimizer_equals_the_unfused_one() -> None:
     weights = []
     for fused in (False, True):
         learner, _ = distillation(fused=fused)
@@ -61,7 +61,7 @@ def test_a_fused_update_is_the_same_update() -> None:
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
-def test_one_step_is_the_formula() -> None:
+def test_distillation_steps_equal_a_manual_loop() -> None:
     """The trainer's step equals one written by hand from the same views."""
     learner, teacher = distillation(steps=2)
     source = array_source()
@@ -86,14 +86,14 @@ def test_one_step_is_the_formula() -> None:
 
 
 @pytest.mark.fault(12)
-def test_frozen_refuses_to_learn_and_keeps_no_graph() -> None:
+def test_frozen_network_records_no_gradient() -> None:
     frozen = Frozen(network(8))
     out = frozen(torch.rand(2, 3, 8, 8, requires_grad=True))
     assert not out.prediction.requires_grad
     assert not isinstance(frozen, torch.nn.Module)
 
 
-def test_fingerprints_differ_with_weights_and_normalisation() -> None:
+def test_fingerprint_depends_on_weights_normalisation_and_padding() -> None:
     plain = network(8, seed=1)
     other = Network(plain.net, mean=[0.5] * 3, std=[0.5] * 3, side=8, resize=8)
     prints = {Frozen(n).fingerprint() for n in (network(8, seed=1), network(8, seed=2), other)}
@@ -107,7 +107,7 @@ def test_fingerprints_differ_with_weights_and_normalisation() -> None:
     assert Frozen(network(8, seed=1)).fingerprint() in prints
 
 
-def test_a_network_normalises_and_keeps_the_features_asked_for() -> None:
+def test_network_normalises_and_returns_requested_features() -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.ReLU())
     wrapped = Network(
         net, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.2], side=2, resize=2, features=["1"]
@@ -122,12 +122,12 @@ def test_a_network_normalises_and_keeps_the_features_asked_for() -> None:
         Network(net, mean=[0], std=[1], side=2, resize=2, features=["nope"])
 
 
-def test_function_matching_refuses_a_temperature_of_zero() -> None:
+def test_function_matching_refuses_zero_temperature() -> None:
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         FunctionMatching(0)
 
 
-def test_supervision_shares_the_loss_between_mixing_partners() -> None:
+def test_supervision_weights_the_loss_of_mixing_partners() -> None:
     learner = Supervision(network(8, seed=1), learning(2), TASK)
     rendered = image_stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
     batch = rendered.mixed()
@@ -141,14 +141,14 @@ def test_supervision_shares_the_loss_between_mixing_partners() -> None:
     torch.testing.assert_close(loss, torch.stack(by_hand).mean())
 
 
-def test_supervision_needs_labels() -> None:
+def test_supervision_without_labels_is_refused() -> None:
     learner = Supervision(network(8), learning(2), TASK)
     batch = Batch(torch.arange(2), None, 0, {"student": torch.rand(2, 3, 8, 8)})
     with pytest.raises(ValueError, match="labels are needed"):
         learner.loss(batch)
 
 
-def test_kept_targets_look_up_by_index() -> None:
+def test_per_image_targets_look_up_rows_by_index() -> None:
     table = torch.randn(20, CLASSES)
     stream = image_stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)
     batch = stream[0].mixed()
@@ -180,7 +180,7 @@ def test_fidelity_is_the_mean_over_examples_of_uneven_batches() -> None:
     assert found["kl_to_teacher"] == pytest.approx(kl / 11, rel=1e-5)
 
 
-def test_fidelity_leaves_out_what_cannot_be_measured() -> None:
+def test_fidelity_omits_metrics_without_labels_or_teacher() -> None:
     logits = torch.randn(3, CLASSES)
     unlabelled, untaught = Fidelity(), Fidelity()
     unlabelled.update(logits, logits, None)

@@ -18,7 +18,7 @@ _COMMAND = re.compile(r"^python src/(\w+)\.py (--config-dir.*)$", re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
+def test_extension_guide_commands_run_as_written(workplace: Path) -> None:
     guide = (ROOT / "docs/how-to/extend.md").read_text()
     for _, name, content in _BLOCK.findall(guide):
         path = workplace / name
@@ -42,7 +42,7 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page: Path) -> None:
+def test_relative_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         generated = target.endswith("reference/configuration.md")
@@ -65,7 +65,7 @@ class Links(HTMLParser):
                 self.ids.add(value)
 
 
-def test_the_site_is_built_without_a_warning_and_no_link_is_broken(tmp_path: Path) -> None:
+def test_site_builds_without_warnings_or_broken_links(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs funmatch[docs]")
     pytest.importorskip("material", reason="needs funmatch[docs]")
     done = subprocess.run(

@@ -85,7 +85,7 @@ def offered(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_there_is_downloaded(name: str, offered, tmp_path: Path) -> None:
+def test_missing_data_set_is_downloaded(name: str, offered, tmp_path: Path) -> None:
     made = offered(name)
     splits: Splits = getattr(builders, name)(str(tmp_path / "new"), download=True)
     expected: Splits = getattr(builders, name)(str(made))
@@ -94,7 +94,7 @@ def test_what_is_not_there_is_downloaded(name: str, offered, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_download_that_fails(name: str, offered, served, tmp_path: Path) -> None:
+def test_failed_download_is_one_line(name: str, offered, served, tmp_path: Path) -> None:
     offered(name)
     for path in served[0].iterdir():
         path.write_bytes(b"not what it was")
@@ -110,9 +110,7 @@ def test_a_download_that_fails(name: str, offered, served, tmp_path: Path) -> No
     cause.close()  # it holds the connection
 
 
-def test_the_archives_of_imagenet_are_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imagenet_archives_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, root = plant(tmp_path, "imagenet"), tmp_path / "new"
     table = trees.imagenet_archives(root, made)
     monkeypatch.setattr(official_imagenet, "ARCHIVE_META", table)
@@ -133,7 +131,9 @@ def test_the_archives_of_imagenet_are_unpacked(
     builders.imagenet(str(root), download=True)  # nothing is left to do
 
 
-def test_a_damaged_archive_of_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_imagenet_archive_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "new"
     table = trees.imagenet_archives(root, plant(tmp_path, "imagenet"))
     monkeypatch.setattr(official_imagenet, "ARCHIVE_META", table)

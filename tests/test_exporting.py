@@ -99,7 +99,7 @@ def exported(home: Path, name: str, kind: str, *more: str) -> tuple[Path, str]:
         for kind in (*EXACT, "int8")
     ],
 )
-def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> None:
+def test_exported_file_predicts_as_the_student(home: Path, name: str, kind: str) -> None:
     folder, out = exported(home, name, kind)
     found = json.loads((folder / "verification.json").read_text())
     own = student_says(home, name)
@@ -133,7 +133,9 @@ def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> 
     "kind",
     [EXACT[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*EXACT[1:], "int8"))],
 )
-def test_the_code_on_the_card_works(home: Path, kind: str, monkeypatch, capsys) -> None:
+def test_model_card_code_predicts_as_the_student(
+    home: Path, kind: str, monkeypatch, capsys
+) -> None:
     folder, _ = exported(home, "batch", kind)
     card = (folder / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -151,7 +153,7 @@ def test_the_code_on_the_card_works(home: Path, kind: str, monkeypatch, capsys) 
     assert np.mean(np.equal(said, own)) > (0.8 if kind != "int8" else 0.7)
 
 
-def test_a_card_says_how_it_was_made(home: Path) -> None:
+def test_model_card_names_teacher_data_recipe_and_licences(home: Path) -> None:
     more = ("license=apache-2.0", "data_license=cc-by-4.0")
     folder, _ = exported(home, "batch", "safetensors", *more)
     card, run = (folder / "README.md").read_text(), best(home, "batch")
@@ -165,7 +167,7 @@ def test_a_card_says_how_it_was_made(home: Path) -> None:
     assert str(home) not in card
 
 
-def test_the_best_of_several_runs_is_taken(home: Path, capsys) -> None:
+def test_best_run_on_val_is_exported(home: Path, capsys) -> None:
     runs = [Run(path.parent) for path in (home / "logs/batch").glob("*/config.yaml")]
     assert len(runs) == 2
     chosen = best(home, "batch")
@@ -175,7 +177,7 @@ def test_the_best_of_several_runs_is_taken(home: Path, capsys) -> None:
     assert capsys.readouterr().out == told
 
 
-def test_an_export_can_be_a_teacher(home: Path) -> None:
+def test_exported_onnx_serves_as_teacher(home: Path) -> None:
     folder, _ = exported(home, "batch", "onnx")
     run = best(home, "batch")
     teacher = ("teacher=program", f"teacher.path={folder / 'student.onnx'}")
@@ -186,7 +188,7 @@ def test_an_export_can_be_a_teacher(home: Path) -> None:
     assert found["teacher_test_top1"] == run.result["student_test_top1"]
 
 
-def test_a_file_that_says_otherwise_is_not_kept(home: Path, monkeypatch) -> None:
+def test_export_that_differs_from_the_student_is_deleted(home: Path, monkeypatch) -> None:
     def other(network, folder, said, batches) -> None:
         with torch.no_grad():
             for parameter in network.net.parameters():
@@ -207,7 +209,7 @@ def test_a_file_that_says_otherwise_is_not_kept(home: Path, monkeypatch) -> None
     assert not list(home.glob(".wrong*"))
 
 
-def test_what_cannot_be_exported_is_said_in_a_line(home: Path) -> None:
+def test_unknown_run_format_or_split_is_refused_in_one_line(home: Path) -> None:
     for given, told in {
         ("run=logs/nowhere", "format=onnx"): "run=logs/nowhere: holds no config.yaml; give",
         ("run=logs", "format=tflite"): "format=tflite: choose safetensors, onnx, torch_export or",
@@ -218,7 +220,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(home: Path) -> None:
         assert err.startswith(f"error: {told}"), err
 
 
-def test_nothing_of_others_is_removed(home: Path, tmp_path: Path) -> None:
+def test_export_never_overwrites_foreign_files(home: Path, tmp_path: Path) -> None:
     place = tmp_path / "mine"
     place.mkdir()
     (place / "thesis.tex").write_text("years of work")
@@ -235,7 +237,7 @@ def test_nothing_of_others_is_removed(home: Path, tmp_path: Path) -> None:
     exported(home, "batch", "safetensors", f"out={place}")  # its own it does replace
 
 
-def test_an_export_that_was_killed_stands_in_nobodys_way(home: Path) -> None:
+def test_leftovers_of_a_killed_export_are_removed(home: Path) -> None:
     run = best(home, "batch")
     left = run.directory / "export" / ".onnx.tmp" / "part"
     left.parent.mkdir(parents=True)
@@ -253,13 +255,13 @@ def test_an_export_that_was_killed_stands_in_nobodys_way(home: Path) -> None:
         ("+data.rot=x", "data.rot=x: data=folder has no such key"),
     ],
 )
-def test_wrong_values_of_an_export(home: Path, given: str, told: str) -> None:
+def test_wrong_export_values_are_refused_in_one_line(home: Path, given: str, told: str) -> None:
     code, _, err = command_here("export", "run=logs/batch", given, cwd=home)
     assert (code, err) == (1, f"error: {told}\n")
 
 
 @pytest.mark.parametrize("name", ["batch", pytest.param("group", marks=pytest.mark.slow)])
-def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path, name: str) -> None:
+def test_export_does_not_change_the_network(home: Path, tmp_path: Path, name: str) -> None:
     experiment = load_run.open_run(str(home / "logs" / name), accelerator="cpu")
     student, run = networks.load_student(experiment), experiment.run
     before = {k: v.clone() for k, v in student.net.state_dict().items()}

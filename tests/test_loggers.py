@@ -25,7 +25,7 @@ SHORT = (
 )
 
 
-def test_csv_rows_up_to_the_checkpoint_are_kept_and_later_ones_cut(tmp_path: Path) -> None:
+def test_csv_logger_truncates_rows_after_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
     for step in (10, 20, 30):
@@ -68,7 +68,7 @@ def records(path: Path) -> list[pb.Record]:
 
 
 @pytest.mark.fault(15)
-def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> None:
+def test_wandb_without_key_logs_offline_and_reports_it_once(workplace: Path) -> None:
     arguments = ("-m", "recipe=consistent,function_matching", *SHORT, "name=keyless")
     done = command("train", *arguments, cwd=workplace)
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> None:
+def test_resumed_run_continues_the_same_wandb_run(workplace: Path) -> None:
     given = (*SHORT, "name=twice", "checkpoint_every=1", "logger.wandb.artifact=true")
     stop = inject("SignalAt", step=2, number=15)
     assert command("train", *given, *stop, cwd=workplace).returncode == 75
@@ -133,7 +133,7 @@ def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> N
     assert told.count("offline-run-") == 2, told
 
 
-def test_tensorboard_has_what_metrics_csv_has(workplace: Path) -> None:
+def test_tensorboard_logs_each_step_once_after_a_kill(workplace: Path) -> None:
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
@@ -150,7 +150,7 @@ def test_tensorboard_has_what_metrics_csv_has(workplace: Path) -> None:
     assert found.Tags()["images"] == ["views"]
 
 
-def test_without_mlflow_one_line_names_the_package(workplace: Path, monkeypatch) -> None:
+def test_missing_mlflow_is_one_line_with_pip_command(workplace: Path, monkeypatch) -> None:
     monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
     given = (*SHORT, "logger=mlflow", "name=no_mlflow")
     code, _, err = command_here("train", *given, cwd=workplace)
@@ -158,7 +158,7 @@ def test_without_mlflow_one_line_names_the_package(workplace: Path, monkeypatch)
     assert err == "error: logger=mlflow: mlflow is not installed; pip install 'funmatch[mlflow]'\n"
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workplace: Path) -> None:
+def test_resumed_run_continues_the_same_mlflow_run(workplace: Path) -> None:
     tracking = pytest.importorskip("mlflow.tracking", reason="needs funmatch[mlflow]")
     given = (*SHORT, "logger=mlflow", "name=flow", "checkpoint_every=1")
     stop = inject("SignalAt", step=2, number=15)
@@ -183,7 +183,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workplace: Path) -> None:
     assert not (workplace / "mlruns").exists()
 
 
-def test_a_store_that_cannot_be_opened_is_one_line(workplace: Path) -> None:
+def test_unusable_mlflow_uri_is_one_line(workplace: Path) -> None:
     pytest.importorskip("mlflow", reason="needs funmatch[mlflow]")
     (workplace / "a_file").touch()
     place = "logger.mlflow.tracking_uri=file:a_file"
@@ -194,7 +194,7 @@ def test_a_store_that_cannot_be_opened_is_one_line(workplace: Path) -> None:
     assert err.count("\n") == 1
 
 
-def test_a_store_that_is_lost_does_not_end_the_run(workplace: Path, monkeypatch) -> None:
+def test_lost_mlflow_store_does_not_end_the_run(workplace: Path, monkeypatch) -> None:
     pytest.importorskip("mlflow", reason="needs funmatch[mlflow]")
 
     def fail(*_: object, **__: object) -> None:
@@ -206,7 +206,7 @@ def test_a_store_that_is_lost_does_not_end_the_run(workplace: Path, monkeypatch)
     assert out.count("MLflow: logging stopped (no route); metrics.csv continues") == 1
 
 
-def test_loggers_have_their_names_of_today_and_before(compose) -> None:
+def test_old_and_new_logger_names_are_equivalent(compose) -> None:
     assert compose("logger=csv").logger == compose("logger=none").logger == {}
     assert set(compose("logger=many").logger) == {"wandb", "tensorboard"}
     assert compose("logger=both").logger == compose("logger=many").logger
@@ -236,7 +236,7 @@ def deaf_server() -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.fault(15)
-def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
+def test_unreachable_wandb_server_is_tried_once_per_sweep(
     workplace: Path, deaf_server: str
 ) -> None:
     done = command(
@@ -253,7 +253,7 @@ def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
 
 
 @pytest.mark.slow
-def test_a_failed_job_ends_its_wandb_run(workplace: Path) -> None:
+def test_failed_job_ends_its_wandb_run_with_exit_code_1(workplace: Path) -> None:
     fault = inject("FailAt", seed=0)
     arguments = ("-m", "seed=0,1", *SHORT, "name=half", *fault)
     done = command("train", *arguments, cwd=workplace)
@@ -268,7 +268,9 @@ def test_a_failed_job_ends_its_wandb_run(workplace: Path) -> None:
     assert codes == {"s0": [1], "s1": [0]}
 
 
-def test_keys_come_from_env_files_too(workplace: Path, deaf_server: str) -> None:
+def test_wandb_key_is_read_from_env_file_and_never_written(
+    workplace: Path, deaf_server: str
+) -> None:
     (workplace / ".env").write_text(f"WANDB_API_KEY={'1' * 40}\nWANDB_BASE_URL={deaf_server}\n")
     try:
         arguments = (*SHORT, "name=dotenv", "logger.wandb.timeout=2")

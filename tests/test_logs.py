@@ -21,7 +21,7 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) +
 SHORT = (*QUICK, "steps=6", "schedule.warmup_steps=1", "validate_every=3", "checkpoint_every=2")
 
 
-def test_the_console_shows_the_bare_message_errors_on_stderr(capsys) -> None:
+def test_console_prints_bare_messages_and_errors_to_stderr(capsys) -> None:
     logger = logging.getLogger("funmatch.somewhere")
     logger.info("  two %s", "words")
     logger.warning("a warning")
@@ -33,7 +33,7 @@ def test_the_console_shows_the_bare_message_errors_on_stderr(capsys) -> None:
     assert said.err == "an error\n"
 
 
-def test_a_reader_that_has_gone_is_an_error_as_with_print(monkeypatch) -> None:
+def test_closed_stdout_raises_broken_pipe_as_print_does(monkeypatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -43,7 +43,7 @@ def test_a_reader_that_has_gone_is_an_error_as_with_print(monkeypatch) -> None:
         logging.getLogger("funmatch.somewhere").info("x")
 
 
-def test_a_file_gets_every_line_once_and_is_appended_to(tmp_path: Path, capsys) -> None:
+def test_log_file_gets_each_line_once_and_is_appended_to(tmp_path: Path, capsys) -> None:
     logger = logging.getLogger("funmatch.somewhere")
     for text in ("one", "two"):
         with log.to_file(tmp_path), log.to_file(tmp_path):
@@ -59,7 +59,7 @@ def test_a_file_gets_every_line_once_and_is_appended_to(tmp_path: Path, capsys) 
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_cannot_be_written_does_not_end_the_run(tmp_path: Path, capsys) -> None:
+def test_unwritable_log_file_does_not_end_the_run(tmp_path: Path, capsys) -> None:
     with log.to_file(tmp_path / "nowhere"):
         logging.getLogger("funmatch.somewhere").info("on the console")
     full = Path("/dev/full")
@@ -72,7 +72,7 @@ def test_what_cannot_be_written_does_not_end_the_run(tmp_path: Path, capsys) -> 
     assert said.err == ""
 
 
-def test_an_exception_is_in_the_file_with_its_traceback(tmp_path: Path, capsys) -> None:
+def test_log_file_contains_tracebacks_and_interruptions(tmp_path: Path, capsys) -> None:
     with pytest.raises(ValueError, match="broken"), log.to_file(tmp_path):
         raise ValueError("broken")
     with pytest.raises(Interrupted), log.to_file(tmp_path):
@@ -105,7 +105,7 @@ def test_callbacks_that_change_steps_or_weights_are_refused(compose) -> None:
 # --- real commands -------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
+def test_resumed_run_appends_to_its_log(workplace: Path) -> None:
     progress = "callbacks.progress_log.every_s=0"
     stop = inject("SignalAt", step=4, number=15)
     done = command("train", *SHORT, "name=logged", progress, *stop, cwd=workplace)
@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
     assert len((run.directory / "run.log").read_text()) == size
 
 
-def test_a_failure_is_one_line_on_the_console_and_a_traceback_in_the_log(workplace: Path) -> None:
+def test_failure_is_one_console_line_and_a_logged_traceback(workplace: Path) -> None:
     given = (*SHORT, "name=logged-failure", *inject("FailAt", seed=0))
     code, _, err = command_here("train", *given, cwd=workplace)
     assert code == 1
@@ -145,14 +145,14 @@ def test_a_failure_is_one_line_on_the_console_and_a_traceback_in_the_log(workpla
     assert 'raise RuntimeError("a fault was injected")' in text
 
 
-def test_a_dry_run_writes_no_log(workplace: Path) -> None:
+def test_dry_run_writes_no_log(workplace: Path) -> None:
     assert command_here("train", *SHORT, "name=dry", "dry_run=true", cwd=workplace)[0] == 0
     assert not (workplace / "logs" / "dry").exists()
     assert not list(workplace.glob("*.log"))
 
 
 @pytest.mark.slow
-def test_every_rank_has_a_log_of_its_own(workplace: Path) -> None:
+def test_each_rank_has_its_own_log(workplace: Path) -> None:
     given = (*SHORT, "name=ranked", "trainer.devices=2", *inject("FailAt", seed=0, rank=1))
     done = command("train", *given, cwd=workplace)
     assert done.returncode == 1

@@ -20,7 +20,9 @@ SAID = {
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery, about itself
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
-def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs_and_shows_its_results(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)

@@ -27,7 +27,7 @@ def parts(listings: DatasetFiles) -> list[FileList]:
         (100, 7, (0.29,), (71, 29)),
     ],
 )
-def test_the_seeded_split_has_the_papers_sizes_and_every_class_its_share(
+def test_split_has_the_papers_sizes_and_is_stratified(
     total: int, classes: int, shares: tuple[float, ...], sizes: tuple[int, ...]
 ) -> None:
     labels = np.sort(np.random.default_rng(0).integers(0, classes, total))
@@ -40,7 +40,7 @@ def test_the_seeded_split_has_the_papers_sizes_and_every_class_its_share(
         assert np.abs(np.bincount(part.labels, minlength=classes) - share * counts).max() < 2
 
 
-def test_the_seeded_split_does_not_depend_on_the_order() -> None:
+def test_split_does_not_depend_on_the_order_of_names() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 5, 200)
     names = [f"{i}.jpg" for i in range(200)]
@@ -55,7 +55,7 @@ def test_the_seeded_split_does_not_depend_on_the_order() -> None:
     assert split(np.arange(200)) != split(np.arange(200), seed=1)
 
 
-def test_the_seeded_split_is_the_order_of_a_hash_of_the_name() -> None:
+def test_split_orders_images_by_the_hash_of_their_names() -> None:
     """Written from the rule: not one image may change sides, or runs cannot be compared."""
     names = [f"{i}.jpg" for i in range(12)]
     parts = stratified_split.stratified(names, np.arange(12) % 3, [3, 6])
@@ -69,7 +69,7 @@ def test_the_seeded_split_is_the_order_of_a_hash_of_the_name() -> None:
     assert [part.tolist() for part in parts] == [sorted(part) for part in expected]
 
 
-def test_every_class_keeps_an_image_for_training_where_it_can() -> None:
+def test_split_leaves_each_class_a_training_image_if_possible() -> None:
     labels = np.repeat(np.arange(10), 2)
     names = [str(i) for i in range(20)]
     train, val, test = stratified_split.stratified(names, labels, [6, 4])
@@ -82,7 +82,7 @@ def test_every_class_keeps_an_image_for_training_where_it_can() -> None:
         stratified_split.stratified(names, labels, [15, 6])
 
 
-def test_the_stored_split_of_sun397_has_the_papers_sizes() -> None:
+def test_stored_sun397_split_has_the_papers_sizes() -> None:
     letters = "".join(part.letters for part in stratified_split.stored("sun397").values())
     assert [letters.count(letter) for letter in "tve"] == [76_128, 10_875, 21_750]
     assert len(stratified_split.stored("sun397")) == 397
@@ -91,14 +91,14 @@ def test_the_stored_split_of_sun397_has_the_papers_sizes() -> None:
 BIOLOGY = (ROOT / "tests" / "sun397_biology_laboratory.txt").read_text().splitlines()
 
 
-def test_an_official_class_of_sun397_is_known_by_its_names() -> None:
+def test_stored_sun397_class_matches_only_its_official_names() -> None:
     part = stratified_split.stored("sun397")["b/biology_laboratory"]
     assert part.fits(BIOLOGY)
     assert not part.fits(BIOLOGY[:-1])
     assert not part.fits([*BIOLOGY[:-1], "b/biology_laboratory/sun_zzzzzzzzzzzzzzzz.jpg"])
 
 
-def test_a_sun397_with_some_official_classes_is_not_whole(tmp_path: Path) -> None:
+def test_incomplete_sun397_is_refused(tmp_path: Path) -> None:
     root = plant(tmp_path, "sun397")
     for name in BIOLOGY:
         trees.photograph(root / "SUN397" / name)
@@ -109,7 +109,7 @@ def test_a_sun397_with_some_official_classes_is_not_whole(tmp_path: Path) -> Non
     assert "a/abbey has 10 images, not the 484 of the official list" in line
 
 
-def test_a_whole_sun397_is_split_as_it_was_stored(
+def test_complete_sun397_uses_the_stored_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = plant(tmp_path, "sun397")
@@ -139,7 +139,9 @@ def test_a_whole_sun397_is_split_as_it_was_stored(
         )
     ],
 )
-def test_a_sun397_without_a_class(file: str, said: str, tmp_path: Path) -> None:
+def test_sun397_with_missing_or_unknown_class_is_refused(
+    file: str, said: str, tmp_path: Path
+) -> None:
     root = plant(tmp_path, "sun397")
     (root / "SUN397" / file).rename(root / "gone")
     assert said in refused(lambda: torchvision_layouts.sun397(root))

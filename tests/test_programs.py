@@ -82,7 +82,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_program_says_what_the_network_said(written: Path, name: str) -> None:
+def test_exported_model_predicts_as_its_network(written: Path, name: str) -> None:
     program, net = ExportedModel(written / name), classifier()
     assert program.rows == {"four.pt2": 4, "one.onnx": 1}.get(name)
     for rows in (1, 4, 7):
@@ -93,7 +93,7 @@ def test_a_program_says_what_the_network_said(written: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["any.pt2", "traced.pt", "any.onnx"])
-def test_a_program_computes_as_it_was_exported(written: Path, name: str) -> None:
+def test_exported_model_keeps_its_precision_as_a_bfloat16_teacher(written: Path, name: str) -> None:
     """Also as a teacher in bfloat16."""
     inputs = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": SIDE, "resize": SIDE}
     pixels = (images(4) * 255).to(torch.uint8)
@@ -108,7 +108,7 @@ def test_a_program_computes_as_it_was_exported(written: Path, name: str) -> None
     torch.testing.assert_close(*said, atol=0.02, rtol=0)  # the pixels are rounded
 
 
-def test_fingerprints_are_of_the_files(written: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_file_content_and_output(written: Path, tmp_path: Path) -> None:
     def fingerprint(path: Path, **more: str) -> str:
         net = ExportedModel(path, **more)
         return Frozen(
@@ -122,7 +122,7 @@ def test_fingerprints_are_of_the_files(written: Path, tmp_path: Path) -> None:
     assert len({*others, fingerprint(copy, output="probabilities")}) == len(WRITERS)
 
 
-def test_probabilities_become_logits(tmp_path: Path) -> None:
+def test_probability_outputs_are_converted_to_logits(tmp_path: Path) -> None:
     path = tmp_path / "probable.pt"
     torch.jit.save(torch.jit.trace(probable().eval(), images(2)), path)
     with torch.no_grad():
@@ -146,7 +146,7 @@ class Harm:
     "place",
     ["data/sample_inputs/model.pt", "data/weights/weight_0", "data/constants/opaque_obj_0"],
 )
-def test_foreign_code_in_a_program_is_not_run(written: Path, tmp_path: Path, place: str) -> None:
+def test_code_in_an_exported_program_is_not_run(written: Path, tmp_path: Path, place: str) -> None:
     mark, path = tmp_path / "harm", tmp_path / "harmful.pt2"
     buffer = io.BytesIO()
     torch.save(Harm(mark), buffer)
@@ -172,7 +172,7 @@ def test_foreign_code_in_a_program_is_not_run(written: Path, tmp_path: Path, pla
 @pytest.mark.parametrize(
     "name", ["DATA/constants/opaque_obj_0", "data/aotinductor/model/x.so", "data/weights/x.py"]
 )
-def test_a_program_holds_nothing_but_a_graph_and_tensors(
+def test_exported_program_with_other_content_is_refused(
     written: Path, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / "more.pt2"
@@ -183,7 +183,7 @@ def test_a_program_holds_nothing_but_a_graph_and_tensors(
         ExportedModel(path)
 
 
-def test_weights_beside_an_onnx_file_are_part_of_it(
+def test_external_onnx_weights_are_part_of_the_identity(
     tmp_path: Path, compose: Callable[..., DictConfig]
 ) -> None:
     """The run and its teacher's fingerprint are others when only the weights are."""
@@ -211,7 +211,7 @@ def test_weights_beside_an_onnx_file_are_part_of_it(
         ExportedModel(far)
 
 
-def test_files_that_are_no_programs(tmp_path: Path) -> None:
+def test_damaged_missing_or_unknown_model_files_are_refused(tmp_path: Path) -> None:
     for name in ("broken.onnx", "broken.pt2", "broken.pt"):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(ValueError, match="damaged, or not a "):
@@ -222,7 +222,7 @@ def test_files_that_are_no_programs(tmp_path: Path) -> None:
         ExportedModel(tmp_path / "broken.h5")
 
 
-def test_functions_are_called_with_what_they_take() -> None:
+def test_from_path_calls_the_function_with_its_parameters() -> None:
     assert from_path("test_programs:classifier", num_classes=5)(images(2)).shape == (2, 5)
     assert isinstance(from_path("test_programs:probable", num_classes=5), nn.Sequential)
     for path, told in {
@@ -257,7 +257,7 @@ def train(home: Path, photos: Path, *overrides: str) -> tuple[int, str, str]:
     return command_here("train", *given, *more, *STUDENT, *overrides, cwd=home)
 
 
-def test_every_kind_of_teacher_teaches_the_same(
+def test_every_kind_of_teacher_gives_the_same_figures(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
@@ -280,7 +280,7 @@ def test_every_kind_of_teacher_teaches_the_same(
     assert len({row["teacher_fingerprint"] for row in figures.values()}) == len(kinds)
 
 
-def test_a_run_is_of_the_program_not_of_its_place(
+def test_run_identity_depends_on_the_program_not_its_path(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
@@ -293,7 +293,7 @@ def test_a_run_is_of_the_program_not_of_its_place(
 
 
 @pytest.mark.fault(16)
-def test_what_does_not_fit_is_found_before_training(
+def test_unfit_teacher_is_refused_before_training(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = "teacher.path=test_programs"
@@ -332,7 +332,7 @@ class Colours(nn.Module):
         return -30 * apart.square().sum(-1)
 
 
-def test_another_normalisation_that_is_clearly_better_is_named(
+def test_better_input_normalisation_is_suggested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part, each in (("train", 12), ("val", 16), ("test", 4)):

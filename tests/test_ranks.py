@@ -34,13 +34,13 @@ def both(workplace: Path) -> dict[str, Run]:
     return runs
 
 
-def test_two_ranks_end_with_the_weights_of_one(both: dict[str, Run]) -> None:
+def test_two_ranks_train_the_weights_of_one(both: dict[str, Run]) -> None:
     one, two = (safetensors.torch.load_file(run.student) for run in both.values())
     for name in one:  # but for the order in which gradients are summed
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
 
 
-def test_two_ranks_measure_what_one_measures(both: dict[str, Run]) -> None:
+def test_two_ranks_measure_the_metrics_of_one(both: dict[str, Run]) -> None:
     one, two = (run.result for run in both.values())
     for column in ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher"):
         assert two[column] == pytest.approx(one[column], abs=0.01)
@@ -52,14 +52,14 @@ def test_two_ranks_measure_what_one_measures(both: dict[str, Run]) -> None:
         )
 
 
-def test_two_ranks_log_what_one_logs(both: dict[str, Run]) -> None:
+def test_two_ranks_log_the_rows_of_one(both: dict[str, Run]) -> None:
     one, two = (run.metrics.read_text().splitlines() for run in both.values())
     assert len(one) == len(two)
     assert one[0] == two[0]
 
 
 @pytest.mark.fault(7)
-def test_two_ranks_see_what_one_sees(
+def test_two_ranks_see_the_views_of_one(
     workplace: Path, both: dict[str, Run], record_property
 ) -> None:
     """Row by row: the image, its place in the batch, and the pixels of its mixed view."""
@@ -71,7 +71,7 @@ def test_two_ranks_see_what_one_sees(
 
 @pytest.mark.slow
 @pytest.mark.fault(7)
-def test_two_ranks_then_one_then_two_see_the_same(
+def test_resuming_with_other_rank_counts_sees_the_same_views(
     workplace: Path, both: dict[str, Run], record_property
 ) -> None:
     seen = inject("Witness", path=str(workplace / "changing-seen"))
@@ -99,9 +99,7 @@ def test_ranks_have_the_same_weights_after_every_step(
 
 @pytest.mark.slow
 @pytest.mark.fault(8)
-def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
-    workplace: Path, record_property
-) -> None:
+def test_nonfinite_step_on_one_rank_is_skipped_by_both(workplace: Path, record_property) -> None:
     seen = inject("Witness", path=str(workplace / "nan-seen"))
     fault = inject("NoNumber", steps="[7,8,21]", rank=1)
     given = ("name=nan", "trainer.log_every_n_steps=1", *TWO, *seen, *fault)
@@ -124,7 +122,7 @@ def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
 
 @pytest.mark.slow
 @pytest.mark.fault(8)
-def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property) -> None:
+def test_too_many_skipped_steps_end_both_ranks(workplace: Path, record_property) -> None:
     fault = inject("NoNumber", steps="[5,7,8,9,10,11]", rank=1)
     given = ("name=nans", "max_skipped=3", "checkpoint_every=6", *TWO, *fault)
     done = command("train", *SETTINGS, *given, cwd=workplace)
@@ -144,7 +142,7 @@ def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property)
 @pytest.mark.slow
 @pytest.mark.fault(11)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
+def test_job_failing_on_one_rank_does_not_affect_other_jobs(
     workplace: Path, both: dict[str, Run], rank: int
 ) -> None:
     name, fault = f"failing-rank{rank}", inject("FailAt", seed=1, rank=rank)
@@ -175,7 +173,7 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
 
 @pytest.mark.slow
 @pytest.mark.fault(11)
-def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
+def test_failed_teacher_training_ends_all_ranks(tmp_path: Path) -> None:
     """Rank 0 makes it, rank 1 waits for it."""
     settings = ("data=digits", "model=digits_teacher", "steps=20", "optimizer.lr=1e30")
     making = ",".join(f"'{setting}'" for setting in (*settings, "schedule.warmup_steps=1"))
@@ -186,7 +184,7 @@ def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_as_many_processes_are_started_as_the_run_has_devices(tmp_path: Path) -> None:
+def test_process_count_other_than_devices_is_refused(tmp_path: Path) -> None:
     given = (*SETTINGS, *TWO, "name=three")
     done = command("train", *given, cwd=tmp_path, RANK="0", WORLD_SIZE="3")
     assert done.returncode == 1
@@ -194,7 +192,7 @@ def test_as_many_processes_are_started_as_the_run_has_devices(tmp_path: Path) ->
     assert done.stderr == f"error: {told}start as many, or change these keys\n"
 
 
-def test_a_sweep_is_not_started_by_rank(workplace: Path) -> None:
+def test_sweep_started_by_rank_is_refused(workplace: Path) -> None:
     done = command("train", "-m", "seed=0,1", *SETTINGS, cwd=workplace, RANK="0", WORLD_SIZE="2")
     assert done.returncode == 1
     told = "error: -m: a sweep starts the ranks of each job itself; start it once, not by rank\n"
@@ -202,7 +200,7 @@ def test_a_sweep_is_not_started_by_rank(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_too(workplace: Path, both: dict[str, Run]) -> None:
+def test_torchrun_ranks_train_the_same_weights(workplace: Path, both: dict[str, Run]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = [str(ROOT / "src" / "train.py"), *SETTINGS, *TWO, "name=torchrun"]
     done = subprocess.run(

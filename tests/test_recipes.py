@@ -75,7 +75,7 @@ def source(request: pytest.FixtureRequest):
 
 
 @pytest.mark.parametrize("law", ["inception", "mild"])
-def test_consistent_shows_both_the_same_crop(source, law: str, tmp_path: Path) -> None:
+def test_consistent_shows_both_networks_the_same_crop(source, law: str, tmp_path: Path) -> None:
     recipe = Shared(name="consistent", crop=law, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
@@ -84,7 +84,9 @@ def test_consistent_shows_both_the_same_crop(source, law: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("law", ["inception", "mild"])
-def test_independent_noise_shows_each_its_own_crop(source, law: str, tmp_path: Path) -> None:
+def test_independent_noise_shows_each_network_its_own_crop(
+    source, law: str, tmp_path: Path
+) -> None:
     recipe = Independent(name="independent_noise", crop=law, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
@@ -93,7 +95,7 @@ def test_independent_noise_shows_each_its_own_crop(source, law: str, tmp_path: P
         assert not torch.equal(teacher[step], student[step])
 
 
-def test_function_matching_shows_both_the_same_mixed_crop(source, tmp_path: Path) -> None:
+def test_function_matching_shows_both_networks_the_same_mixed_crop(source, tmp_path: Path) -> None:
     recipe = Shared(name="function_matching", crop="inception", mixing=True, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
@@ -104,7 +106,7 @@ def test_function_matching_shows_both_the_same_mixed_crop(source, tmp_path: Path
         assert torch.equal(teacher[step], student[step])
 
 
-def test_one_geometry_is_rendered_at_the_size_of_each_network(source, tmp_path: Path) -> None:
+def test_shared_crop_is_rendered_at_each_networks_size(source, tmp_path: Path) -> None:
     recipe = Shared(name="consistent", crop="inception", min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path, student_side=6, teacher_side=10)
     for step in range(STEPS):
@@ -112,9 +114,7 @@ def test_one_geometry_is_rendered_at_the_size_of_each_network(source, tmp_path: 
         torch.testing.assert_close(teacher[step], crops(source, step, 10, "inception"))
 
 
-def test_fixed_teacher_is_asked_once_per_image_and_never_in_training(
-    source, tmp_path: Path
-) -> None:
+def test_fixed_teacher_is_evaluated_once_per_image_before_training(source, tmp_path: Path) -> None:
     recipe = Fixed(name="fixed_teacher", crop="whole", teacher_crop="resize")
     student, teacher, before = taught(recipe, source, tmp_path)
     assert teacher == []
@@ -128,7 +128,7 @@ def test_fixed_teacher_is_asked_once_per_image_and_never_in_training(
         torch.testing.assert_close(student[step], whole[indices].float())
 
 
-def test_fixed_centre_crop_beside_mild_crops(source, tmp_path: Path) -> None:
+def test_fixed_teacher_sees_centre_crops_and_student_mild_crops(source, tmp_path: Path) -> None:
     recipe = Fixed(name="fixed_teacher", crop="mild", teacher_crop="centre")
     student, teacher, before = taught(recipe, source, tmp_path)
     assert teacher == []
@@ -173,7 +173,7 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
     torch.testing.assert_close(student[2], crops(source, 2, 8, "inception"))
 
 
-def test_whole_images_are_never_mirrored_and_flips_can_be_off() -> None:
+def test_whole_images_and_flip_false_are_never_mirrored() -> None:
     heights = widths = np.full(64, 20)
     for recipe in (
         Shared(name="x", crop="whole", flip=True),
@@ -185,7 +185,7 @@ def test_whole_images_are_never_mirrored_and_flips_can_be_off() -> None:
     assert not mirrored.all()
 
 
-def test_recipes_are_paired_on_the_students_crops() -> None:
+def test_all_recipes_draw_the_same_student_crops() -> None:
     heights, widths = np.full(32, 40), np.full(32, 60)
     drawn = [
         recipe.views(3, 11, heights, widths)["student"]
@@ -201,7 +201,7 @@ def test_recipes_are_paired_on_the_students_crops() -> None:
         assert np.array_equal(view.flips, drawn[0].flips)
 
 
-def test_unknown_laws_are_refused() -> None:
+def test_unknown_crops_and_wrong_ensembles_are_refused() -> None:
     with pytest.raises(ValueError, match=r"recipe\.crop must be one of .*got 'huge'"):
         Shared(name="x", crop="huge")
     with pytest.raises(ValueError, match=r"recipe\.teacher_crop must be one of .*got 'huge'"):
@@ -212,7 +212,7 @@ def test_unknown_laws_are_refused() -> None:
         Fixed(name="x", crop="whole", ensemble=0)
 
 
-def test_a_recipe_is_only_what_the_paper_varies(compose: Callable[..., DictConfig]) -> None:
+def test_recipes_change_only_the_recipe_node(compose: Callable[..., DictConfig]) -> None:
     composed = []
     for recipe in RECIPES:
         cfg = compose(f"recipe={recipe}")
@@ -227,7 +227,7 @@ def test_a_recipe_is_only_what_the_paper_varies(compose: Callable[..., DictConfi
     ("teacher_crop", "crop"),
     [("resize", "whole"), ("centre", "mild"), ("inception_ensemble", "inception")],
 )
-def test_the_students_crop_beside_a_fixed_teacher(teacher_crop: str, crop: str) -> None:
+def test_student_crop_defaults_to_match_the_fixed_teacher(teacher_crop: str, crop: str) -> None:
     assert Fixed(name="fixed_teacher", teacher_crop=teacher_crop).student_crop == crop
     assert (
         Fixed(name="fixed_teacher", teacher_crop=teacher_crop, crop="mild").student_crop == "mild"

@@ -50,20 +50,20 @@ def logits(rows: int, classes: int = 7, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_rows_have_the_promised_width(name: str) -> None:
+def test_encoded_rows_have_the_promised_width(name: str) -> None:
     rows = encoding(name).encode(logits(5))
     assert rows.dtype == torch.uint8
     assert rows.shape == (5, encoding(name).width(7))
 
 
-def test_float32_keeps_every_bit_and_float16_is_half() -> None:
+def test_float32_is_lossless_and_float16_rounds_to_half() -> None:
     said = logits(50)
     for name, kept in (("float32", said), ("float16", said.half().float())):
         assert torch.equal(encoding(name).decode(encoding(name).encode(said), 7), kept)
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
-def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) -> None:
+def test_top_k_preserves_top_probabilities_and_their_remainder(k: int) -> None:
     said = logits(50)
     kept = encoding(f"top{k}").decode(encoding(f"top{k}").encode(said), 7)
     assert torch.equal(kept.topk(k).indices, said.topk(k).indices)
@@ -77,30 +77,30 @@ def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) 
     assert all(len(row[~row.isnan()].unique()) == 1 for row in others)
 
 
-def test_top_k_of_half_precision_logits_is_that_of_their_values() -> None:
+def test_top_k_of_bfloat16_equals_top_k_of_float32() -> None:
     said = logits(9).bfloat16()
     assert torch.equal(encoding("top3").encode(said), encoding("top3").encode(said.float()))
 
 
 @pytest.mark.parametrize("name", ["top7", "top8", "top0"])
-def test_a_form_of_no_or_all_classes_is_refused(name: str) -> None:
+def test_top_k_of_zero_or_all_classes_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"targets.form={name}: there are 7 classes; keep fewer"):
         encoding(name).width(7)
 
 
 @pytest.mark.parametrize("name", ["top7", "top8"])
-def test_a_record_refuses_fewer_classes_than_it_is_to_keep(tmp_path: Path, name: str) -> None:
+def test_store_refuses_top_k_of_at_least_all_classes(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="there are 7 classes; keep fewer"):
         LogitStore(tmp_path, {}, name).encode(logits(5))
 
 
 @pytest.mark.parametrize("name", ["half", "top", "top-1", "top1.5", "float64", ""])
-def test_an_unknown_form_is_refused(tmp_path: Path, name: str) -> None:
+def test_unknown_form_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"targets.form={name}: choose float32, float16 or top<k>"):
         LogitStore(tmp_path, {}, name)
 
 
-def test_wrong_targets_are_refused_at_the_door(tmp_path: Path) -> None:
+def test_wrong_targets_options_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     mistakes = {
         "targets=record targets.form=top10": "keep fewer than the 10 classes of data=digits",
         "targets=record targets.form=top0": "choose float32, float16 or top<k>, as in top10",
@@ -135,7 +135,7 @@ def there(of: LogitStore, rows: int = 12) -> str:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_rows_are_written_in_any_order_by_several(tmp_path: Path, name: str) -> None:
+def test_several_writers_write_rows_in_any_order(tmp_path: Path, name: str) -> None:
     one, other = record(tmp_path, name), record(tmp_path, name)
     write(one, 8, 12)
     assert there(other) == "000000001111"
@@ -195,7 +195,7 @@ def cut(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, cut])
-def test_a_damaged_row_is_named_once_and_missing_from_then_on(tmp_path: Path, damage) -> None:
+def test_damaged_row_is_named_once_and_then_missing(tmp_path: Path, damage) -> None:
     write(record(tmp_path), 0, 12)
     folder = record(tmp_path).folder
     damage(folder / "rows.bin", 9 * 28 + 5)
@@ -219,7 +219,7 @@ def test_damaged_row_leaves_other_rows_readable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.bin", "sums.bin"])
-def test_a_record_that_lost_a_file_is_filled_again(tmp_path: Path, name: str) -> None:
+def test_record_with_a_missing_file_is_refilled(tmp_path: Path, name: str) -> None:
     write(record(tmp_path), 0, 12)
     (record(tmp_path).folder / name).unlink()
     write(record(tmp_path), 0, 12)
@@ -238,7 +238,7 @@ for step in itertools.count():
 """
 
 
-def test_a_killed_writer_leaves_only_rows_that_are_right(tmp_path: Path) -> None:
+def test_killed_writer_leaves_only_correct_rows(tmp_path: Path) -> None:
     asked = [sys.executable, "-c", WRITER, str(tmp_path)]
     home = environment(tmp_path, PYTHONPATH=str(ROOT / "src"))
     with subprocess.Popen(asked, env=home, stdout=subprocess.PIPE, text=True) as process:
@@ -357,7 +357,7 @@ def test_targets_are_rounded_with_and_without_record(lesson, name: str) -> None:
         torch.testing.assert_close(mixed, live, rtol=1e-2, atol=1e-3)
 
 
-def test_a_replay_never_asks_the_teacher(lesson) -> None:
+def test_replay_never_evaluates_the_teacher(lesson) -> None:
     recorded = lesson("targets=record").given()
     replay = lesson("targets=replay")
 
@@ -404,7 +404,7 @@ def test_each_member_is_recorded_for_any_combination(lesson) -> None:
     assert not alone.asked
 
 
-def test_only_the_member_without_a_record_is_asked(lesson, capsys) -> None:
+def test_only_the_member_without_a_record_is_evaluated(lesson, capsys) -> None:
     lesson("targets=record", nets={"teacher": pair()["teacher.large"]}).given()
     both = lesson("targets=auto", nets=pair())
     assert both.asked
@@ -436,7 +436,7 @@ OTHER = [
 ]
 
 
-def test_other_students_share_a_record(lesson) -> None:
+def test_record_is_shared_by_other_students(lesson) -> None:
     lesson("targets=record").given()
     for change in SAME:
         assert not lesson("targets=auto", *change).asked, change
@@ -450,7 +450,7 @@ def of_any_side(side: int) -> Network:
     return Network(nn.Sequential(*layers), mean=[0.5] * 3, std=[0.5] * 3, side=side, resize=side)
 
 
-def test_other_views_and_other_teachers_are_recorded_anew(lesson, capsys) -> None:
+def test_other_views_or_teachers_need_a_new_record(lesson, capsys) -> None:
     made = lesson("targets=record")
     made.given()
     others = [lesson("targets=auto", *change) for change in OTHER]
@@ -465,7 +465,7 @@ def test_other_views_and_other_teachers_are_recorded_anew(lesson, capsys) -> Non
 @pytest.mark.parametrize(
     "recipe", ["recipe.crop=mild", "recipe=fixed_teacher recipe.teacher_crop=centre"]
 )
-def test_mild_crops_are_recorded_too(lesson, recipe: str) -> None:
+def test_mild_crops_are_recorded(lesson, recipe: str) -> None:
     first = lesson("targets=record", *recipe.split())
     weights = first.given()
     again = lesson("targets=record", *recipe.split())
@@ -486,7 +486,7 @@ def test_record_depends_on_teacher_normalisation(lesson) -> None:
 # --- lessons of toys: refusals, checks, faults ---------------------------------------------------
 
 
-def test_the_key_in_which_the_nearest_record_differs_is_named(lesson) -> None:
+def test_replay_names_the_key_that_differs_from_the_nearest_record(lesson) -> None:
     """With both values; of several records, that which differs least."""
     with pytest.raises(UserError, match=r"nothing is recorded of .*, there is no record at all; "):
         lesson("targets=replay")
@@ -504,7 +504,7 @@ def test_the_key_in_which_the_nearest_record_differs_is_named(lesson) -> None:
             lesson("targets=replay", *change.split())
 
 
-def test_a_good_record_is_verified_at_so_many_steps(lesson) -> None:
+def test_verify_recomputes_the_given_number_of_steps(lesson) -> None:
     recorded = lesson("targets=record").given()
     verified = lesson("targets=replay", "targets.verify=3")
     assert torch.equal(verified.given(), recorded)
@@ -515,7 +515,7 @@ def test_a_good_record_is_verified_at_so_many_steps(lesson) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_rows_of_another_seed_are_not_verified(lesson, name: str) -> None:
+def test_verify_rejects_rows_of_another_seed(lesson, name: str) -> None:
     for seed in (0, 1):
         lesson("targets=record", f"targets.form={name}", f"seed={seed}").given()
     wrong = lesson("targets=replay", f"targets.form={name}", "targets.verify=1")
@@ -527,7 +527,7 @@ def test_rows_of_another_seed_are_not_verified(lesson, name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "replay"])
-def test_rows_lost_in_the_middle_are_never_asked_of_another_view(lesson, mode: str) -> None:
+def test_rows_lost_during_a_run_are_never_taken_from_another_view(lesson, mode: str) -> None:
     """Another run met damage, or someone removed the record, after this one had looked it up."""
     views, same_side = "recipe=independent_noise", {"teacher": network(10, seed=2)}
     recorded = lesson("targets=record", views, nets=same_side).given(side=10)
@@ -549,7 +549,7 @@ def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(hardware, "free_disk_space", lambda folder: size)
 
 
-def test_record_is_refused_where_there_is_no_room(lesson, monkeypatch, tmp_path: Path) -> None:
+def test_record_without_disk_space_is_refused(lesson, monkeypatch, tmp_path: Path) -> None:
     free(monkeypatch, NEED - 1)
     with pytest.raises(UserError, match=r"^targets=record: needs .* GB in .*/targets, where ") as e:
         lesson("targets=record")
@@ -559,9 +559,7 @@ def test_record_is_refused_where_there_is_no_room(lesson, monkeypatch, tmp_path:
     assert lesson("targets=record").asked
 
 
-def test_auto_takes_a_quarter_of_what_is_free_and_goes_on_without(
-    lesson, monkeypatch, capsys
-) -> None:
+def test_auto_records_only_within_a_quarter_of_the_free_space(lesson, monkeypatch, capsys) -> None:
     free(monkeypatch, 4 * NEED - 1)
     unrecorded = lesson("targets=auto")
     weights = unrecorded.given()
@@ -586,7 +584,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("nets", [None, pair], ids=["one teacher", "two teachers"])
-def test_a_disk_that_fills_up_does_not_end_the_run(lesson, capsys, nets) -> None:
+def test_full_disk_stops_recording_but_not_the_run(lesson, capsys, nets) -> None:
     settings = ("steps=20", "targets.form=float32")
     filling = lesson("targets=record", *settings, nets=nets and nets())
     with files_of_at_most(2000):  # of the rows: there are 20 * 6 of 28 bytes
@@ -604,7 +602,7 @@ def test_a_disk_that_fills_up_does_not_end_the_run(lesson, capsys, nets) -> None
 # --- a fixed teacher -----------------------------------------------------------------------------
 
 
-def test_a_fixed_teacher_is_kept_in_the_same_store_whatever_the_targets(lesson) -> None:
+def test_fixed_teacher_store_is_shared_by_all_targets_modes(lesson) -> None:
     first = lesson("targets=live", "recipe=fixed_teacher")
     weights = first.given()
     assert first.images == [20]
@@ -644,7 +642,7 @@ def ensemble_of_crops(folder: str | Path, fault: Callable[[], None] | None = Non
     return kept._predictions, len(net.net.seen), opened
 
 
-def test_a_teacher_killed_while_it_is_asked_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+def test_killed_per_image_evaluation_resumes_with_missing_images(tmp_path: Path) -> None:
     killed = subprocess.run(
         [sys.executable, "-c", ASKING, str(tmp_path / "killed")],
         env=environment(tmp_path, PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}"),
@@ -660,7 +658,7 @@ def test_a_teacher_killed_while_it_is_asked_goes_on_with_what_is_missing(tmp_pat
     assert torch.equal(found, whole)
 
 
-def test_damaged_evaluation_logits_are_computed_again(
+def test_damaged_evaluation_logits_are_recomputed(
     tmp_path: Path,
 ) -> None:
     asking = {"store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
@@ -691,7 +689,7 @@ def test_run_id_depends_on_form_but_not_on_targets_mode(compose) -> None:
     assert read < forms
 
 
-def test_the_directory_of_a_fixed_teachers_run_is_that_of_the_live_one(compose) -> None:
+def test_fixed_teacher_run_directory_does_not_depend_on_targets_mode(compose) -> None:
     modes = ("live", "auto", "record", "replay")
     runs = [compose("recipe=fixed_teacher", f"targets={mode}") for mode in modes]
     assert len({identity.run_directory(cfg) for cfg in runs}) == 1
@@ -770,7 +768,7 @@ def steps_record(home: Path) -> Path:
     raise AssertionError("there is none")
 
 
-def test_a_replay_ends_as_the_run_that_recorded(home: Path, recorded: Run) -> None:
+def test_replay_equals_the_recording_run(home: Path, recorded: Run) -> None:
     replayed, said = trained(home, "replayed", "targets=replay", "targets.verify=5")
     assert "60 of 60 steps are in logs/targets/" in said
     assert ": the teacher computes 5 of them again to verify them\n" in said
@@ -778,7 +776,7 @@ def test_a_replay_ends_as_the_run_that_recorded(home: Path, recorded: Run) -> No
     assert replayed.directory.name == recorded.directory.name
 
 
-def test_auto_replays_what_auto_recorded(home: Path, recorded: Run) -> None:
+def test_auto_replays_targets_recorded_by_auto(home: Path, recorded: Run) -> None:
     first, said = trained(home, "first", "targets=auto", "seed=1")
     assert "0 of 60 steps are in logs/targets/" in said
     again, said = trained(home, "again", "targets=auto", "seed=1")
@@ -788,15 +786,13 @@ def test_auto_replays_what_auto_recorded(home: Path, recorded: Run) -> None:
     assert losses(first) != losses(recorded)
 
 
-def test_recorded_targets_train_like_live_ones_within_rounding(live: Run, recorded: Run) -> None:
+def test_recorded_targets_equal_live_ones_within_rounding(live: Run, recorded: Run) -> None:
     assert losses(recorded) == pytest.approx(losses(live), rel=2e-3)
     assert losses(recorded) != losses(live)
     assert recorded.directory.name != live.directory.name
 
 
-def test_a_longer_run_uses_the_record_as_far_as_it_goes(
-    home: Path, recorded: Run, elsewhere: Path
-) -> None:
+def test_longer_run_reuses_a_shorter_record(home: Path, recorded: Run, elsewhere: Path) -> None:
     shutil.copytree(home / "logs" / "targets", elsewhere / "logs" / "targets")
     longer, said = trained(elsewhere, "longer", "targets=auto", "steps=90")
     assert "60 of 90 steps are in logs/targets/" in said
@@ -807,7 +803,7 @@ def test_a_longer_run_uses_the_record_as_far_as_it_goes(
     assert same(longer, anew)
 
 
-def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
+def test_record_is_replayed_in_micro_batches(home: Path, recorded: Run) -> None:
     pieces, said = trained(home, "pieces", "targets=replay", "compute.micro_batch=30")
     assert "60 of 60 steps are in logs/targets/" in said
     assert losses(pieces) == pytest.approx(losses(recorded), rel=2e-3)
@@ -825,7 +821,7 @@ def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
         ),
     ],
 )
-def test_a_replay_of_what_is_not_recorded_is_refused_in_one_line(
+def test_replay_of_unrecorded_steps_is_refused_in_one_line(
     home: Path, recorded: Run, change: str, told: str
 ) -> None:
     before = {p: p.read_bytes() for p in (home / "logs" / "targets").rglob("*.*")}
@@ -842,7 +838,7 @@ def test_a_replay_of_what_is_not_recorded_is_refused_in_one_line(
     assert not refused.checkpoints.all()
 
 
-def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(
+def test_damaged_row_ends_a_replay_and_is_recomputed_by_auto(
     home: Path, elsewhere: Path, recorded: Run
 ) -> None:
     shutil.copytree(home / "logs" / "targets", elsewhere / "logs" / "targets")
@@ -864,7 +860,7 @@ def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(
     assert healed_rows.read_bytes() == rows.read_bytes()
 
 
-def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded: Run) -> None:
+def test_run_killed_while_recording_resumes_exactly(elsewhere: Path, recorded: Run) -> None:
     settings = ("name=killed", "targets=record")
     fault = inject("SignalAt", step=37)
     killed = command("train", *SETTINGS, *settings, *fault, cwd=elsewhere)
@@ -877,7 +873,7 @@ def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded
 
 
 @pytest.mark.slow
-def test_one_rank_replays_what_two_recorded(elsewhere: Path, recorded: Run) -> None:
+def test_one_rank_replays_the_record_of_two(elsewhere: Path, recorded: Run) -> None:
     two = ("name=two", "targets=record", "trainer.devices=2", "trainer.strategy=ddp")
     done = command("train", *SETTINGS, *two, cwd=elsewhere)
     assert (done.returncode, done.stderr) == (0, "")

@@ -103,7 +103,7 @@ def test_error_names_key_and_value(said, script: str, wrong: str, named: str) ->
     assert is_error(err, named), err
 
 
-def test_error_messages(said) -> None:
+def test_messages_of_some_errors(said) -> None:
     for wrong, line in MESSAGES.items():
         assert said["train", wrong][2].startswith(f"error: {line}")
 
@@ -129,7 +129,7 @@ LONG = (20_000, 500, [6000, 12_000, 18_000], True)
     ],
 )
 @pytest.mark.parametrize("how", ["model=bit_r152x2", "rule=bit_hyperrule model=bit_tiny"])
-def test_the_hyperrule_goes_by_the_number_of_images(
+def test_hyperrule_depends_on_the_number_of_images(
     compose, images: int, batch: int, said: tuple[int, int, list[int], bool], how: str
 ) -> None:
     """A large network follows it unasked."""
@@ -143,7 +143,7 @@ def test_the_hyperrule_goes_by_the_number_of_images(
     assert (cfg.optimizer.lr, cfg.optimizer.wd, cfg.optimizer.momentum) == (0.003, 0.0, 0.9)
 
 
-def test_the_hyperrule_can_be_left_or_changed(compose) -> None:
+def test_hyperrule_can_be_disabled_or_overridden(compose) -> None:
     plain = compose("data=pets", "model=bit_r152x2", "rule=none", name="finetune")
     assert plain.optimizer._target_ == "funmatch.optim.adam.adam"
     assert schema.total_steps(plain) == round(1000 * 3312 / 512)
@@ -156,7 +156,7 @@ def test_the_hyperrule_can_be_left_or_changed(compose) -> None:
 
 
 @pytest.mark.parametrize(("each", "batch", "warmup"), [(10, 24, 100), (300, 512, 140)])
-def test_a_folder_suggests_what_fits_its_size(
+def test_folder_suggests_batch_size_and_warmup_by_its_size(
     compose, tmp_path: Path, each: int, batch: int, warmup: int
 ) -> None:
     """A batch of 512 at most, and a warm-up of 1500 steps at most, or a tenth of the run."""

@@ -112,7 +112,9 @@ def about(value: float) -> object:
     return pytest.approx(value, rel=6e-3)
 
 
-def test_a_dry_run_of_what_is_all_there(home: Path, made: Run, compose, tmp_path: Path) -> None:
+def test_dry_run_reports_steps_sizes_and_cost(
+    home: Path, made: Run, compose, tmp_path: Path
+) -> None:
     overrides = (*on(home), *STUDENT, *TEACHER, "epochs=50")
     found = rehearsed(home, tmp_path, "train", *overrides)
     cfg = compose(*overrides, *SMALL)
@@ -139,7 +141,7 @@ def test_a_dry_run_of_what_is_all_there(home: Path, made: Run, compose, tmp_path
     assert "missing" not in found
 
 
-def test_a_dry_run_names_what_is_missing(home: Path, tmp_path: Path) -> None:
+def test_dry_run_names_missing_data_and_weights(home: Path, tmp_path: Path) -> None:
     net = ("teacher.net.depth=[1]", "teacher.net.width=0.5")
     found = rehearsed(
         home, tmp_path, "train", "data=pets", "teacher=bit_r152x2", *net, *STUDENT, "epochs=100"
@@ -152,7 +154,7 @@ def test_a_dry_run_names_what_is_missing(home: Path, tmp_path: Path) -> None:
     assert "ready" not in found
 
 
-def test_a_dry_run_of_fine_tuning(home: Path, compose, tmp_path: Path) -> None:
+def test_dry_run_of_finetune_reports_the_model(home: Path, compose, tmp_path: Path) -> None:
     model = ("model=bit_tiny", "model.net.depth=[1]", "model.weights=BiT-M-R50x1")
     overrides = (*on(home), *model, "rule=bit_hyperrule", "save_as=later")
     found = rehearsed(home, tmp_path, "finetune", *overrides)
@@ -167,7 +169,9 @@ def test_a_dry_run_of_fine_tuning(home: Path, compose, tmp_path: Path) -> None:
     assert "teacher" not in found
 
 
-def test_a_dry_run_of_several_teachers(home: Path, made: Run, compose, tmp_path: Path) -> None:
+def test_dry_run_reports_each_teacher_of_an_ensemble(
+    home: Path, made: Run, compose, tmp_path: Path
+) -> None:
     members = ("+teacher@teacher.members.a=saved", "+teacher@teacher.members.b=saved")
     names = ("teacher.members.a.name=small", f"teacher.members.b.name={made.directory}")
     overrides = (*on(home), *STUDENT, "teacher=ensemble", *members, *names, "steps=7")
@@ -208,7 +212,7 @@ def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
     return call
 
 
-def test_grouped_convolutions_are_counted_as_what_they_are(home: Path, made: Run, rehearse) -> None:
+def test_dry_run_counts_grouped_convolutions_correctly(home: Path, made: Run, rehearse) -> None:
     """Depthwise kernels have a gradient as cheap as they are."""
     student = ("student=timm", "student.name=mobilenetv3_small_050", "student.side=32")
     found = rehearse(*on(home), *student, "student.resize=40", *TEACHER, "steps=7")
@@ -218,7 +222,7 @@ def test_grouped_convolutions_are_counted_as_what_they_are(home: Path, made: Run
     assert 2.8 * one < flop(found["student"][0]) < 3 * one
 
 
-def test_a_fixed_teacher_is_asked_once_per_image(home: Path, made: Run, rehearse) -> None:
+def test_dry_run_counts_a_fixed_teacher_once_per_image(home: Path, made: Run, rehearse) -> None:
     given = (*on(home), *STUDENT, *TEACHER, "steps=500", "recipe=fixed_teacher")
     for views, crop in ((1, "resize"), (1, "centre"), (90, "inception_ensemble")):
         found = rehearse(*given, f"recipe.teacher_crop={crop}", "recipe.ensemble=90")
@@ -227,14 +231,14 @@ def test_a_fixed_teacher_is_asked_once_per_image(home: Path, made: Run, rehearse
         assert number(found["compute"][0], "FLOP") == about(expected)
 
 
-def test_the_disk_that_is_told_is_enough(home: Path, made: Run, rehearse) -> None:
+def test_dry_run_disk_estimate_is_sufficient(home: Path, made: Run, rehearse) -> None:
     found = rehearse(*on(home), *STUDENT, *TEACHER, "steps=7")
     told = number(found["disk"][0].removeprefix("about "), "B")
     used = sum(path.stat().st_size for path in (*made.checkpoints.all(), made.student))
     assert told / 4 < used < told  # `made` is of the same size as the student
 
 
-def test_a_dry_run_downloads_nothing(home: Path, made: Run, rehearse, tmp_path: Path) -> None:
+def test_dry_run_downloads_nothing(home: Path, made: Run, rehearse, tmp_path: Path) -> None:
     data = ("data=imagenet", "data.classes=3", f"data.root={tmp_path}", "data.download=true")
     found = rehearse(*data, f"paths.logs={home}/logs", *STUDENT, *TEACHER, "steps=7")
     assert found["missing"][0].startswith(f"data.root={tmp_path}: folder train does not exist; ")
@@ -244,12 +248,12 @@ def test_a_dry_run_downloads_nothing(home: Path, made: Run, rehearse, tmp_path: 
 TIMM = ("teacher=timm", "teacher.name=resnet10t", "teacher.classes=3")
 
 
-def test_a_dry_run_knows_the_side_that_timm_says(home: Path, rehearse) -> None:
+def test_dry_run_uses_the_default_side_of_timm(home: Path, rehearse) -> None:
     found = rehearse(*on(home), *STUDENT, *TIMM, "steps=7")
     assert "an image of 176 px" in found["teacher"][0]
 
 
-def test_a_dry_run_names_weights_of_a_hub_that_are_not_there(
+def test_dry_run_names_missing_hub_weights(
     home: Path, rehearse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -257,7 +261,7 @@ def test_a_dry_run_names_weights_of_a_hub_that_are_not_there(
     assert "teacher.weights=hub" in found["missing"][0]
 
 
-def test_a_dry_run_names_a_teacher_that_is_still_to_be_made(rehearse, tmp_path: Path) -> None:
+def test_dry_run_names_a_teacher_that_must_be_trained_first(rehearse, tmp_path: Path) -> None:
     found = rehearse("data=digits", "student=digits", f"paths.logs={tmp_path}", "steps=7")
     assert found["missing"] == ["teacher: not made yet; the run fine-tunes it first, 4,000 steps"]
 
@@ -265,7 +269,7 @@ def test_a_dry_run_names_a_teacher_that_is_still_to_be_made(rehearse, tmp_path: 
 # --- saved networks ------------------------------------------------------------------------------
 
 
-def test_a_saved_network_is_that_of_its_run(home: Path, made: Run) -> None:
+def test_saved_network_equals_that_of_its_run(home: Path, made: Run) -> None:
     place = home / "logs" / "teachers" / "small"
     assert (place / "student.safetensors").read_bytes() == made.student.read_bytes()
     assert (place / "model.json").read_bytes() == made.model.read_bytes()
@@ -284,7 +288,7 @@ def distilled(home: Path, made: Run) -> list[Run]:
     return [Run(path.parent) for path in (home / "logs" / "students").glob("*/config.yaml")]
 
 
-def test_a_saved_network_teaches(distilled: list[Run], made: Run) -> None:
+def test_saved_network_serves_as_teacher(distilled: list[Run], made: Run) -> None:
     assert len(distilled) == 2
     for run in distilled:
         assert run.result["teacher_test_top1"] == made.result["student_test_top1"]
@@ -300,7 +304,7 @@ def measured(cwd: Path, *arguments: str) -> dict[str, float]:
     "where",
     ["home", "elsewhere"],
 )
-def test_a_student_of_a_saved_network_is_measured_again(
+def test_evaluate_repeats_the_figures_of_a_saved_teachers_student(
     home: Path, distilled: list[Run], tmp_path: Path, where: str
 ) -> None:
     run = distilled[0]
@@ -310,7 +314,7 @@ def test_a_student_of_a_saved_network_is_measured_again(
         assert value == pytest.approx(run.result[name], abs=1e-4)
 
 
-def test_a_saved_network_is_measured_on_a_table_of_labels(home: Path, made: Run) -> None:
+def test_evaluate_measures_a_saved_network_on_a_label_csv(home: Path, made: Run) -> None:
     table = ("data=folder", "data.root=images", "data.labels=labels.csv")
     found = measured(home, *TEACHER, *table)
     expected = made.result["student_test_top1"]
@@ -334,14 +338,14 @@ def sweep(*overrides: str) -> list[dict[str, str]]:
     return [dict(override.split("=", 1) for override in job) for job in app.sweep(cfg)]
 
 
-def test_the_papers_grid_has_80_points() -> None:
+def test_paper_sweep_has_80_points() -> None:
     jobs = sweep("data=pets", "teacher=bit_r152x2", "student=bit_r50")
     found = [tuple(float(job[key]) for key in GRID) for job in jobs]
     assert len(found) == 80
     assert sorted(found) == sorted(itertools.product(*GRID.values()))
 
 
-def test_the_papers_grid_is_narrowed_and_widened() -> None:
+def test_paper_sweep_is_narrowed_and_extended_by_overrides() -> None:
     jobs = sweep("optimizer.wd=0.0001", "seed=0,1", "objective.temperature=1,2")
     found = {(float(job["optimizer.lr"]), job["seed"]) for job in jobs}
     assert len(jobs) == 4 * 2 * 2
@@ -350,7 +354,7 @@ def test_the_papers_grid_is_narrowed_and_widened() -> None:
 
 
 @pytest.mark.skipif(HAS_WHITELIST, reason="hydra-optuna-sweeper 1.3 needs Hydra 1.3")
-def test_a_search_ends_with_what_is_best_on_val(home: Path, made: Run) -> None:
+def test_optuna_sweep_reports_the_best_run_on_val(home: Path, made: Run) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     data = ("data=folder", "data.root=images", "name=search")
     search = ("-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "steps=9")

@@ -97,7 +97,7 @@ def result(home: Path, name: str) -> dict[str, Any]:
     return only_run(home, name).result
 
 
-def test_no_source_is_refused_and_no_framework_speaks(taught) -> None:
+def test_sweep_over_all_sources_succeeds_without_stderr(taught) -> None:
     assert taught.returncode == 0, taught.stderr
     assert taught.stderr == ""
     jobs = len(SOURCES) + 2 * len(FOLDERS) + len(TRANSFERS)
@@ -105,7 +105,7 @@ def test_no_source_is_refused_and_no_framework_speaks(taught) -> None:
 
 
 @pytest.mark.parametrize(("name", "images"), SOURCES.items())
-def test_a_data_set_is_distilled_on(taught, home: Path, name: str, images: int) -> None:
+def test_distillation_on_a_data_set_completes(taught, home: Path, name: str, images: int) -> None:
     found = result(home, name)
     assert (found["status"], found["steps"]) == ("completed", STEPS)
     assert found["epochs"] == pytest.approx(6 * STEPS / images, abs=1e-3)
@@ -117,7 +117,7 @@ def test_a_data_set_is_distilled_on(taught, home: Path, name: str, images: int) 
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_is_distilled_on_with_labels_and_without(taught, home: Path, name: str) -> None:
+def test_distillation_on_a_folder_completes_for_any_labels(taught, home: Path, name: str) -> None:
     by_folders, by_table = (result(home, f"{name}-{labels}") for labels in ("auto", "labels.csv"))
     for found in (by_folders, by_table):
         assert (found["status"], found["steps"]) == ("completed", STEPS)
@@ -134,7 +134,7 @@ def test_a_folder_is_distilled_on_with_labels_and_without(taught, home: Path, na
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_transfer_sets_are_taught_on_and_the_data_is_measured(
+def test_transfer_sets_are_trained_on_and_the_data_is_evaluated(
     taught, home: Path, name: str
 ) -> None:
     """The training images of the data cannot be opened here: they are not asked for."""
@@ -153,9 +153,7 @@ def test_transfer_sets_are_taught_on_and_the_data_is_measured(
         ("from_folder", 36),
     ],
 )
-def test_epochs_are_of_the_images_that_are_taught_on(
-    taught, home: Path, name: str, images: int
-) -> None:
+def test_epochs_count_the_transfer_images(taught, home: Path, name: str, images: int) -> None:
     assert result(home, name)["epochs"] == pytest.approx(6 * STEPS / images, abs=1e-3)
 
 
@@ -202,7 +200,7 @@ def refused(home: Path) -> subprocess.CompletedProcess[str]:
     return sweep(home, *(f"bad_{name}" for name in DAMAGED))
 
 
-def test_each_damaged_source_is_one_line(refused) -> None:
+def test_each_damaged_source_is_one_error_line(refused) -> None:
     assert refused.returncode == 1
     lines = refused.stderr.splitlines()
     assert len(lines) == len(DAMAGED)
@@ -210,7 +208,7 @@ def test_each_damaged_source_is_one_line(refused) -> None:
 
 
 @pytest.mark.parametrize(("name", "said"), DAMAGED.items())
-def test_a_damaged_source_is_named(refused, home: Path, name: str, said: str) -> None:
+def test_damaged_source_is_named_in_the_error(refused, home: Path, name: str, said: str) -> None:
     line = refused.stderr.splitlines()[list(DAMAGED).index(name)]
     assert line.startswith(f"error: {said}")
     assert "Traceback" not in line
@@ -226,7 +224,7 @@ def evaluated(home: Path, *arguments: str) -> dict[str, str]:
     return dict(line.split() for line in done.stdout.splitlines()[1:])
 
 
-def test_a_run_is_measured_on_a_further_test_set(taught, home: Path) -> None:
+def test_evaluate_measures_an_additional_test_set(taught, home: Path) -> None:
     trees.imagenet_v2(home / "v2")
     run = only_run(home, "imagenet").directory
     found = evaluated(home, f"run={run}", "split=v2", "+data.v2=v2")
@@ -235,7 +233,7 @@ def test_a_run_is_measured_on_a_further_test_set(taught, home: Path) -> None:
         assert right == pytest.approx(round(right), abs=1e-3)
 
 
-def test_a_run_is_measured_where_its_data_has_moved(taught, home: Path) -> None:
+def test_evaluate_accepts_another_data_root(taught, home: Path) -> None:
     run = only_run(home, "food101")
     (home / "moved").mkdir()
     (home / "data/food-101").rename(home / "moved/food-101")

@@ -110,7 +110,7 @@ def run(project: Path, index: Path, *command: str) -> subprocess.CompletedProces
     )
 
 
-def test_setup_installs_the_lock_and_nothing_newer(project: Path, index: Path) -> None:
+def test_make_setup_installs_only_locked_versions(project: Path, index: Path) -> None:
     setup = ("make", "setup", f"PYTHON={sys.executable}")
     names = ("asks", "built", "extra", "has_extra", "setuptools")
     (project / "requirements.lock").write_text(lock(index, *names))
@@ -127,7 +127,7 @@ def test_setup_installs_the_lock_and_nothing_newer(project: Path, index: Path) -
     assert run(project, index, *setup).stdout == ""  # what is there is used
 
 
-def test_a_lock_that_is_not_complete_is_no_setup(project: Path, index: Path) -> None:
+def test_make_setup_fails_for_an_incomplete_lock(project: Path, index: Path) -> None:
     (project / "requirements.lock").write_text(lock(index, "asks", "extra", "setuptools"))
     failed = run(project, index, "make", "setup", f"PYTHON={sys.executable}")
     assert failed.returncode != 0
@@ -135,7 +135,7 @@ def test_a_lock_that_is_not_complete_is_no_setup(project: Path, index: Path) -> 
     assert not (project / ".venv" / "requirements.lock").exists()  # the next setup begins anew
 
 
-def test_the_lock_pins_what_builds_packages() -> None:
+def test_lock_pins_the_build_requirements() -> None:
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert {"setuptools", *project["build-system"]["requires"]} <= set(pinned)

@@ -105,7 +105,7 @@ def leaves_together(workplace: Path, number: signal.Signals, to: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.fault(3)
-def test_both_ranks_leave_after_the_same_step(workplace: Path, record_property) -> None:
+def test_both_ranks_stop_after_the_same_step(workplace: Path, record_property) -> None:
     seconds = leaves_together(workplace, signal.SIGTERM, "rank 1")
     record_property("figures", f"{seconds:.1f} s")
 
@@ -158,7 +158,7 @@ def test_ranks_save_when_their_command_is_killed(workplace: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault(3)
-def test_a_rank_that_is_killed_ends_the_run_in_one_line(workplace: Path) -> None:
+def test_killed_rank_ends_the_run_in_one_line(workplace: Path) -> None:
     with training(workplace, "one-rank-less", "trainer.devices=2") as process:
         both = ranks(process)
         os.kill(both[1], signal.SIGKILL)
@@ -169,7 +169,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_one_line(workplace: Path) -> None
 
 
 @pytest.mark.fault(3)
-def test_a_second_ctrl_c_does_not_wait(workplace: Path) -> None:
+def test_second_ctrl_c_exits_without_waiting(workplace: Path) -> None:
     with training(workplace, "impatient", *inject("Slow", seconds=60, after=9)) as process:
         time.sleep(1)  # it sleeps in a step
         began = time.monotonic()
@@ -197,7 +197,7 @@ def test_max_time_is_not_exceeded(workplace: Path, devices: int, seconds: int) -
 
 
 @pytest.mark.slow
-def test_max_time_before_ranks_have_started(workplace: Path) -> None:
+def test_max_time_may_expire_before_ranks_have_started(workplace: Path) -> None:
     given = ("name=early", "max_time=0:00:01", "trainer.devices=2")
     done = command("train", *LONG, *given, cwd=workplace)
     assert done.returncode == 75
@@ -205,7 +205,7 @@ def test_max_time_before_ranks_have_started(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_stops_as_a_whole(workplace: Path) -> None:
+def test_max_time_stops_the_whole_sweep(workplace: Path) -> None:
     arguments = ("-m", *LONG, "name=stopped-sweep", "seed=0,1", "max_time=0:00:12")
     done = command("train", *arguments, cwd=workplace)
     assert done.returncode == 75

@@ -30,7 +30,7 @@ def fixed(crop: str, **more: object) -> Fixed:
     return Fixed(name="fixed_teacher", crop="whole", teacher_crop=crop, min_area=0.3, **more)
 
 
-def test_a_second_run_does_not_ask_the_teacher(tmp_path: Path) -> None:
+def test_second_run_does_not_evaluate_the_teacher(tmp_path: Path) -> None:
     first, asked = kept(fixed("resize"), tmp_path)
     again, asked_again = kept(fixed("resize"), tmp_path)
     assert asked == 4  # 20 images in batches of at most 6
@@ -39,7 +39,7 @@ def test_a_second_run_does_not_ask_the_teacher(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp"))
 
 
-def test_views_of_other_images_by_another_teacher_are_kept_apart(tmp_path: Path) -> None:
+def test_other_views_images_and_teachers_are_stored_separately(tmp_path: Path) -> None:
     ensemble = fixed("inception_ensemble", ensemble=2)
     kept(fixed("resize"), tmp_path)
     for arguments in (
@@ -70,7 +70,7 @@ def test_images_are_opened_once_for_all_views(tmp_path: Path) -> None:
     assert found._predictions.shape == (1, 40, 7)
 
 
-def test_evaluation_views_are_kept_too(tmp_path: Path) -> None:
+def test_evaluation_predictions_are_stored(tmp_path: Path) -> None:
     net = network(8, seed=2)
     for _ in range(2):
         found = per_image.on_evaluation_views(

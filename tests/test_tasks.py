@@ -48,7 +48,7 @@ def labels(task, rows: int = 11) -> Tensor:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_figures_do_not_depend_on_how_examples_are_batched(task) -> None:
+def test_metrics_do_not_depend_on_batching(task) -> None:
     student, teacher, label = predictions(task), predictions(task, seed=1), labels(task)
     whole, parts = task.metrics(), task.metrics()
     whole.update(student, teacher, label)
@@ -61,7 +61,7 @@ def test_figures_do_not_depend_on_how_examples_are_batched(task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_description_names_figures_that_are_measured(task) -> None:
+def test_description_names_measured_metrics(task) -> None:
     named = task.description
     metrics = task.metrics()
     metrics.update(predictions(task), predictions(task, seed=1), labels(task))
@@ -74,7 +74,7 @@ def test_a_description_names_figures_that_are_measured(task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_without_labels_or_a_teacher_the_rest_is_measured(task) -> None:
+def test_metrics_without_labels_or_teacher_omit_the_others(task) -> None:
     unlabelled, untaught = task.metrics(), task.metrics()
     unlabelled.update(predictions(task), predictions(task, seed=1), None)
     untaught.update(predictions(task), None, labels(task))
@@ -86,7 +86,7 @@ def test_without_labels_or_a_teacher_the_rest_is_measured(task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_stored_prediction_is_read_back(task) -> None:
+def test_prediction_round_trips_through_rows(task) -> None:
     found = predictions(task)
     assert torch.equal(task.from_rows(task.to_rows(found)), found)
     assert task.relative_difference(task.to_rows(found), task.to_rows(found)) == 0
@@ -95,7 +95,7 @@ def test_a_stored_prediction_is_read_back(task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_mean_of_equal_teachers_is_each_of_them(task) -> None:
+def test_mean_of_equal_predictions_is_the_prediction(task) -> None:
     same = predictions(task)
     for mean in task.means.values():
         found = mean(torch.stack([same, same]), torch.tensor([1.0, 3.0]), temperature=2.0)
@@ -104,19 +104,19 @@ def test_a_mean_of_equal_teachers_is_each_of_them(task) -> None:
 
 
 @pytest.mark.parametrize("description", [CLASSIFICATION, DESCRIPTION])
-def test_a_description_survives_json(description: TaskDescription) -> None:
+def test_description_round_trips_through_json(description: TaskDescription) -> None:
     row = {"task": json.loads(json.dumps(description.as_json()))}
     assert TaskDescription.of(row) == description
 
 
-def test_a_summary_from_before_there_were_tasks_is_of_classification(tmp_path: Path) -> None:
+def test_summary_without_task_is_classification(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"status": "completed", "seed": 0, "settings": {}}')
     for row in (Run(tmp_path).result, *summaries.collect([tmp_path])):
         assert TaskDescription.of(row) == CLASSIFICATION
     assert columns(CLASSIFICATION, CLASSIFICATION) == columns(CLASSIFICATION)
 
 
-def test_a_figure_knows_which_way_is_better() -> None:
+def test_figure_knows_which_direction_is_better() -> None:
     more, less = CLASSIFICATION.score, DESCRIPTION.score
     assert more.improves(0.9, on=0.8)
     assert less.improves(0.1, on=0.2)
@@ -153,7 +153,7 @@ def centre_of(views: Tensor) -> Tensor:
     return torch.stack([(weight.sum(2) * place).sum(1), (weight.sum(1) * place).sum(1)], dim=1)
 
 
-def test_a_point_is_found_where_its_view_shows_it() -> None:
+def test_point_labels_follow_the_view() -> None:
     recipe = Shared(name="x", crop="mild", mild=(16, 12), flip=False)
     given = {"sides": {"student": 12}, "batch_size": 20, "seed": 0, "truth_in_view": corner}
     batch = image_stream(dots(), recipe, **given)[3].mixed()
@@ -167,7 +167,7 @@ def test_a_point_is_found_where_its_view_shows_it() -> None:
 # --- regression ----------------------------------------------------------------------------------
 
 
-def test_the_metrics_of_a_regressor_are_those_of_scikit_learn() -> None:
+def test_regression_metrics_equal_scikit_learn() -> None:
     task = Regression()
     student, teacher, label = predictions(task), predictions(task, seed=1), labels(task)
     metrics = task.metrics()
@@ -184,7 +184,7 @@ def test_the_metrics_of_a_regressor_are_those_of_scikit_learn() -> None:
     assert set(constant.compute()) == {"student_mae"}  # of no variance none is explained
 
 
-def test_the_loss_of_a_regressor_is_the_squared_error_with_its_gradient() -> None:
+def test_regression_loss_is_squared_error_with_its_gradient() -> None:
     task = Regression(3)
     prediction, label = predictions(task).requires_grad_(), labels(task)
     losses = task.example_loss(prediction, label)
@@ -197,7 +197,7 @@ def test_the_loss_of_a_regressor_is_the_squared_error_with_its_gradient() -> Non
     torch.testing.assert_close(prediction.grad, 2 * (prediction.detach() - label) / 11)
 
 
-def test_the_ink_of_digits_is_standardised_over_all_training_images() -> None:
+def test_digits_ink_is_standardised_over_all_training_images() -> None:
     everything, few = digits.ink(), digits.ink(images_per_class=10)
     label = everything.train.labels(np.arange(1077))
     assert float(label.mean()) == pytest.approx(0, abs=1e-5)
@@ -240,7 +240,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_sweep_of_regressors_leaves_its_table_and_figures(home: Path) -> None:
+def test_regression_sweep_writes_table_and_figures(home: Path) -> None:
     groups = group_runs([home / "logs" / "sweep"])
     assert [(g.recipe, len(g.completed)) for g in groups] == [
         ("fixed_teacher", 2),
@@ -269,7 +269,7 @@ def test_a_sweep_of_regressors_leaves_its_table_and_figures(home: Path) -> None:
     assert not (home / "logs/sweep/calibration.png").exists()
 
 
-def test_the_best_regressor_on_val_is_the_one_of_least_error(home: Path) -> None:
+def test_best_regressor_on_val_has_the_least_error(home: Path) -> None:
     for path in (home / "logs/sweep").glob("*/summary.json"):
         run = Run(path.parent)
         with run.metrics.open() as file:
@@ -280,7 +280,7 @@ def test_the_best_regressor_on_val_is_the_one_of_least_error(home: Path) -> None
         assert errors[step_of(run.student)] == min(errors.values())
 
 
-def test_the_predictions_of_a_regressor_are_in_its_table(home: Path) -> None:
+def test_regression_predictions_csv_agrees_with_the_summary(home: Path) -> None:
     run = Run(next((home / "logs/sweep").glob("consistent-s0-*")))
     with run.predictions.open() as file:
         rows = list(csv.DictReader(file))
@@ -290,7 +290,7 @@ def test_the_predictions_of_a_regressor_are_in_its_table(home: Path) -> None:
     assert error == pytest.approx(run.result["student_test_mae"], rel=1e-4)
 
 
-def test_a_regressor_of_labels_and_one_evaluated_again(home: Path) -> None:
+def test_regression_label_baseline_and_evaluate(home: Path) -> None:
     (row,) = (row for g in group_runs([home / "logs/labels"]) for row in g.rows)
     assert 0 < row["student_test_mae"] < 0.75
     assert row["teacher_test_mae"] is None
@@ -304,7 +304,7 @@ def test_a_regressor_of_labels_and_one_evaluated_again(home: Path) -> None:
 @pytest.mark.parametrize(
     "recipe", [pytest.param("fixed_teacher", marks=pytest.mark.slow), "function_matching"]
 )
-def test_a_killed_regressor_ends_as_if_it_had_not_been(home: Path, recipe: str) -> None:
+def test_killed_regression_run_resumes_exactly(home: Path, recipe: str) -> None:
     given = (*INK, *SHORT, f"recipe={recipe}", "name=killed")
     killed = command("train", *given, *inject("SignalAt", step=70), cwd=home)
     assert killed.returncode != 0

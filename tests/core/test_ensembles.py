@@ -24,7 +24,7 @@ def softened(row: list[float], temperature: float) -> list[float]:
 
 
 @temperatures
-def test_softened_probability_mean_is_the_weighted_mean_of_the_distributions(
+def test_probability_mean_is_the_weighted_mean_of_softened_distributions(
     logits: torch.Tensor, temperature: float
 ) -> None:
     found = probability_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
@@ -38,7 +38,7 @@ def test_softened_probability_mean_is_the_weighted_mean_of_the_distributions(
 
 
 @temperatures
-def test_probability_mean_at_one_temperature_is_not_that_at_another(
+def test_probability_mean_depends_on_the_temperature(
     logits: torch.Tensor, temperature: float
 ) -> None:
     """Averaged at T and read at 1, it is another distribution: T must be the objective's."""
@@ -49,7 +49,7 @@ def test_probability_mean_at_one_temperature_is_not_that_at_another(
 
 
 @temperatures
-def test_logit_mean_is_the_weighted_mean_of_the_logits_at_every_temperature(
+def test_logit_mean_is_the_weighted_mean_at_every_temperature(
     logits: torch.Tensor, temperature: float
 ) -> None:
     found = logit_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
@@ -75,7 +75,7 @@ def test_softened_logit_mean_is_the_renormalised_geometric_mean(
 
 
 @means
-def test_only_the_proportions_of_the_weights_count(mean, logits: torch.Tensor) -> None:
+def test_mean_depends_only_on_the_ratios_of_the_weights(mean, logits: torch.Tensor) -> None:
     weights = torch.tensor(WEIGHTS)
     torch.testing.assert_close(
         mean(logits, 8 * weights, temperature=2.0), mean(logits, weights, temperature=2.0)
@@ -86,20 +86,20 @@ def test_only_the_proportions_of_the_weights_count(mean, logits: torch.Tensor) -
 
 
 @means
-def test_a_single_teacher_keeps_its_distribution(mean, logits: torch.Tensor) -> None:
+def test_mean_of_one_teacher_is_its_distribution(mean, logits: torch.Tensor) -> None:
     found = mean(logits[:1], torch.tensor([0.3]), temperature=2.0)
     torch.testing.assert_close(found.softmax(dim=-1), logits[0].softmax(dim=-1))
 
 
 @means
-def test_teachers_that_agree_are_as_one(mean, logits: torch.Tensor) -> None:
+def test_mean_of_equal_teachers_is_their_distribution(mean, logits: torch.Tensor) -> None:
     twice = torch.stack([logits[0], logits[0]])
     found = mean(twice, torch.tensor([1.0, 4.0]), temperature=3.0)
     torch.testing.assert_close(found.softmax(dim=-1), logits[0].softmax(dim=-1))
 
 
 @means
-def test_extreme_logits_stay_finite(mean) -> None:
+def test_mean_of_extreme_logits_is_finite(mean) -> None:
     """exp(1000) overflows: the mean is taken among logarithms."""
     extreme = torch.tensor([[[1000.0, 0.0, -1000.0]], [[0.0, 1000.0, -1000.0]]])
     said = mean(extreme, torch.tensor([1.0, 1.0])).softmax(dim=-1)
@@ -108,6 +108,6 @@ def test_extreme_logits_stay_finite(mean) -> None:
 
 @means
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_mean_has_the_dtype_of_the_logits(mean, dtype: torch.dtype) -> None:
+def test_mean_has_the_dtype_of_the_logits(mean, dtype: torch.dtype) -> None:
     weights = torch.tensor([1.0, 2.0], dtype=torch.float32)
     assert mean(torch.randn(2, B, C, dtype=dtype), weights).dtype == dtype

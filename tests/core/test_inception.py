@@ -21,7 +21,7 @@ def crops(height: int, width: int, count: int = DRAWS, **ranges: tuple[float, fl
     return geometry.inception([height] * count, [width] * count, rng=rng(), **ranges)
 
 
-def test_has_the_quantiles_of_the_released_code(reference: Callable) -> None:
+def test_inception_has_the_quantiles_of_the_released_code(reference: Callable) -> None:
     law = reference("inception_crop_law.json")
     height, width = law["image_height"], law["image_width"]
     boxes = crops(height, width, 6000)
@@ -78,7 +78,7 @@ def crop_sizes(
         (12, 17, (0.9, 1.0), (0.6, 1.5)),  # four draws in five are drawn again
     ],
 )
-def test_has_the_law_of_tensorflow(
+def test_inception_has_the_size_distribution_of_tensorflow(
     height: int, width: int, area: tuple[float, float], aspect: tuple[float, float]
 ) -> None:
     expected = crop_sizes(height, width, area, aspect)
@@ -92,7 +92,7 @@ def test_has_the_law_of_tensorflow(
         assert np.abs(found - law).max() < 0.014
 
 
-def test_is_placed_uniformly_and_off_the_far_border() -> None:
+def test_inception_position_is_uniform_and_excludes_the_far_border() -> None:
     height, width = 375, 500
     top, left, h, w = crops(height, width).T
     # TensorFlow draws the corner from [0, free): one short of what would fit.
@@ -105,7 +105,7 @@ def test_is_placed_uniformly_and_off_the_far_border() -> None:
     assert abs(np.corrcoef(u, v)[0, 1]) < 0.03
 
 
-def test_boxes_lie_within_images_of_any_size() -> None:
+def test_inception_boxes_lie_within_images_of_any_size() -> None:
     height, width = np.random.default_rng(0).integers(1, 600, size=(2, 3000))
     boxes = geometry.inception(height, width, rng=rng())
     top, left, h, w = boxes.T
@@ -114,14 +114,14 @@ def test_boxes_lie_within_images_of_any_size() -> None:
     assert np.all((h > 0) & (w > 0) & (h * w >= 0.05 * height * width))
 
 
-def test_takes_the_whole_image_where_no_crop_fits() -> None:
+def test_inception_takes_the_whole_image_if_no_crop_fits() -> None:
     """A crop twice as wide as high cannot cover all of a square."""
     boxes = geometry.inception([10, 4], [10, 8], rng=rng(), area=(1.0, 1.0), aspect=(2.0, 2.0))
     assert boxes.tolist() == [[0, 0, 10, 10], [0, 0, 4, 8]]
 
 
 @pytest.mark.parametrize("others", [(8, 8), (1000, 10), (1, 1), (2000, 3000)])
-def test_box_does_not_depend_on_the_other_images(others: tuple[int, int]) -> None:
+def test_inception_box_does_not_depend_on_other_images(others: tuple[int, int]) -> None:
     """Each image is drawn again as often as it needs: that must not move the draws of image 5."""
     ranges = {"area": (0.7, 1.0), "aspect": (0.4, 1.0)}  # every other draw fits a square
     size = np.full((2, 16), 300)
@@ -134,12 +134,12 @@ def test_box_does_not_depend_on_the_other_images(others: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("area", [(0, 1), (-0.1, 1), (0.5, 0.4), (0.5, 1.1), (math.nan, 1)])
-def test_refuses_areas(area: tuple[float, float]) -> None:
+def test_inception_refuses_wrong_areas(area: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="area must be a range within"):
         geometry.inception([10], [10], rng=rng(), area=area)
 
 
 @pytest.mark.parametrize("aspect", [(0, 1), (-1, 1), (1.3, 0.7), (0.7, math.nan)])
-def test_refuses_aspects(aspect: tuple[float, float]) -> None:
+def test_inception_refuses_wrong_aspects(aspect: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="aspect must be a range of positive"):
         geometry.inception([10], [10], rng=rng(), aspect=aspect)

@@ -22,7 +22,7 @@ def imported(name: str) -> nn.Module:
     return model
 
 
-def test_steps_equal_the_released_code(reference: Callable) -> None:
+def test_six_training_steps_equal_the_released_code(reference: Callable) -> None:
     stored = reference("function_matching_steps.npz")
     batches = torch.from_numpy(stored["images"]).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     lengths = {key: int(stored[key]) for key in ("total_steps", "warmup_steps")}

@@ -12,7 +12,7 @@ from funmatch.optim.schedules import (
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_equals_the_released_code(reference: Callable, case: int) -> None:
+def test_warmup_cosine_equals_the_released_code(reference: Callable, case: int) -> None:
     stored = reference("cosine_schedule.json")[case]
     lengths = {"total_steps": stored["total_steps"], "warmup_steps": stored["warmup_steps"]}
     found = [warmup_cosine(step, **lengths) for step in stored["steps"]]
@@ -20,7 +20,7 @@ def test_equals_the_released_code(reference: Callable, case: int) -> None:
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (7, 0), (7, 1), (60, 20), (60, 59)])
-def test_equals_the_formula(total: int, warmup: int) -> None:
+def test_warmup_cosine_equals_the_formula(total: int, warmup: int) -> None:
     """The cosine in its half-angle form; the warm-up as a case of its own, as cosine(0) is 1."""
     for step in range(total + 1):
         if step < warmup:
@@ -31,19 +31,19 @@ def test_equals_the_formula(total: int, warmup: int) -> None:
         assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_first_update_is_null_only_under_a_warmup() -> None:
+def test_warmup_cosine_starts_at_zero_only_with_warmup() -> None:
     assert warmup_cosine(0, total_steps=10, warmup_steps=3) == 0
     assert warmup_cosine(0, total_steps=10, warmup_steps=0) == 1
 
 
 @pytest.mark.parametrize("step", [10, 11, 20, 1000])
-def test_stays_at_zero_beyond_the_end(step: int) -> None:
+def test_warmup_cosine_stays_at_zero_after_the_end(step: int) -> None:
     """The cosine alone would rise again: a run that goes on too long must not start to learn."""
     assert warmup_cosine(step, total_steps=10, warmup_steps=3) == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize("warmup", [-1, 10, 11])
-def test_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None:
+def test_cosine_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None:
     with pytest.raises(ValueError, match=rf"must lie in \[0, 10\), got {warmup}"):
         warmup_cosine(0, total_steps=10, warmup_steps=warmup)
 
@@ -60,7 +60,7 @@ def test_quadratic_equals_the_formula(total: int, warmup: int) -> None:
 
 
 @pytest.mark.parametrize("step", [10, 11, 20, 1000])
-def test_quadratic_stays_at_zero_beyond_the_end(step: int) -> None:
+def test_quadratic_stays_at_zero_after_the_end(step: int) -> None:
     """The square alone would rise again."""
     assert warmup_quadratic(step, total_steps=10, warmup_steps=3) == 0
 
@@ -103,7 +103,7 @@ def test_staircase_equals_the_released_rule_of_bit() -> None:
     ("step", "expected"),
     [(0, 0.0), (1, 0.5), (2, 1.0), (5, 1.0), (6, 0.5), (8, 0.5), (9, 0.25), (11, 0.25), (12, 0.0)],
 )
-def test_staircase_steps_down_after_a_milestone_not_at_it(step: int, expected: float) -> None:
+def test_staircase_drops_one_step_after_a_milestone(step: int, expected: float) -> None:
     found = warmup_staircase(step, total_steps=12, warmup_steps=2, milestones=[5, 8], factor=0.5)
     assert found == pytest.approx(expected)
 
@@ -118,7 +118,7 @@ def test_staircase_stays_at_zero_from_the_end(step: int) -> None:
 
 
 @pytest.mark.parametrize("milestones", [[5, 5], [7, 5], [2, 5], [1], [5, 12], [13]])
-def test_milestones_must_rise_between_warmup_and_end(milestones: list[int]) -> None:
+def test_staircase_milestones_must_increase_between_warmup_and_end(milestones: list[int]) -> None:
     with pytest.raises(ValueError, match="must increase between warmup_steps=2 and 12") as caught:
         warmup_staircase(0, total_steps=12, warmup_steps=2, milestones=milestones)
     assert str(caught.value).endswith(f"got {milestones}")
@@ -141,5 +141,7 @@ def test_staircase_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None
         (1_281_167, (500, 6000, 12_000, 18_000, 20_000)),
     ],
 )
-def test_hyperrule_by_the_number_of_images(images: int, expected: tuple[int, ...]) -> None:
+def test_bit_hyperrule_depends_on_the_number_of_images(
+    images: int, expected: tuple[int, ...]
+) -> None:
     assert bit_hyperrule(images) == expected
