@@ -25,7 +25,7 @@ resolvers.register()  # before tests are collected: some have the options of gro
 @pytest.fixture(scope="session", autouse=True)
 def _trust() -> None:
     """What the configurations of the tests may call."""
-    os.environ["FUNMATCH_ALLOW"] = "toys,faults,step_server,test_computing"
+    os.environ["FUNMATCH_ALLOW"] = "toys,faults,step_server,test_compute_options"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,10 +57,23 @@ FAULTS = {
 # The modules that take longest, in the order in which pytest-xdist hands them out: the short ones
 # come last, so that its workers end together.
 LONGEST = (
-    *("test_resume", "test_records", "test_loggers", "test_scale", "test_cache"),
-    *("test_commands", "test_exporting", "test_tasks", "test_help", "test_programs", "test_ranks"),
-    *("test_rehearsal", "test_broken", "test_report", "test_teachers", "test_experiments"),
-    *("test_signals", "test_computing", "test_refusals", "test_config", "test_forkserver"),
+    *(
+        "test_resume",
+        "test_recorded_targets",
+        "test_loggers",
+        "test_distill_datasets",
+        "test_decoded_cache",
+    ),
+    *(
+        "test_commands",
+        "test_export",
+        "test_tasks",
+        "test_help",
+        "test_exported_models",
+        "test_ranks",
+    ),
+    *("test_dry_run", "test_corrupt_images", "test_report", "test_teachers", "test_experiments"),
+    *("test_signals", "test_compute_options", "test_validation", "test_config", "test_forkserver"),
     *("test_dashboard", "test_setup", "test_package"),
 )
 

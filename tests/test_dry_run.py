@@ -29,7 +29,7 @@ DRY = "dry_run=true"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("rehearsal")
+    home = tmp_path_factory.mktemp("dry_run")
     small.split_folder(home / "images")
     return home
 

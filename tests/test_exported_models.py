@@ -75,7 +75,7 @@ WRITERS: dict[str, Callable[[nn.Module, Path], object]] = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("programs")
+    folder = tmp_path_factory.mktemp("exported")
     for name, write in WRITERS.items():
         write(classifier(), folder / name)
     return folder
@@ -223,13 +223,14 @@ def test_damaged_missing_or_unknown_model_files_are_refused(tmp_path: Path) -> N
 
 
 def test_from_path_calls_the_function_with_its_parameters() -> None:
-    assert from_path("test_programs:classifier", num_classes=5)(images(2)).shape == (2, 5)
-    assert isinstance(from_path("test_programs:probable", num_classes=5), nn.Sequential)
+    assert from_path("test_exported_models:classifier", num_classes=5)(images(2)).shape == (2, 5)
+    assert isinstance(from_path("test_exported_models:probable", num_classes=5), nn.Sequential)
+    module = "test_exported_models"
     for path, told in {
-        "test_programs:nothing": "returns a str, not a torch.nn.Module",
-        "test_programs:failing": r"the function failed \(RuntimeError: no licence for this\)",
-        "test_programs:SIDE": "is a int, not a function",
-        "test_programs:missing": "has no attribute 'missing'; give package.module:function",
+        f"{module}:nothing": "returns a str, not a torch.nn.Module",
+        f"{module}:failing": r"the function failed \(RuntimeError: no licence for this\)",
+        f"{module}:SIDE": "is a int, not a function",
+        f"{module}:missing": "has no attribute 'missing'; give package.module:function",
         "no_such_package:f": "No module named 'no_such_package'",
     }.items():
         with pytest.raises(ValueError, match=told):
@@ -241,7 +242,7 @@ def test_from_path_calls_the_function_with_its_parameters() -> None:
 HALF = "[0.5,0.5,0.5]"
 NORMAL = (f"teacher.mean={HALF}", f"teacher.std={HALF}")
 STUDENT = (
-    *("student=module", "student.path=test_programs:classifier"),
+    *("student=module", "student.path=test_exported_models:classifier"),
     *(f"student.mean={HALF}", f"student.std={HALF}"),
 )
 
@@ -260,9 +261,13 @@ def train(home: Path, photos: Path, *overrides: str) -> tuple[int, str, str]:
 def test_every_kind_of_teacher_gives_the_same_figures(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     kinds = {
-        "module": ("teacher=module", "teacher.path=test_programs:classifier", "teacher.side=32"),
+        "module": (
+            "teacher=module",
+            "teacher.path=test_exported_models:classifier",
+            "teacher.side=32",
+        ),
         "onnx": ("teacher=program", f"teacher.path={written}/any.onnx"),
         "torch": ("teacher=program", f"teacher.path={written}/any.pt2"),
         "script": ("teacher=program", f"teacher.path={written}/traced.pt", "teacher.side=32"),
@@ -283,7 +288,7 @@ def test_every_kind_of_teacher_gives_the_same_figures(
 def test_run_identity_depends_on_the_program_not_its_path(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     elsewhere = tmp_path / "moved.onnx"
     elsewhere.write_bytes((written / "one.onnx").read_bytes())
     for path in (written / "one.onnx", elsewhere):
@@ -296,10 +301,10 @@ def test_run_identity_depends_on_the_program_not_its_path(
 def test_unfit_teacher_is_refused_before_training(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = "teacher.path=test_programs"
+    path = "teacher.path=test_exported_models"
     module, side = ("teacher=module", *NORMAL), "teacher.side=32"
     program = ("teacher=program", f"teacher.path={written}/any.onnx")
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     thousand = "teacher.net.num_classes=1000"
     for given, told in {
         (*module, f"{path}:classifier", side, thousand): "error: teacher.classes=3: the network "
@@ -308,7 +313,11 @@ def test_unfit_teacher_is_refused_before_training(
         (*module, f"{path}:probable", side): "error: teacher: gives probabilities, as after a",
         (*program, *NORMAL, "teacher.side=48"): "error: teacher: does not take images of 3 x 48 x",
         program: "error: teacher.mean=null: the network has no default for it; give a value",
-        (*module, f"{path}:nothing", side): "error: teacher.path=test_programs:nothing: returns a",
+        (
+            *module,
+            f"{path}:nothing",
+            side,
+        ): "error: teacher.path=test_exported_models:nothing: returns a",
         ("teacher=program", "teacher.path=x.onnx"): "error: teacher.path=x.onnx: no such file",
         (*module, "teacher.path=x"): "error: teacher.path=x: give package.module:function",
         (*module, "teacher.path=os:getcwd"): "error: teacher.net.path=os:getcwd: a configuration "
@@ -337,8 +346,8 @@ def test_better_input_normalisation_is_suggested(
 ) -> None:
     for part, each in (("train", 12), ("val", 16), ("test", 4)):
         small.photographs(tmp_path / "images" / part, each)
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
-    given = ("teacher=module", "teacher.path=test_programs:Colours", "teacher.side=32")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
+    given = ("teacher=module", "teacher.path=test_exported_models:Colours", "teacher.side=32")
     told = "  teacher: right on 16 of 48 val images, and on 36 with mean="
     for mean, expected in (("[0,0,0]", 0), ("[-2,2,3]", 1)):
         more = (f"teacher.mean={mean}", "teacher.std=[1,1,1]", f"name=normal{expected}")

@@ -615,8 +615,9 @@ def test_fixed_teacher_store_is_shared_by_all_targets_modes(lesson) -> None:
 
 ASKING = """
 import os, signal, sys
-import test_records
-record = test_records.ensemble_of_crops(sys.argv[1], lambda: os.kill(os.getpid(), signal.SIGKILL))
+import test_recorded_targets
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+test_recorded_targets.ensemble_of_crops(sys.argv[1], kill)
 """
 
 

@@ -663,7 +663,7 @@ def normalised(**settings: Any) -> nn.Module:
 
 
 def test_micro_batch_warns_of_batch_normalisation(configured, capsys) -> None:
-    for net, told in (("test_computing.normalised", 1), ("funmatch.models.conv.build", 0)):
+    for net, told in (("test_compute_options.normalised", 1), ("funmatch.models.conv.build", 0)):
         cfg = configured("digits", "compute.micro_batch=30", f"student.net._target_={net}")
         networks.build_student(build(cfg))
         found = "compute.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
