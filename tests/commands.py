@@ -31,9 +31,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     """What this process was given, less what would steer a command from outside."""
     steers = ("WANDB", "HYDRA", "PYTHON", "MAKE", "MFLAGS")
     later, start = os.environ.items(), forkserver.READ_AT_START
-    found = {k: v for k, v in later if not k.startswith(start)}
-    found |= {k: v for k, v in _GIVEN.items() if k.startswith(start)}
-    keep = {k: v for k, v in found.items() if not k.startswith(steers)}
+    variables = {k: v for k, v in later if not k.startswith(start)}
+    variables |= {k: v for k, v in _GIVEN.items() if k.startswith(start)}
+    keep = {k: v for k, v in variables.items() if not k.startswith(steers)}
     return {**keep, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(home), **more}
 
 

@@ -97,24 +97,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.getreports(outcome):
             if outcome == "passed" and report.when != "call":
                 continue
-            said = getattr(report, "user_properties", ())  # not of a file that is no test
-            told = {"outcome": outcome, "injected": 1, **dict(said)}
-            for number in {value for key, value in said if key == "fault"}:
-                rows.setdefault(number, []).append(told)
+            properties = getattr(report, "user_properties", ())  # not of a file that is no test
+            entry = {"outcome": outcome, "injected": 1, **dict(properties)}
+            for number in {value for key, value in properties if key == "fault"}:
+                rows.setdefault(number, []).append(entry)
     if not rows:
         return
     write = terminalreporter.write_line
     terminalreporter.section("faults")
     write(f"{'#':>2}  {'fault':52} {'injected':>8} {'survived':>8}")
     for number, tests in sorted(rows.items()):
-        tried = [told for told in tests if told["outcome"] != "skipped"]
-        injected = sum(told["injected"] for told in tried)
-        survived = sum(told["injected"] for told in tried if told["outcome"] == "passed")
+        tried = [entry for entry in tests if entry["outcome"] != "skipped"]
+        injected = sum(entry["injected"] for entry in tried)
+        survived = sum(entry["injected"] for entry in tried if entry["outcome"] == "passed")
         note = "" if tried else "  skipped"
         write(f"{number:>2}  {FAULTS[number]:52} {injected:>8} {survived:>8}{note}")
-        for told in tried:
-            if "figures" in told:
-                write(f"{'':6}{told['figures']}")
+        for entry in tried:
+            if "figures" in entry:
+                write(f"{'':6}{entry['figures']}")
 
 
 @pytest.fixture

@@ -34,9 +34,9 @@ CANARY = "canary-5f2b9c1e77aa4d10"
     ],
 )
 def test_configuration_with_foreign_target_is_refused(target: str) -> None:
-    for place in ({"a": {"_target_": target}}, {"a": [{"b": {"_target_": target}}]}):
+    for node in ({"a": {"_target_": target}}, {"a": [{"b": {"_target_": target}}]}):
         with pytest.raises(ValueError, match=rf"a.*_target_={target}: a configuration may call"):
-            allowlist.check(OmegaConf.create(place))
+            allowlist.check(OmegaConf.create(node))
 
 
 @pytest.mark.parametrize("path", ["os:system", "logs.x-s0.evil:f", "os.system"])

@@ -29,9 +29,9 @@ def three(tmp_path: Path) -> Checkpoints:
 def test_checkpoint_round_trip_restores_the_state(three: Checkpoints) -> None:
     (newest, *_) = three.all()
     assert [checkpoint_files.step(path) for path in three.all()] == [100_000_000, 10, 5]
-    found = VerifiedCheckpointIO().load_checkpoint(newest)
-    assert found["step"] == 100_000_000
-    assert torch.equal(found["weights"], STATE["weights"])
+    loaded = VerifiedCheckpointIO().load_checkpoint(newest)
+    assert loaded["step"] == 100_000_000
+    assert torch.equal(loaded["weights"], STATE["weights"])
     assert torch.equal(torch.load(newest, weights_only=True)["weights"], STATE["weights"])
     assert zipfile.ZipFile(newest).comment.decode() == checkpoint_files.digest(newest)
 
@@ -49,11 +49,11 @@ def test_flipped_bits_and_truncation_are_detected(three: Checkpoints) -> None:
     path = three.all()[0]
     good = path.read_bytes()
     assert checkpoint_files.is_intact(path)
-    for place in [*range(0, len(good), 97), *range(len(good) - 90, len(good))]:
+    for offset in [*range(0, len(good), 97), *range(len(good) - 90, len(good))]:
         bad = bytearray(good)
-        bad[place] ^= 1 << place % 8
+        bad[offset] ^= 1 << offset % 8
         path.write_bytes(bad)
-        assert not checkpoint_files.is_intact(path), place
+        assert not checkpoint_files.is_intact(path), offset
     for size in [*range(0, 200), len(good) // 2, len(good) - 64, len(good) - 1]:
         path.write_bytes(good[:size])
         assert not checkpoint_files.is_intact(path), size
@@ -65,11 +65,11 @@ def test_flipped_bits_and_truncation_are_detected(three: Checkpoints) -> None:
 def test_newest_falls_back_to_the_previous_intact_checkpoint(three: Checkpoints) -> None:
     newest, middle, _ = three.all()
     os.truncate(newest, 1000)
-    told: list[str] = []
-    assert three.newest(told.append) == middle
-    assert told == [f"{newest} is damaged (its checksum differs); using {middle} instead"]
-    assert three.newest(told.append) == middle
-    assert len(told) == 1
+    messages: list[str] = []
+    assert three.newest(messages.append) == middle
+    assert messages == [f"{newest} is damaged (its checksum differs); using {middle} instead"]
+    assert three.newest(messages.append) == middle
+    assert len(messages) == 1
     assert newest.with_suffix(".damaged").exists()  # put aside
     three.clear()
     assert not list(three.folder.iterdir())

@@ -37,10 +37,14 @@ def test_readme_sweep_writes_summary_and_figure(swept, workplace: Path) -> None:
         assert f"logs/swept/{recipe}-s0-" in swept.stdout
         assert recipe in swept.stdout.split("on test, mean")[1]  # the table
     logs = workplace / "logs" / "swept"
-    found = rows(logs / "summary.csv")
-    assert list(found[0]) == list(columns(CLASSIFICATION))
-    assert [row["recipe"] for row in found] == ["fixed_teacher", "consistent", "function_matching"]
-    for row in found:
+    summary = rows(logs / "summary.csv")
+    assert list(summary[0]) == list(columns(CLASSIFICATION))
+    assert [row["recipe"] for row in summary] == [
+        "fixed_teacher",
+        "consistent",
+        "function_matching",
+    ]
+    for row in summary:
         assert row["status"] == "completed"
         assert row["steps"] == "6"
         assert float(row["epochs"]) == 6
@@ -102,13 +106,13 @@ def test_failed_job_does_not_stop_the_sweep(workplace: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: RuntimeError: a fault was injected")
     assert done.stderr.count("\n") == 1
-    found = rows(workplace / "logs" / "failing" / "summary.csv")
-    assert [(row["seed"], row["status"]) for row in found] == [
+    summary = rows(workplace / "logs" / "failing" / "summary.csv")
+    assert [(row["seed"], row["status"]) for row in summary] == [
         ("0", "completed"),
         ("1", "failed"),
         ("2", "completed"),
     ]
-    assert found[1]["student_test_top1"] == ""
+    assert summary[1]["student_test_top1"] == ""
     assert "2 done, 1 failed" in done.stdout.split("on test")[1]
 
     # The failed one alone is made good, and as it would have been without the failure.
@@ -129,11 +133,11 @@ def test_evaluate_repeats_the_figures_of_the_run(swept, workplace: Path) -> None
     (directory,) = (workplace / "logs" / "swept").glob("function_matching-s0-*")
     done = command("evaluate", f"run={directory}", cwd=workplace)
     assert done.returncode == 0, done.stderr
-    found = dict(line.split() for line in done.stdout.splitlines()[1:])
+    figures = dict(line.split() for line in done.stdout.splitlines()[1:])
     summary = Run(directory).result
-    for name, value in found.items():
+    for name, value in figures.items():
         assert float(value) == pytest.approx(summary[name], abs=1e-4)
-    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(found)
+    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(figures)
 
 
 def test_evaluate_resolves_the_teacher_from_any_directory(
@@ -231,8 +235,10 @@ def test_ctrl_c_stops_a_sweep_and_names_the_resume_command(workplace: Path) -> N
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    told = r"interrupted by SIGINT: saved after step (\d+) of 100000; the same command resumes .*\n"
-    match = re.fullmatch(told, errors)
+    pattern = (
+        r"interrupted by SIGINT: saved after step (\d+) of 100000; the same command resumes .*\n"
+    )
+    match = re.fullmatch(pattern, errors)
     assert match, errors
     (saved,) = (workplace / "logs").glob("interrupted/*/checkpoints/*")
     assert saved.name == f"step-{int(match[1]):08}.ckpt"

@@ -147,16 +147,16 @@ class Exact:
     def weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.student.net.named_parameters()}
 
-    def distilled(self, words: Targets, recipe: Any = MIXED) -> dict[str, Tensor]:
+    def distilled(self, targets: Targets, recipe: Any = MIXED) -> dict[str, Tensor]:
         objective = FunctionMatching(300.0)
         return self.given(
-            Distillation(self.student, words, {}, objective, self.learning, TASK), recipe
+            Distillation(self.student, targets, {}, objective, self.learning, TASK), recipe
         )
 
 
-def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def close(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     # The teacher speaks in float32, and its last bit depends on the size of a batch.
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-7)
 
 
 def learned(weights: dict[str, Tensor]) -> float:
@@ -193,10 +193,10 @@ def test_micro_batch_does_not_change_a_fixed_teacher_student(tmp_path: Path) -> 
     recipe = Fixed(name="fixed_teacher", crop="whole", min_area=0.3)
     how = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     teacher = teacher_of(network(10, seed=2))
-    words = [
+    targets = [
         per_image.on_fixed_views(teacher, array_source(), recipe, TASK, **how) for _ in range(2)
     ]
-    close(Exact(3).distilled(words[0], recipe), Exact(None).distilled(words[1], recipe))
+    close(Exact(3).distilled(targets[0], recipe), Exact(None).distilled(targets[1], recipe))
 
 
 @pytest.mark.parametrize(("recording", "reading"), [(None, 3), (3, None), (3, 5)])
@@ -207,11 +207,11 @@ def test_recorded_targets_serve_any_micro_batch(
         records = {"teacher": LogitStore(tmp_path, {"kind": "steps"}, "float32")}
         return RecordedTargets(teacher_of(net), records, TASK, batch_size=BATCH, keep=True)
 
-    speaker, mute = network(10, seed=2), network(10, seed=2)
-    first = Exact(recording).distilled(recorded(speaker))
-    again = Exact(reading).distilled(recorded(mute))
-    assert sum(map(len, speaker.net.seen)) == STEPS * BATCH
-    assert not mute.net.seen
+    recording_net, replaying_net = network(10, seed=2), network(10, seed=2)
+    first = Exact(recording).distilled(recorded(recording_net))
+    again = Exact(reading).distilled(recorded(replaying_net))
+    assert sum(map(len, recording_net.net.seen)) == STEPS * BATCH
+    assert not replaying_net.net.seen
     close(again, first)
     close(again, Exact(None).distilled(live()))
 
@@ -225,8 +225,8 @@ def test_gradient_is_clipped_once_per_step_as_by_torch(
     clip: float | None, size: int | None
 ) -> None:
     taught, twin = Exact(size, clip_norm=clip), Exact(None)
-    found = taught.distilled(live())
-    net, words = twin.student, live()
+    trained = taught.distilled(live())
+    net, targets = twin.student, live()
     optimizer = sgd.sgd(net, lr=1e-4, wd=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, twin.learning.schedule)
     stream = image_stream(
@@ -235,8 +235,11 @@ def test_gradient_is_clipped_once_per_step_as_by_torch(
     norms = []
     for step in range(STEPS):
         whole = stream[step].mixed()
-        said, logits = words(whole).prediction / 300, net(whole.view("student")).prediction / 300
-        loss = F.kl_div(logits.log_softmax(1), said.softmax(1), reduction="batchmean")
+        target, logits = (
+            targets(whole).prediction / 300,
+            net(whole.view("student")).prediction / 300,
+        )
+        loss = F.kl_div(logits.log_softmax(1), target.softmax(1), reduction="batchmean")
         optimizer.zero_grad()
         (300**2 * loss).backward()
         weights = list(net.parameters())
@@ -245,7 +248,7 @@ def test_gradient_is_clipped_once_per_step_as_by_torch(
         schedule.step()
     assert min(norms) > 1000  # so that one of the three cases clips, and two do not
     assert max(norms) < 1e9
-    close(found, twin.weights())
+    close(trained, twin.weights())
 
 
 # --- folded kernels ------------------------------------------------------------------------------
@@ -332,11 +335,11 @@ def test_folded_convolutions_still_return_features() -> None:
     with torch.no_grad():
         expected = live.eval()(pixels(3, 32))
     for _ in range(2):  # none is left over from the first time
-        said = frozen(pixels(3, 32))
-        assert list(said.features) == list(expected.features)
-        assert len(names) == len(said.features)
+        output = frozen(pixels(3, 32))
+        assert list(output.features) == list(expected.features)
+        assert len(names) == len(output.features)
         for name in names:
-            assert torch.equal(said.features[name], expected.features[name])
+            assert torch.equal(output.features[name], expected.features[name])
     assert type(dict(twin.net.named_modules())[names[0]]) is nn.Conv2d
 
 
@@ -364,10 +367,10 @@ def test_bfloat16_teacher_returns_nearly_equal_float32_outputs(channels_last: bo
     exact = Frozen(wrapped(resnet(), features=names))(pixels(4, 32))
     network = wrapped(resnet(), features=names)
     frozen = Frozen(network, dtype=torch.bfloat16, channels_last=channels_last)
-    said = frozen(pixels(4, 32))
+    output = frozen(pixels(4, 32))
     for one, other in (
-        (said.prediction, exact.prediction),
-        (said.features[names[0]], exact.features[names[0]]),
+        (output.prediction, exact.prediction),
+        (output.features[names[0]], exact.features[names[0]]),
     ):
         assert one.dtype == torch.float32
         assert 1e-5 < apart(one, other) < 0.05
@@ -379,7 +382,7 @@ def test_bfloat16_teacher_returns_nearly_equal_float32_outputs(channels_last: bo
             assert weight.is_contiguous(
                 memory_format=last if weight.ndim == 4 else torch.contiguous_format
             )
-        assert said.features[names[0]].is_contiguous(memory_format=last)
+        assert output.features[names[0]].is_contiguous(memory_format=last)
 
 
 @pytest.mark.parametrize("around", [torch.bfloat16, torch.float16])
@@ -460,19 +463,23 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
 @pytest.mark.parametrize("training", [False, True])
 def test_channels_last_does_not_change_logits(configured, norm: str, training: bool) -> None:
     cfg = configured("mobilenet", f"student.net.norm={norm}", "student.side=32")
-    said = []
+    predictions = []
     for last in (False, True):
         torch.manual_seed(0)
         network = networks.build_network(build(cfg).student)
         nn.init.normal_(network.net.classifier.weight)
         network.train(training).set_compute_options(channels_last=last)
-        kept: list[Tensor] = []
+        activations: list[Tensor] = []
         stem = network.net.conv_stem
-        stem.register_forward_hook(lambda *args, kept=kept: kept.extend((*args[1], args[2])))
-        said.append(network(pixels(4, 32)).prediction.detach())
+        stem.register_forward_hook(
+            lambda *args, activations=activations: activations.extend((*args[1], args[2]))
+        )
+        predictions.append(network(pixels(4, 32)).prediction.detach())
         layout = torch.channels_last if last else torch.contiguous_format
-        assert all(tensor.is_contiguous(memory_format=layout) for tensor in kept)  # into it and out
-    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+        assert all(
+            tensor.is_contiguous(memory_format=layout) for tensor in activations
+        )  # into it and out
+    torch.testing.assert_close(*predictions, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -499,8 +506,8 @@ def tiny() -> nn.Module:
 
 
 def gradients(net: nn.Module, logits: Tensor) -> dict[str, Tensor]:
-    found = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
-    return dict(zip(dict(net.named_parameters()), found, strict=True))
+    grads = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
+    return dict(zip(dict(net.named_parameters()), grads, strict=True))
 
 
 @pytest.fixture
@@ -533,10 +540,12 @@ def test_network_is_compiled_only_for_its_batch_size_and_mode(graphs, capsys) ->
         assert torch.equal(network(images).prediction, plain_network(images).prediction)
     assert graphs() == 0
 
-    said, expected = (n.train()(pixels(4, SIDE)).prediction for n in (network, plain_network))
+    compiled_logits, expected = (
+        n.train()(pixels(4, SIDE)).prediction for n in (network, plain_network)
+    )
     assert graphs() == 1
-    torch.testing.assert_close(said, expected)
-    torch.testing.assert_close(gradients(net, said), gradients(plain, expected))
+    torch.testing.assert_close(compiled_logits, expected)
+    torch.testing.assert_close(gradients(net, compiled_logits), gradients(plain, expected))
     torch.testing.assert_close(
         network(pixels(4, SIDE, seed=1)).prediction,
         plain_network(pixels(4, SIDE, seed=1)).prediction,
@@ -567,8 +576,10 @@ def test_more_than_eight_networks_are_compiled(graphs) -> None:
 
 def test_network_with_requested_features_is_not_compiled(graphs, capsys) -> None:
     network = wrapped(tiny(), SIDE, features=("0",)).set_compute_options(compiled=4)
-    told = "its features are requested"
-    assert capsys.readouterr().out == f"  compile: Sequential runs without torch.compile ({told})\n"
+    reason = "its features are requested"
+    assert (
+        capsys.readouterr().out == f"  compile: Sequential runs without torch.compile ({reason})\n"
+    )
     assert list(network(pixels(4, SIDE)).features) == ["0"]
     assert graphs() == 0
 
@@ -589,12 +600,12 @@ def test_missing_compiler_is_reported_once_and_network_runs_eagerly(graphs, caps
     compiled = Compiled(net, rows=4, training=True)
     images = torch.randn(4, 3, SIDE, SIDE, generator=generator(0))
     with without_compiler():
-        said = [compiled(images) for _ in range(3)]
-    assert all(torch.equal(each, net(images)) for each in said)
-    told = capsys.readouterr().out
-    assert told.startswith("  compile: Sequential runs without torch.compile (")
-    assert "/nonexistent" in told
-    assert told.count("\n") == 1
+        predictions = [compiled(images) for _ in range(3)]
+    assert all(torch.equal(each, net(images)) for each in predictions)
+    output = capsys.readouterr().out
+    assert output.startswith("  compile: Sequential runs without torch.compile (")
+    assert "/nonexistent" in output
+    assert output.count("\n") == 1
 
 
 def test_error_of_the_network_is_raised_without_compiler(graphs) -> None:
@@ -663,11 +674,16 @@ def normalised(**settings: Any) -> nn.Module:
 
 
 def test_micro_batch_warns_of_batch_normalisation(configured, capsys) -> None:
-    for net, told in (("test_compute_options.normalised", 1), ("funmatch.models.conv.build", 0)):
+    for net, warnings in (
+        ("test_compute_options.normalised", 1),
+        ("funmatch.models.conv.build", 0),
+    ):
         cfg = configured("digits", "compute.micro_batch=30", f"student.net._target_={net}")
         networks.build_student(build(cfg))
-        found = "compute.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
-        assert capsys.readouterr().out == f"  {found}\n" * told
+        message = (
+            "compute.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
+        )
+        assert capsys.readouterr().out == f"  {message}\n" * warnings
 
 
 def test_run_with_micro_batch_has_the_same_losses(plain: Run, tmp_path: Path) -> None:
@@ -683,8 +699,8 @@ def test_run_in_mixed_precision_completes_with_close_losses(plain: Run, tmp_path
     assert losses(mixed) == pytest.approx(losses(plain), rel=0.05)
     assert losses(mixed) != losses(plain)
     abouts = [json.loads(path.read_text()) for path in tmp_path.glob("logs/targets/*/about.json")]
-    said = sorted((about["kind"], about["dtype"]) for about in abouts)
-    assert said == [("evaluation", "bfloat16")] * 2 + [("steps", "bfloat16")]
+    stored = sorted((about["kind"], about["dtype"]) for about in abouts)
+    assert stored == [("evaluation", "bfloat16")] * 2 + [("steps", "bfloat16")]
     student = safetensors.torch.load_file(mixed.student)
     assert {weight.dtype for weight in student.values()} == {torch.float32}
 
@@ -711,9 +727,9 @@ def test_wrong_compute_options_are_refused_in_one_line(tmp_path: Path) -> None:
         "compute.compile=yes": "choose none, teacher, student or both",
         "trainer.precision=bf16": "choose 32-true, bf16-mixed or 16-mixed",
     }
-    found = answers([("train", mistake) for mistake in remedies], cwd=tmp_path)
+    responses = answers([("train", mistake) for mistake in remedies], cwd=tmp_path)
     for mistake, remedy in remedies.items():
-        code, out, err = found["train", mistake]
+        code, out, err = responses["train", mistake]
         assert (code, out, err.count("\n")) == (1, "", 1)
         if remedy is not None:
             assert err == f"error: {mistake}: {remedy}\n"

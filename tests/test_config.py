@@ -114,7 +114,7 @@ MESSAGES = {
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of images by class, and what a run leaves of a network for digits."""
     root, saved = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("run")
     trees.class_folders(root, ["a", "b"], each=5)
@@ -127,9 +127,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
 def test_every_group_option_composes_and_validates(
-    compose, group: str, option: str, places: dict[str, Path]
+    compose, group: str, option: str, folders: dict[str, Path]
 ) -> None:
-    company = [each.format(**places) for each in COMPANY.get((group, option), ())]
+    company = [each.format(**folders) for each in COMPANY.get((group, option), ())]
     name = "finetune" if group == "rule" else "train"
     cfg = compose(f"{group}={option}", *company, name=name)
     validation.check(cfg)
@@ -219,25 +219,29 @@ def test_differing_key_names_key_and_both_values(compose) -> None:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str, str]]:
+def responses(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[str, str], tuple[int, str, str]]:
     """What the real command answers to each mistake; not even a directory is made."""
     path = tmp_path_factory.mktemp("wrong")
-    found = answers([("train", wrong) for wrong in WRONG], cwd=path)
+    results = answers([("train", wrong) for wrong in WRONG], cwd=path)
     assert not list(path.iterdir())
-    return found
+    return results
 
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(("wrong", "named"), WRONG.items())
-def test_error_names_key_and_value_before_torch_is_imported(said, wrong: str, named: str) -> None:
-    code, out, err = said["train", wrong]
+def test_error_names_key_and_value_before_torch_is_imported(
+    responses, wrong: str, named: str
+) -> None:
+    code, out, err = responses["train", wrong]
     assert (code, out) == (1, "")
     assert is_error(err, named), err
 
 
-def test_train_error_messages(said) -> None:
-    found = {wrong: said["train", wrong][2] for wrong in MESSAGES}
-    assert found == {wrong: f"error: {line}\n" for wrong, line in MESSAGES.items()}
+def test_train_error_messages(responses) -> None:
+    messages = {wrong: responses["train", wrong][2] for wrong in MESSAGES}
+    assert messages == {wrong: f"error: {line}\n" for wrong, line in MESSAGES.items()}
 
 
 def test_wrong_sweep_job_is_refused_before_any_job_starts(tmp_path: Path) -> None:

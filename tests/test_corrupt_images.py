@@ -144,19 +144,19 @@ def test_corrupt_image_is_replaced_by_the_next_image_and_label(sound: Path, tmp_
     root = shutil.copytree(sound, tmp_path / "images")
     names = {root / "train" / CLASSES[1] / name for name in broken(root / "train" / CLASSES[1])}
     names |= {root / "train" / CLASSES[2] / name for name in broken(root / "train" / CLASSES[2])}
-    found = builders.folder(str(root))
-    mended = without_corrupt_images(found, tmp_path, print).train
-    assert len(mended) == len(found.train) == 36 + len(names)
+    splits = builders.folder(str(root))
+    mended = without_corrupt_images(splits, tmp_path, print).train
+    assert len(mended) == len(splits.train) == 36 + len(names)
     rows = np.arange(len(mended))
     labels = mended.labels(rows)
     for row in rows:
         path = mended.path(row)
         assert path not in names
         assert labels[row] == CLASSES.index(path.parent.name)
-        if found.train.path(row) not in names:
-            assert path == found.train.path(row)
-    assert mended.path(rows[-1]) == found.train.path(0)  # after the last comes the first
-    assert mended.fingerprint() != found.train.fingerprint()
+        if splits.train.path(row) not in names:
+            assert path == splits.train.path(row)
+    assert mended.path(rows[-1]) == splits.train.path(0)  # after the last comes the first
+    assert mended.fingerprint() != splits.train.fingerprint()
 
 
 def test_split_without_readable_image_is_an_error(sound: Path, tmp_path: Path) -> None:
@@ -228,9 +228,9 @@ def test_process_exits_with_open_worker_iterators() -> None:
 
 def processes_in(directory: Path) -> list[int]:
     """The pids of those whose working directory this is: a command and its workers."""
-    found = []
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is a zombie
             if (folder / "cwd").readlink() == directory:
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids

@@ -42,12 +42,12 @@ READ: dict[str, Callable[[Path], DatasetFiles]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_splits_have_their_sizes_and_are_disjoint(name: str, tmp_path: Path) -> None:
-    found = READ[name](plant(tmp_path, name))
-    assert tuple(map(len, parts(found))) == SIZES[name]
-    every = pairs(*parts(found))
+    files = READ[name](plant(tmp_path, name))
+    assert tuple(map(len, parts(files))) == SIZES[name]
+    every = pairs(*parts(files))
     assert len({path for path, _ in every}) == sum(SIZES[name])
-    assert {label for _, label in pairs(found.train)} == set(range(5 if "flow" in name else 3))
-    assert max(label for _, label in every) < len(found.classes)
+    assert {label for _, label in pairs(files.train)} == set(range(5 if "flow" in name else 3))
+    assert max(label for _, label in every) < len(files.classes)
 
 
 def flowers_parts(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, official.Flowers102]:
@@ -61,50 +61,50 @@ def flowers_parts(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, offi
 
 def test_flowers102_equals_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path, "flowers102")
-    found = torchvision_layouts.flowers102(root)
+    files = torchvision_layouts.flowers102(root)
     for part, theirs in flowers_parts(root, monkeypatch).items():
-        ours = pairs(getattr(found, part))
+        ours = pairs(getattr(files, part))
         assert ours == list(zip(map(str, theirs._image_files), theirs._labels, strict=True))
     assert builders.flowers102(str(root)).train.classes == tuple(official.Flowers102.classes)
 
 
 def test_pets_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
-    found = torchvision_layouts.pets(root)
+    files = torchvision_layouts.pets(root)
     rest = official.OxfordIIITPet(root, "trainval")
     test = official.OxfordIIITPet(root, "test")
-    assert list(found.classes) == rest.classes == ["Abyssinian", "American Bulldog", "Bengal"]
-    assert sorted(pairs(found.train, found.val)) == sorted(
+    assert list(files.classes) == rest.classes == ["Abyssinian", "American Bulldog", "Bengal"]
+    assert sorted(pairs(files.train, files.val)) == sorted(
         zip(map(str, rest._images), rest._labels, strict=True)
     )
-    assert pairs(found.test) == list(zip(map(str, test._images), test._labels, strict=True))
+    assert pairs(files.test) == list(zip(map(str, test._images), test._labels, strict=True))
 
 
 def test_food101_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "food101")
-    found = torchvision_layouts.food101(root)
-    for ours, part in (((found.train, found.val), "train"), ((found.test,), "test")):
+    files = torchvision_layouts.food101(root)
+    for ours, part in (((files.train, files.val), "train"), ((files.test,), "test")):
         theirs = official.Food101(root, part)
-        assert list(found.classes) == theirs.classes == ["apple_pie", "sushi", "waffles"]
+        assert list(files.classes) == theirs.classes == ["apple_pie", "sushi", "waffles"]
         expected = zip(map(str, theirs._image_files), theirs._labels, strict=True)
         assert sorted(pairs(*ours)) == sorted(expected)
 
 
 def test_sun397_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "sun397")
-    found, theirs = torchvision_layouts.sun397(root), official.SUN397(root)
-    assert list(found.classes) == theirs.classes == ["abbey", "bar", "church/outdoor"]
+    files, theirs = torchvision_layouts.sun397(root), official.SUN397(root)
+    assert list(files.classes) == theirs.classes == ["abbey", "bar", "church/outdoor"]
     expected = zip(map(str, theirs._image_files), theirs._labels, strict=True)
-    assert sorted(pairs(*parts(found))) == sorted(expected)
+    assert sorted(pairs(*parts(files))) == sorted(expected)
 
 
 def test_imagenet_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "imagenet")
-    found = imagenet.imagenet(root)
+    files = imagenet.imagenet(root)
     torch.save(({wnid: (wnid,) for wnid in trees.WNIDS}, []), root / "meta.bin")
-    assert sorted(pairs(found.train, found.val)) == sorted(official.ImageNet(root, "train").samples)
-    assert sorted(pairs(found.test)) == sorted(official.ImageNet(root, "val").samples)
-    assert found.classes == trees.WNIDS
+    assert sorted(pairs(files.train, files.val)) == sorted(official.ImageNet(root, "train").samples)
+    assert sorted(pairs(files.test)) == sorted(official.ImageNet(root, "val").samples)
+    assert files.classes == trees.WNIDS
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -136,12 +136,12 @@ PAPER = {
 @pytest.mark.parametrize("name", NAMES)
 def test_data_configuration_also_serves_as_transfer_set(name: str, compose, tmp_path: Path) -> None:
     root = plant(tmp_path, name)
-    place = root.rename(tmp_path / "imagenet").parent if name == "imagenet" else root
-    cfg = compose(f"data={name}", f"transfer=[{name}]", f"paths.data={place}")
+    folder = root.rename(tmp_path / "imagenet").parent if name == "imagenet" else root
+    cfg = compose(f"data={name}", f"transfer=[{name}]", f"paths.data={folder}")
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert data == OmegaConf.to_container(cfg.transfer[name], resolve=True)
-    found = (data["classes"], data["train_size"], data["side"])
-    assert (*found, data["suggested"]["batch_size"], data["suggested"]["epochs"]) == PAPER[name]
+    facts = (data["classes"], data["train_size"], data["side"])
+    assert (*facts, data["suggested"]["batch_size"], data["suggested"]["epochs"]) == PAPER[name]
     splits = instantiate(cfg.data.splits)
     assert tuple(len(splits.part(part)) for part in ("train", "val", "test")) == SIZES[name]
 
@@ -172,7 +172,7 @@ def test_missing_data_set_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "said"),
+    ("name", "file", "message"),
     [
         (
             "flowers102",
@@ -192,12 +192,12 @@ def test_missing_data_set_is_one_line(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_missing_images_are_counted_and_named(
-    name: str, file: str, said: str, tmp_path: Path
+    name: str, file: str, message: str, tmp_path: Path
 ) -> None:
     root = plant(tmp_path, name)
     (root / file).unlink()
     line = refused(lambda: READ[name](root))
-    assert line.startswith(f"root={root}: {said}")
+    assert line.startswith(f"root={root}: {message}")
     assert f"missing, first {file}; extract its archive again" in line
 
 
@@ -251,7 +251,7 @@ def test_inconsistent_lists_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (
             lambda r: (r / "train" / trees.WNIDS[1]).rename(r / "gone"),
@@ -279,13 +279,13 @@ def test_inconsistent_lists_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_imagenet_layout_is_one_line(
-    damage: Callable[[Path], object], said: str, tmp_path: Path
+    damage: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     root = plant(tmp_path, "imagenet")
     damage(root)
     line = refused(lambda: imagenet.imagenet(root))
     assert line.startswith(f"root={root}: ")
-    assert said in line
+    assert message in line
 
 
 def test_imagenet_v2_and_real_labels_are_read(tmp_path: Path) -> None:
@@ -311,19 +311,19 @@ def test_imagenet_v2_and_real_labels_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[[0]]", "1 rows for 12 images"),
         ("[", "JSONDecodeError"),
         (f"{[[3]] * 12}", "beyond 0 to 2"),
     ],
 )
-def test_damaged_real_labels_are_refused(content: str, said: str, tmp_path: Path) -> None:
+def test_damaged_real_labels_are_refused(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "real.json"
     path.write_text(content)
     line = refused(lambda: imagenet.imagenet(plant(tmp_path, "imagenet"), real=path))
     assert line.startswith(f"real={path}: real.json is damaged (")
-    assert said in line
+    assert message in line
 
 
 def test_damaged_imagenet_v2_is_refused(tmp_path: Path) -> None:

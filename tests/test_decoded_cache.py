@@ -60,7 +60,7 @@ def album(root: Path, count: int) -> None:
             picture.convert(mode).save(path, quality=90)
 
 
-def found(root: Path) -> ImageFiles:
+def files_below(root: Path) -> ImageFiles:
     """All images of a folder, not looked at yet."""
     names = tuple(images_below(root))
     return ImageFiles(FileList(root, names, np.arange(len(names)) % 3), ("a", "b", "c"))
@@ -99,11 +99,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(root: Path) -> ImageFiles:
-    return found(root)
+    return files_below(root)
 
 
 @pytest.fixture(scope="module")
-def kept(source: ImageFiles, tmp_path_factory: pytest.TempPathFactory) -> Cached:
+def cached_source(source: ImageFiles, tmp_path_factory: pytest.TempPathFactory) -> Cached:
     return cached(source, tmp_path_factory.mktemp("kept"))
 
 
@@ -139,15 +139,15 @@ def test_images_take_copies_no_pixels() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 96, 300])  # 20 views in one, in 3 and in 20 parts
-@pytest.mark.parametrize("law", ["inception", "mild"])
-def test_render_batch_of_mixed_sizes_equals_render_of_each_image(law: str, size: int) -> None:
+@pytest.mark.parametrize("kind", ["inception", "mild"])
+def test_render_batch_of_mixed_sizes_equals_render_of_each_image(kind: str, size: int) -> None:
     images = Images.of(noise(25)).take(np.random.default_rng(1).permutation(25)[:20])
     rng = np.random.default_rng(2)
-    if law == "inception":
+    if kind == "inception":
         boxes = geometry.inception(images.heights, images.widths, rng=rng, area=(0.1, 1.0))
     else:
         boxes = geometry.mild(images.heights, images.widths, rng=rng, resize=20, crop=16)
-    assert np.issubdtype(boxes.dtype, np.integer) == (law == "inception")
+    assert np.issubdtype(boxes.dtype, np.integer) == (kind == "inception")
     flips = rng.random(20) < 0.5
     views = render_batch(images, boxes, size, flips)
     expected = [
@@ -160,15 +160,15 @@ def test_render_batch_of_mixed_sizes_equals_render_of_each_image(law: str, size:
 # --- a cached source -----------------------------------------------------------------------------
 
 
-def test_cached_source_equals_its_source(source: ImageFiles, kept: Cached) -> None:
-    assert isinstance(kept, Cached)
-    assert len(kept) == len(source)
-    assert kept.classes == source.classes
-    assert kept.fingerprint() == source.fingerprint()
+def test_cached_source_equals_its_source(source: ImageFiles, cached_source: Cached) -> None:
+    assert isinstance(cached_source, Cached)
+    assert len(cached_source) == len(source)
+    assert cached_source.classes == source.classes
+    assert cached_source.fingerprint() == source.fingerprint()
     for indices in (everything(source), np.array([7, 0, 23, 7])):
-        assert equal(kept.images(indices), source.images(indices))
-        assert np.array_equal(kept.sizes(indices), source.sizes(indices))
-        assert torch.equal(kept.labels(indices), source.labels(indices))
+        assert equal(cached_source.images(indices), source.images(indices))
+        assert np.array_equal(cached_source.sizes(indices), source.sizes(indices))
+        assert torch.equal(cached_source.labels(indices), source.labels(indices))
     assert len({tuple(size) for size in np.stack(source.sizes(everything(source)), 1)}) > 5
 
 
@@ -197,12 +197,12 @@ def same(one: RenderedBatch | Batch, other: RenderedBatch | Batch) -> bool:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_cached_source_yields_the_same_views_for_each_recipe(
-    source: ImageFiles, kept: Cached, recipe: Recipe
+    source: ImageFiles, cached_source: Cached, recipe: Recipe
 ) -> None:
     form = {"sides": {"student": 8, "teacher": 12}, "batch_size": 10, "seed": 3}
-    plain, fast = (toys.image_stream(images, recipe, **form) for images in (source, kept))
-    late = toys.image_stream(kept, recipe, **form, placement=Placement("device"))
-    images = kept.images(everything(kept))
+    plain, fast = (toys.image_stream(images, recipe, **form) for images in (source, cached_source))
+    late = toys.image_stream(cached_source, recipe, **form, placement=Placement("device"))
+    images = cached_source.images(everything(cached_source))
     for step in range(6):
         expected, planned = plain[step], late[step]
         assert expected.views
@@ -211,19 +211,19 @@ def test_cached_source_yields_the_same_views_for_each_recipe(
         assert same(planned.rendered(images.take(planned.index.numpy())), expected)
 
 
-def test_pickled_cache_contains_no_pixels(source: ImageFiles, kept: Cached) -> None:
-    kept.images(everything(kept))
-    content = pickle.dumps(kept)
+def test_pickled_cache_contains_no_pixels(source: ImageFiles, cached_source: Cached) -> None:
+    cached_source.images(everything(cached_source))
+    content = pickle.dumps(cached_source)
     assert len(content) < len(pickle.dumps(source)) + 500
     other = pickle.loads(content)
-    assert equal(other.images(everything(kept)), source.images(everything(source)))
+    assert equal(other.images(everything(cached_source)), source.images(everything(source)))
     assert other.fingerprint() == source.fingerprint()
 
 
-def test_spawned_workers_read_the_cache(source: ImageFiles, kept: Cached) -> None:
+def test_spawned_workers_read_the_cache(source: ImageFiles, cached_source: Cached) -> None:
     form = {"sides": {"student": 8}, "batch_size": 10, "seed": 3}
     loader = DataLoader(
-        toys.image_stream(kept, RECIPES[0], **form),
+        toys.image_stream(cached_source, RECIPES[0], **form),
         batch_size=None,
         sampler=Steps(0, 4),
         num_workers=2,
@@ -276,18 +276,18 @@ def private():
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 def brightness(rows):
-    return sum(int(image.sum()) for image in kept.images(rows))
+    return sum(int(image.sum()) for image in cache.images(rows))
 
 root, store = map(Path, sys.argv[1:])
 source = ImageFiles(FileList(root, tuple(images_below(root)), None), ())
 everything = np.arange(len(source))
 print("ready", flush=True)
 input()
-kept = cached(source, store)
+cache = cached(source, store)
 brightness(everything[:20])  # so that the code is in memory
-del kept
+del cache
 before = private() if sys.platform == "linux" else 0
-kept = cached(source, store)
+cache = cached(source, store)
 total = brightness(everything)
 print("read", flush=True)
 input()  # until all have
@@ -308,16 +308,16 @@ class Reader:
             text=True,
         )
 
-    def until(self, word: str) -> list[str]:
+    def until(self, mark: str) -> list[str]:
         """What it says before the word."""
-        return list(iter(self._line, word))
+        return list(iter(self._line, mark))
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
     def last(self) -> list[int]:
-        return [int(word) for word in self._line().split()]
+        return [int(mark) for mark in self._line().split()]
 
     def _line(self) -> str:
         line = self.process.stdout.readline()
@@ -342,7 +342,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         victim, *others = readers
         if hasattr(os, "sched_setaffinity"):  # on one core it takes a second
             os.sched_setaffinity(victim.process.pid, [min(os.sched_getaffinity(0))])
-        victim.go_on()
+        victim.resume()
         while not any(file.stat().st_size for file in home.glob("kept/*/pixels.bin")):
             assert victim.process.poll() is None
             time.sleep(0.001)
@@ -350,13 +350,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         victim.process.wait()
         left = sorted(path.name for path in (home / "kept").iterdir())
         for reader in others:
-            reader.go_on()
-        said = [reader.until("read") for reader in others]
+            reader.resume()
+        printed = [reader.until("read") for reader in others]
         for reader in others:
-            reader.go_on()
+            reader.resume()
         last = [reader.last() for reader in others]
         ended = [reader.process.wait() for reader in others]
-        yield SimpleNamespace(home=home, left=left, said=said, last=last, ended=ended)
+        yield SimpleNamespace(home=home, left=left, printed=printed, last=last, ended=ended)
     finally:
         for reader in readers:
             reader.process.kill()
@@ -371,8 +371,8 @@ def test_killed_build_leaves_no_cache(story: SimpleNamespace) -> None:
 
 def test_concurrent_processes_build_the_cache_once(story: SimpleNamespace) -> None:
     assert story.ended == [0, 0, 0]
-    assert sorted(map(len, story.said)) == [0, 0, 2]
-    opening, made = max(story.said, key=len)
+    assert sorted(map(len, story.printed)) == [0, 0, 2]
+    opening, made = max(story.printed, key=len)
     assert opening.startswith("cache: 300 images, 0.108 GB decoded, in ")
     assert made.startswith("cache: built in ")
     name = story.left[1].removesuffix(".lock")
@@ -390,7 +390,7 @@ def test_reading_processes_share_the_memory_of_a_cache(story: SimpleNamespace) -
 
 def test_failed_build_leaves_no_cache(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "album")
-    source = found(tmp_path / "album")
+    source = files_below(tmp_path / "album")
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))  # as if the disk were full
     try:
@@ -401,7 +401,7 @@ def test_failed_build_leaves_no_cache(root: Path, tmp_path: Path) -> None:
     last = tmp_path / "album" / source.name(len(source) - 1)
     whole = last.read_bytes()
     cut_off(last, 300)
-    line = refused(lambda: cached(found(tmp_path / "album"), tmp_path / "kept"))
+    line = refused(lambda: cached(files_below(tmp_path / "album"), tmp_path / "kept"))
     assert line.startswith(f"{last}: cannot be read as an image")
     assert all(path.suffix == ".lock" for path in (tmp_path / "kept").iterdir())
     last.write_bytes(whole)
@@ -416,9 +416,9 @@ def cut_off(path: Path, size: int) -> None:
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
 
 
-def overwrite(path: Path, place: int) -> None:
+def overwrite(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
 
 
@@ -449,9 +449,9 @@ def test_damaged_cache_is_rebuilt(
     damage(folder)
     capsys.readouterr()
     there = cached(source, tmp_path)
-    said = capsys.readouterr().out
-    assert f"  cache: {folder} does not match its source; rebuilding it\n" in said
-    assert "  cache: built in " in said
+    output = capsys.readouterr().out
+    assert f"  cache: {folder} does not match its source; rebuilding it\n" in output
+    assert "  cache: built in " in output
     assert equal(there.images(everything(source)), source.images(everything(source)))
     cached(source, tmp_path)
     assert capsys.readouterr().out == ""
@@ -467,11 +467,11 @@ def test_cache_of_a_replaced_image_is_rebuilt(
         path.write_bytes(path.read_bytes().ljust(4000, b"\0"))
     Image.new("RGB", (20, 20), (9, 99, 199)).save(path := tmp_path / "album" / "11.jpg")
     cut_off(path, 4000)
-    before = cached(found(path.parent), tmp_path / "kept")
+    before = cached(files_below(path.parent), tmp_path / "kept")
     colour = before.images(np.array([11])).image(0)[:, 0, 0].tolist()
     Image.new("RGB", size, (199, 9, 99)).save(path)
     cut_off(path, 4000)
-    now = found(path.parent)
+    now = files_below(path.parent)
     assert now.fingerprint() == before.fingerprint()  # by their size in bytes they are the same
     capsys.readouterr()
     there = cached(now, tmp_path / "kept")
@@ -511,8 +511,8 @@ def configured(
     def call(mode: str, *more: str) -> tuple[Splits, bool]:
         data = ("data=folder", f"data.root={root}", "data.split=[1,0,0]", "data.classes=3")
         run = ("steps=100", "batch_size=8", "validate_every=10", "trainer.accelerator=cpu")
-        place = f"paths.cache={tmp_path}/kept"
-        cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", place, *more)
+        store = f"paths.cache={tmp_path}/kept"
+        cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", store, *more)
         splits = Splits(source, source, source)
         task = datasets.build_task(build(cfg).data)
         return cache_policy.apply_cache(build(cfg), splits, toys.network(), task)
@@ -573,10 +573,10 @@ def test_existing_cache_needs_no_disk_space(configured, monkeypatch: pytest.Monk
 def test_in_memory_sources_are_not_cached_on_disk(compose, tmp_path: Path) -> None:
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
-    found, placement = cache_policy.apply_cache(
+    splits, placement = cache_policy.apply_cache(
         build(cfg), Splits(digits, digits, digits), toys.network(), toys.TASK
     )
-    assert found.train is digits
+    assert splits.train is digits
     assert placement == Placement("device")
     assert not (tmp_path / "kept").exists()
 
@@ -624,7 +624,7 @@ def trained(home: Path, names: Iterable[str]) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def said(home: Path) -> dict[str, list[str]]:
+def messages(home: Path) -> dict[str, list[str]]:
     """What each run says of its cache."""
     done = trained(home, RUNS)
     assert done.returncode == 0, done.stderr
@@ -634,7 +634,7 @@ def said(home: Path) -> dict[str, list[str]]:
     return dict(zip(RUNS, lines, strict=True))
 
 
-def test_cache_mode_does_not_change_results(said, home: Path) -> None:
+def test_cache_mode_does_not_change_results(messages, home: Path) -> None:
     plain, *others = (only_run(home, name) for name in RUNS if name != "dry")
     assert len(others) == 5
     for run in others:
@@ -644,19 +644,19 @@ def test_cache_mode_does_not_change_results(said, home: Path) -> None:
     assert len(plain.metrics.read_text().splitlines()) > 3
 
 
-def test_run_reports_each_cache_that_it_builds(said, home: Path) -> None:
+def test_run_reports_each_cache_that_it_builds(messages, home: Path) -> None:
     for mode in ("disk", "device", "auto"):
-        opening, made, of_val, made_too = said[mode]
+        opening, made, of_val, made_too = messages[mode]
         assert re.match(rf"  cache: 36 images, \S+ GB decoded, in kept/{mode}/", opening)
         assert re.match(rf"  cache: 12 images, \S+ GB decoded, in kept/{mode}/", of_val)
         assert made.startswith("  cache: built in ")
         assert made_too.startswith("  cache: built in ")
     for name in ("none", "dry", "disk_in_workers", "device_in_workers"):
-        assert said[name] == []
+        assert messages[name] == []
     assert sorted(path.name for path in (home / "kept").iterdir()) == ["auto", "device", "disk"]
 
 
-def test_later_process_reuses_the_cache_and_names_a_damaged_one(said, home: Path) -> None:
+def test_later_process_reuses_the_cache_and_names_a_damaged_one(messages, home: Path) -> None:
     store = home / "kept/damaged"
     shutil.copytree(home / "kept/disk", store)
     train = builders.folder(str(home / "images")).train
@@ -665,8 +665,10 @@ def test_later_process_reuses_the_cache_and_names_a_damaged_one(said, home: Path
     done = trained(home, LATER)
     assert done.returncode == 1
     assert "cache:" not in done.stdout
-    place = folder.relative_to(home)
-    assert done.stderr == f"error: cache: {place} is damaged; remove it, the next run rebuilds it\n"
+    damaged = folder.relative_to(home)
+    assert (
+        done.stderr == f"error: cache: {damaged} is damaged; remove it, the next run rebuilds it\n"
+    )
     assert only_run(home, "damaged").result["status"] == "failed"
     students = [only_run(home, name).student.read_bytes() for name in ("none", "again")]
     assert students[0] == students[1]

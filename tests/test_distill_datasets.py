@@ -106,12 +106,12 @@ def test_sweep_over_all_sources_succeeds_without_stderr(taught) -> None:
 
 @pytest.mark.parametrize(("name", "images"), SOURCES.items())
 def test_distillation_on_a_data_set_completes(taught, home: Path, name: str, images: int) -> None:
-    found = result(home, name)
-    assert (found["status"], found["steps"]) == ("completed", STEPS)
-    assert found["epochs"] == pytest.approx(6 * STEPS / images, abs=1e-3)
+    summary = result(home, name)
+    assert (summary["status"], summary["steps"]) == ("completed", STEPS)
+    assert summary["epochs"] == pytest.approx(6 * STEPS / images, abs=1e-3)
     for figure in ("student_test_top1", "teacher_test_top1", "agreement_top1"):
-        assert 0 <= found[figure] <= 1
-    assert found["kl_to_teacher"] > 0
+        assert 0 <= summary[figure] <= 1
+    assert summary["kl_to_teacher"] > 0
     assert json.loads(only_run(home, name).model.read_text())["classes"] == 3
     assert f"logs/{name}/summary.csv" in taught.stdout
 
@@ -119,10 +119,10 @@ def test_distillation_on_a_data_set_completes(taught, home: Path, name: str, ima
 @pytest.mark.parametrize("name", FOLDERS)
 def test_distillation_on_a_folder_completes_for_any_labels(taught, home: Path, name: str) -> None:
     by_folders, by_table = (result(home, f"{name}-{labels}") for labels in ("auto", "labels.csv"))
-    for found in (by_folders, by_table):
-        assert (found["status"], found["steps"]) == ("completed", STEPS)
-        assert found["epochs"] == pytest.approx(6 * STEPS / FOLDERS[name], abs=1e-3)
-        assert 0 <= found["agreement_top1"] <= 1
+    for summary in (by_folders, by_table):
+        assert (summary["status"], summary["steps"]) == ("completed", STEPS)
+        assert summary["epochs"] == pytest.approx(6 * STEPS / FOLDERS[name], abs=1e-3)
+        assert 0 <= summary["agreement_top1"] <= 1
     assert by_table["teacher_test_top1"] > 1 / 3
     if name == "flat":
         assert by_folders["student_test_top1"] is by_folders["teacher_test_top1"] is None
@@ -138,9 +138,9 @@ def test_transfer_sets_are_trained_on_and_the_data_is_evaluated(
     taught, home: Path, name: str
 ) -> None:
     """The training images of the data cannot be opened here: they are not asked for."""
-    found, own = result(home, name), result(home, "pets")
-    assert found["status"] == "completed"
-    assert found["teacher_test_top1"] == own["teacher_test_top1"]
+    summary, own = result(home, name), result(home, "pets")
+    assert summary["status"] == "completed"
+    assert summary["teacher_test_top1"] == own["teacher_test_top1"]
     students = [only_run(home, n).student.read_bytes() for n in ("pets", *TRANSFERS)]
     assert len(set(students)) == len(students)
 
@@ -207,10 +207,10 @@ def test_each_damaged_source_is_one_error_line(refused) -> None:
     assert all(line.startswith("error: ") for line in lines)
 
 
-@pytest.mark.parametrize(("name", "said"), DAMAGED.items())
-def test_damaged_source_is_named_in_the_error(refused, home: Path, name: str, said: str) -> None:
+@pytest.mark.parametrize(("name", "message"), DAMAGED.items())
+def test_damaged_source_is_named_in_the_error(refused, home: Path, name: str, message: str) -> None:
     line = refused.stderr.splitlines()[list(DAMAGED).index(name)]
-    assert line.startswith(f"error: {said}")
+    assert line.startswith(f"error: {message}")
     assert "Traceback" not in line
     assert result(home, f"bad_{name}")["status"] == "failed"
 
@@ -227,9 +227,9 @@ def evaluated(home: Path, *arguments: str) -> dict[str, str]:
 def test_evaluate_measures_an_additional_test_set(taught, home: Path) -> None:
     trees.imagenet_v2(home / "v2")
     run = only_run(home, "imagenet").directory
-    found = evaluated(home, f"run={run}", "split=v2", "+data.v2=v2")
+    figures = evaluated(home, f"run={run}", "split=v2", "+data.v2=v2")
     for figure in ("student_v2_top1", "teacher_v2_top1", "agreement_top1"):
-        right = 6 * float(found[figure])  # of the six images
+        right = 6 * float(figures[figure])  # of the six images
         assert right == pytest.approx(round(right), abs=1e-3)
 
 
@@ -238,8 +238,8 @@ def test_evaluate_accepts_another_data_root(taught, home: Path) -> None:
     (home / "moved").mkdir()
     (home / "data/food-101").rename(home / "moved/food-101")
     try:
-        found = evaluated(home, f"run={run.directory}", "+data.root=moved")
+        figures = evaluated(home, f"run={run.directory}", "+data.root=moved")
     finally:
         (home / "moved/food-101").rename(home / "data/food-101")
     for name in ("student_test_top1", "teacher_test_top1", "kl_to_teacher"):
-        assert float(found[name]) == pytest.approx(run.result[name], abs=1e-4)
+        assert float(figures[name]) == pytest.approx(run.result[name], abs=1e-4)

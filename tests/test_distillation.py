@@ -25,9 +25,11 @@ SIDES = {"student": 8, "teacher": 8}
 
 def distillation(steps: int = 5, **how: object) -> tuple[Distillation, Network]:
     teacher = network(8, seed=2)
-    words = online.OnlineTargets(teacher_of(teacher))
+    targets = online.OnlineTargets(teacher_of(teacher))
     learns = replace(learning(steps), **how)
-    return Distillation(network(8, seed=1), words, {}, FunctionMatching(1.0), learns, TASK), teacher
+    return Distillation(
+        network(8, seed=1), targets, {}, FunctionMatching(1.0), learns, TASK
+    ), teacher
 
 
 @pytest.mark.fault(12)
@@ -71,11 +73,11 @@ def test_distillation_steps_equal_a_manual_loop() -> None:
     stream = image_stream(source, MIXED, sides=SIDES, batch_size=8, seed=0)
     for step in range(2):
         batch = stream[step].mixed()
-        logits, said = (
+        logits, target = (
             by_hand(batch.view("student")).prediction,
             teacher(batch.view("teacher")).prediction,
         )
-        loss = F.kl_div(logits.log_softmax(1), said.softmax(1), reduction="batchmean")
+        loss = F.kl_div(logits.log_softmax(1), target.softmax(1), reduction="batchmean")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
@@ -164,20 +166,20 @@ def test_fidelity_is_the_mean_over_examples_of_uneven_batches() -> None:
     fidelity = Fidelity()
     for rows in (slice(0, 4), slice(4, 8), slice(8, 11)):
         fidelity.update(student[rows], teacher[rows], label[rows])
-    found = {name: float(value) for name, value in fidelity.compute().items()}
+    metrics = {name: float(value) for name, value in fidelity.compute().items()}
 
     kl = sum(
         float(p * (p / q).log())
         for t, s in zip(teacher.double().softmax(1), student.double().softmax(1), strict=True)
         for p, q in zip(t, s, strict=True)
     )
-    best, said = student.argsort(1, descending=True), teacher.argmax(1)
-    assert found["student_top1"] == pytest.approx(sum(best[:, 0] == label) / 11)
-    assert found["teacher_top1"] == pytest.approx(sum(said == label) / 11)
-    assert found["agreement_top1"] == pytest.approx(sum(best[:, 0] == said) / 11)
-    inside = sum(int(said[i]) in best[i, :5].tolist() for i in range(11))
-    assert found["agreement_top5"] == pytest.approx(inside / 11)
-    assert found["kl_to_teacher"] == pytest.approx(kl / 11, rel=1e-5)
+    best, teacher_top1 = student.argsort(1, descending=True), teacher.argmax(1)
+    assert metrics["student_top1"] == pytest.approx(sum(best[:, 0] == label) / 11)
+    assert metrics["teacher_top1"] == pytest.approx(sum(teacher_top1 == label) / 11)
+    assert metrics["agreement_top1"] == pytest.approx(sum(best[:, 0] == teacher_top1) / 11)
+    inside = sum(int(teacher_top1[i]) in best[i, :5].tolist() for i in range(11))
+    assert metrics["agreement_top5"] == pytest.approx(inside / 11)
+    assert metrics["kl_to_teacher"] == pytest.approx(kl / 11, rel=1e-5)
 
 
 def test_fidelity_omits_metrics_without_labels_or_teacher() -> None:

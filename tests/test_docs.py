@@ -27,9 +27,9 @@ def test_extension_guide_commands_run_as_written(workplace: Path) -> None:
     (exports,) = re.findall(r"^export (.*)$", guide, re.MULTILINE)
     more = dict(each.split("=") for each in exports.split())
     more["PYTHONPATH"] = f"{workplace}:{ROOT / 'tests'}"
-    found = _COMMAND.findall(guide)
-    assert len(found) == 5
-    for number, (script, overrides) in enumerate(found):
+    commands = _COMMAND.findall(guide)
+    assert len(commands) == 5
+    for number, (script, overrides) in enumerate(commands):
         quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every_n_steps=2")
         steps = () if "steps=" in overrides else quick
         given = [*overrides.split(), *QUICK, *steps, f"name=guide{number}"]
@@ -53,14 +53,14 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 class Links(HTMLParser):
     def __init__(self, page: Path) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
         self.ids: set[str] = set()
         self.feed(page.read_text())
 
     def handle_starttag(self, tag, attrs) -> None:
         for name, value in attrs:
             if name in ("href", "src") and value:
-                self.found.append(value)
+                self.links.append(value)
             if name == "id" and value:
                 self.ids.add(value)
 
@@ -80,7 +80,7 @@ def test_site_builds_without_warnings_or_broken_links(tmp_path: Path) -> None:
     pages = {page: Links(page) for page in tmp_path.rglob("*.html") if page.name != "404.html"}
     assert len(pages) >= 15
     for page, links in pages.items():
-        for link in links.found:
+        for link in links.links:
             if re.match(r"[a-z]+:", link):
                 continue
             path, anchor = urldefrag(link.partition("?")[0])

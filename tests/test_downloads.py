@@ -30,12 +30,12 @@ class Quiet(SimpleHTTPRequestHandler):
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
     """A folder, and the address that it is served at."""
     monkeypatch.setenv("no_proxy", "*")
-    place = tmp_path / "served"
-    place.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(place))) as server:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield place, f"http://127.0.0.1:{server.server_port}/"
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
 
@@ -45,13 +45,13 @@ def offered(
     served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Path]:
     """Puts a data set on the server, as its archives, and tells torchvision of it."""
-    place, address = served
+    folder, address = served
 
     def packed(archive: str, base: Path, *names: str) -> str:
-        with tar(place / archive, "w:gz") as file:
+        with tar(folder / archive, "w:gz") as file:
             for name in names:
                 file.add(base / name, name)
-        return trees.md5(place / archive)
+        return trees.md5(folder / archive)
 
     def offer(name: str) -> Path:
         made = plant(tmp_path, name)
@@ -59,7 +59,7 @@ def offered(
             base = made / "flowers-102"
             table = {"image": ("102flowers.tgz", packed("102flowers.tgz", base, "jpg"))}
             for key, file in (("label", "imagelabels.mat"), ("setid", "setid.mat")):
-                (place / file).write_bytes((base / file).read_bytes())
+                (folder / file).write_bytes((base / file).read_bytes())
                 table[key] = (file, trees.md5(base / file))
             monkeypatch.setattr(official.Flowers102, "_download_url_prefix", address)
             monkeypatch.setattr(official.Flowers102, "_file_dict", table)

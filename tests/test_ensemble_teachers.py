@@ -48,7 +48,7 @@ def batch() -> Batch:
 
 
 @pytest.fixture
-def said(pair: dict[str, Network], batch: Batch) -> Tensor:
+def member_logits(pair: dict[str, Network], batch: Batch) -> Tensor:
     """What each network says by itself: [2, B, C]. Toy weights are large: T must be, too."""
     with torch.no_grad():
         return torch.stack([net(batch.views[name]).prediction for name, net in pair.items()])
@@ -61,11 +61,11 @@ def test_single_teacher_passes_its_output_through() -> None:
     net = Network(
         network(8).net, mean=[0.0] * 3, std=[1 / 255] * 3, side=8, resize=8, features=["linear"]
     )
-    found = Teacher({"teacher": Frozen(net)})({"teacher": pixels(8)}.__getitem__)
-    assert torch.equal(found.prediction, net(pixels(8)).prediction)
-    assert torch.equal(found.features["linear"], found.prediction)  # kept, as the objective asked
-    assert not found.members
-    assert found.summed(lambda prediction: prediction.sum()) == found.prediction.sum()
+    output = Teacher({"teacher": Frozen(net)})({"teacher": pixels(8)}.__getitem__)
+    assert torch.equal(output.prediction, net(pixels(8)).prediction)
+    assert torch.equal(output.features["linear"], output.prediction)  # kept, as the objective asked
+    assert not output.members
+    assert output.summed(lambda prediction: prediction.sum()) == output.prediction.sum()
 
 
 def test_single_teacher_ignores_combination_and_temperature() -> None:
@@ -79,7 +79,9 @@ def test_single_teacher_ignores_combination_and_temperature() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 300.0])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_combined_prediction_is_the_named_mean(pair, batch, said, weights, temperature) -> None:
+def test_combined_prediction_is_the_named_mean(
+    pair, batch, member_logits, weights, temperature
+) -> None:
     given = torch.tensor(weights or (1.0, 1.0))
     for combine, mean in (
         ("probability", ensembling.probability_mean),
@@ -87,16 +89,16 @@ def test_combined_prediction_is_the_named_mean(pair, batch, said, weights, tempe
         ("sum", ensembling.probability_mean),
     ):
         teacher = ensemble(pair, combine=combine, weights=weights).at_temperature(temperature)
-        found = teacher(batch.view).prediction
-        torch.testing.assert_close(found, mean(said, given, temperature=temperature))
+        combined = teacher(batch.view).prediction
+        torch.testing.assert_close(combined, mean(member_logits, given, temperature=temperature))
 
 
 def test_probability_and_logit_means_differ(pair, batch) -> None:
-    def find(combine: str) -> Tensor:
-        said = ensemble(pair, combine=combine).at_temperature(300.0)(batch.view)
-        return (said.prediction / 300).softmax(dim=-1)
+    def probabilities(combine: str) -> Tensor:
+        output = ensemble(pair, combine=combine).at_temperature(300.0)(batch.view)
+        return (output.prediction / 300).softmax(dim=-1)
 
-    assert not torch.allclose(find("probability"), find("logit"), atol=1e-3)
+    assert not torch.allclose(probabilities("probability"), probabilities("logit"), atol=1e-3)
 
 
 def test_at_temperature_does_not_change_the_teacher(pair) -> None:
@@ -107,9 +109,9 @@ def test_at_temperature_does_not_change_the_teacher(pair) -> None:
 
 @pytest.mark.parametrize("combine", ["probability", "logit"])
 def test_mean_combination_has_a_single_target(pair, batch, combine: str) -> None:
-    found = ensemble(pair, combine=combine, weights=WEIGHTS)(batch.view)
-    assert not found.members
-    assert found.summed(lambda prediction: prediction.sum()) == found.prediction.sum()
+    output = ensemble(pair, combine=combine, weights=WEIGHTS)(batch.view)
+    assert not output.members
+    assert output.summed(lambda prediction: prediction.sum()) == output.prediction.sum()
 
 
 def test_unknown_combination_and_wrong_shares_are_refused(pair) -> None:
@@ -135,12 +137,12 @@ def matched(target: Output, batch: Batch, temperature: float) -> tuple[Tensor, T
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("temperature", [50.0, 300.0])
 def test_sum_loss_is_the_weighted_sum_of_member_divergences(
-    pair, batch, said, temperature: float, weights
+    pair, batch, member_logits, temperature: float, weights
 ) -> None:
     target = ensemble(pair, combine="sum", weights=weights).at_temperature(temperature)(batch.view)
     student, loss, _ = matched(target, batch, temperature)
     expected = 0.0
-    for weight, logits in zip(weights or (1.0, 1.0), said, strict=True):
+    for weight, logits in zip(weights or (1.0, 1.0), member_logits, strict=True):
         expected += weight * kl_divergence(student, logits, temperature=temperature).mean()
     torch.testing.assert_close(loss, expected)
 
@@ -200,18 +202,18 @@ def test_stored_ensemble_targets_equal_online_targets(combine: str, pair, tmp_pa
     source, recipe = MixedSizes(), Fixed(name="fixed_teacher", teacher_crop="resize")
     teacher = ensemble(pair, combine=combine, weights=WEIGHTS).at_temperature(200.0)
     device = torch.device("cpu")
-    kept = per_image.on_fixed_views(
+    stored = per_image.on_fixed_views(
         teacher, source, recipe, TASK, seed=SEED, store=tmp_path, batch_size=4, device=device
     )
     sides = {"student": 8, **teacher.sides}
     stream = image_stream(source, recipe, sides=sides, batch_size=BATCH, seed=SEED)
     for step in range(3):
         batch = stream[step].mixed()
-        found, live = kept(batch), online.OnlineTargets(teacher)(batch)
+        output, live = stored(batch), online.OnlineTargets(teacher)(batch)
         # Of hundreds of pixels; other numbers of rows are summed in another order.
         close = {"rtol": 1e-4, "atol": 1e-2}
-        torch.testing.assert_close(found.prediction, live.prediction, **close)
-        for (weight, logits), (same, expected) in zip(found.members, live.members, strict=True):
+        torch.testing.assert_close(output.prediction, live.prediction, **close)
+        for (weight, logits), (same, expected) in zip(output.members, live.members, strict=True):
             assert weight == same
             torch.testing.assert_close(logits, expected, **close)
 
@@ -220,13 +222,13 @@ def test_members_are_evaluated_and_stored_separately(pair, tmp_path: Path) -> No
     """Another combination of the same networks asks none of them again."""
     arguments = {"store": tmp_path, "batch_size": 4, "device": torch.device("cpu")}
     per_image.on_evaluation_views(ensemble(pair), array_source(), TASK, **arguments)
-    asked = [len(net.net.seen) for net in pair.values()]
-    assert asked == [5, 5]
+    evaluations = [len(net.net.seen) for net in pair.values()]
+    assert evaluations == [5, 5]
     other = ensemble(pair, combine="logit", weights=WEIGHTS)
     per_image.on_evaluation_views(other, array_source(), TASK, **arguments)
     single = Teacher({"teacher": Frozen(pair["teacher.small"])})
     per_image.on_evaluation_views(single, array_source(), TASK, **arguments)
-    assert [len(net.net.seen) for net in pair.values()] == asked
+    assert [len(net.net.seen) for net in pair.values()] == evaluations
 
 
 # --- what each one sees --------------------------------------------------------------------------

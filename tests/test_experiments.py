@@ -148,8 +148,8 @@ def test_row_gpu_hours_equal_the_computed_cost(row: dict[str, str]) -> None:
 @every_row
 def test_row_has_expected_figure_source_and_title(row: dict[str, str]) -> None:
     assert bool(row["source"]) == bool(row["steps"]) == bool(row["gpu_hours"])
-    found = row["expected"]
-    assert found in ("", "diverged") or 20 < float(found.lstrip("<~")) < 100
+    expected = row["expected"]
+    assert expected in ("", "diverged") or 20 < float(expected.lstrip("<~")) < 100
     assert bool(row["title"]) == bool(row["name"])
 
 
@@ -164,12 +164,12 @@ def test_row_has_the_papers_settings_and_accuracy(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "epochs"), FIGURES)
 def test_row_has_the_papers_figure(name: str, epochs: int | None) -> None:
-    (found,) = (
+    (figure,) = (
         row["expected"]
         for row in ROWS
         if name in (row["name"], row["base"]) and row["epochs"] == str(epochs or "")
     )
-    assert found == FIGURES[name, epochs]
+    assert figure == FIGURES[name, epochs]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -179,10 +179,10 @@ def test_table_header_describes_rows_and_command(table: str) -> None:
     for key in ("Paper", "Rows", "Command", "Cost", "Expected"):
         assert re.search(rf"^# {key}: +\S", text, re.MULTILINE)
     (command,) = re.findall(r"^# Command: +python src/(.*)$", text, re.MULTILINE)
-    found = re.match(r"(\w+)\.py experiment=([\w/]+)( epochs=1200)?$", command)
-    assert found is not None
-    assert found[1] == ("finetune" if found[2].startswith("labels/") else "train")
-    assert NAMED[found[2]]["base"] == table
+    parsed = re.match(r"(\w+)\.py experiment=([\w/]+)( epochs=1200)?$", command)
+    assert parsed is not None
+    assert parsed[1] == ("finetune" if parsed[2].startswith("labels/") else "train")
+    assert NAMED[parsed[2]]["base"] == table
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -266,11 +266,11 @@ def test_shampoo_row_has_the_settings_of_the_appendix() -> None:
 def test_consistency_study_varies_only_the_recipe(name: str) -> None:
     cfg, base = composed(name), composed("flowers102_10k")
     kind, _, view = name.removeprefix("consistency_").rpartition("_")
-    law = datasets.build_recipe(build(cfg))
+    built_recipe = datasets.build_recipe(build(cfg))
     if kind == "fixed":
         assert cfg.recipe.name == "fixed_teacher"
         assert cfg.recipe.teacher_crop == {"ensemble": "inception_ensemble"}.get(view, view)
-        assert law.student_crop == SEEN[cfg.recipe.teacher_crop]
+        assert built_recipe.student_crop == SEEN[cfg.recipe.teacher_crop]
     elif kind == "function":
         assert is_function_matching(cfg)
     else:
@@ -434,9 +434,9 @@ def test_experiment_weights_are_released_weights(name: str) -> None:
             "imagenet_t384": ["R152x2_T_384"],
             "imagenet_t384_t224": ["R152x2_T_224", "R152x2_T_384"],  # by their names
         }.get(name, [own])
-        found = [part.weights for part in schema.teachers(cfg).values()]
-        assert found == expected
-        assert set(found) <= set(pretrained.NAMES)
+        names = [part.weights for part in schema.teachers(cfg).values()]
+        assert names == expected
+        assert set(names) <= set(pretrained.NAMES)
     learns = cfg.student if "student" in cfg else cfg.model
     starts = name == "imagenet_bitm_start" or name.endswith("_transfer")
     assert learns.weights == ("BiT-M-R50x1" if starts else None)

@@ -97,15 +97,15 @@ def test_exported_model_keeps_its_precision_as_a_bfloat16_teacher(written: Path,
     """Also as a teacher in bfloat16."""
     inputs = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": SIDE, "resize": SIDE}
     pixels = (images(4) * 255).to(torch.uint8)
-    said = [
+    predictions = [
         Frozen(Network(net, **inputs), dtype=dtype)(pixels).prediction
         for net, dtype in (
             (ExportedModel(written / name), torch.bfloat16),
             (classifier(), torch.float32),
         )
     ]
-    assert said[0].dtype == torch.float32
-    torch.testing.assert_close(*said, atol=0.02, rtol=0)  # the pixels are rounded
+    assert predictions[0].dtype == torch.float32
+    torch.testing.assert_close(*predictions, atol=0.02, rtol=0)  # the pixels are rounded
 
 
 def test_fingerprint_depends_on_file_content_and_output(written: Path, tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_probability_outputs_are_converted_to_logits(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(probable().eval(), images(2)), path)
     with torch.no_grad():
         expected = classifier()(images(5)).softmax(1)
-    found = ExportedModel(path, output="probabilities")(images(5)).softmax(1)
-    torch.testing.assert_close(found, expected)
+    probabilities = ExportedModel(path, output="probabilities")(images(5)).softmax(1)
+    torch.testing.assert_close(probabilities, expected)
 
 
 class Harm:
@@ -143,26 +143,26 @@ class Harm:
 
 @pytest.mark.fault(13)
 @pytest.mark.parametrize(
-    "place",
+    "member",
     ["data/sample_inputs/model.pt", "data/weights/weight_0", "data/constants/opaque_obj_0"],
 )
-def test_code_in_an_exported_program_is_not_run(written: Path, tmp_path: Path, place: str) -> None:
+def test_code_in_an_exported_program_is_not_run(written: Path, tmp_path: Path, member: str) -> None:
     mark, path = tmp_path / "harm", tmp_path / "harmful.pt2"
     buffer = io.BytesIO()
     torch.save(Harm(mark), buffer)
-    payload = pickle.dumps(Harm(mark)) if "opaque" in place else buffer.getvalue()
+    payload = pickle.dumps(Harm(mark)) if "opaque" in member else buffer.getvalue()
     with zipfile.ZipFile(written / "any.pt2") as whole, zipfile.ZipFile(path, "w") as harmful:
         top = whole.namelist()[0].partition("/")[0]
         for name in whole.namelist():
             content = whole.read(name)
             if name.endswith("model_weights_config.json"):
-                told = json.loads(content)
-                for entry in told["config"].values():
+                weights_config = json.loads(content)
+                for entry in weights_config["config"].values():
                     entry["use_pickle"] = entry["path_name"] == "weight_0"
-                content = json.dumps(told).encode()
-            harmful.writestr(name, payload if name == f"{top}/{place}" else content)
-        if "opaque" in place:
-            harmful.writestr(f"{top}/{place}", payload)
+                content = json.dumps(weights_config).encode()
+            harmful.writestr(name, payload if name == f"{top}/{member}" else content)
+        if "opaque" in member:
+            harmful.writestr(f"{top}/{member}", payload)
     with pytest.raises(ValueError, match=r"refused|damaged"):
         ExportedModel(path)
     assert not mark.exists()
@@ -226,14 +226,14 @@ def test_from_path_calls_the_function_with_its_parameters() -> None:
     assert from_path("test_exported_models:classifier", num_classes=5)(images(2)).shape == (2, 5)
     assert isinstance(from_path("test_exported_models:probable", num_classes=5), nn.Sequential)
     module = "test_exported_models"
-    for path, told in {
+    for path, message in {
         f"{module}:nothing": "returns a str, not a torch.nn.Module",
         f"{module}:failing": r"the function failed \(RuntimeError: no licence for this\)",
         f"{module}:SIDE": "is a int, not a function",
         f"{module}:missing": "has no attribute 'missing'; give package.module:function",
         "no_such_package:f": "No module named 'no_such_package'",
     }.items():
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             from_path(path, num_classes=5)
 
 
@@ -306,7 +306,7 @@ def test_unfit_teacher_is_refused_before_training(
     program = ("teacher=program", f"teacher.path={written}/any.onnx")
     monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     thousand = "teacher.net.num_classes=1000"
-    for given, told in {
+    for given, message in {
         (*module, f"{path}:classifier", side, thousand): "error: teacher.classes=3: the network "
         "gives 1000 for each image; data=folder has 3 classes; without labels "
         "teacher.classes=1000 teaches all that the teacher knows",
@@ -327,7 +327,7 @@ def test_unfit_teacher_is_refused_before_training(
     }.items():
         code, _, err = train(tmp_path, photos, *given, "name=refused")
         assert code == 1
-        assert err.startswith(told), err
+        assert err.startswith(message), err
         assert err.count("\n") == 1
     assert not list(tmp_path.glob("logs/refused/*/metrics.csv"))
 
@@ -348,9 +348,9 @@ def test_better_input_normalisation_is_suggested(
         small.photographs(tmp_path / "images" / part, each)
     monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     given = ("teacher=module", "teacher.path=test_exported_models:Colours", "teacher.side=32")
-    told = "  teacher: right on 16 of 48 val images, and on 36 with mean="
+    message = "  teacher: right on 16 of 48 val images, and on 36 with mean="
     for mean, expected in (("[0,0,0]", 0), ("[-2,2,3]", 1)):
         more = (f"teacher.mean={mean}", "teacher.std=[1,1,1]", f"name=normal{expected}")
         code, out, _ = train(tmp_path, tmp_path / "images", *given, *more)
         assert code == 0
-        assert out.count(told) == expected, out
+        assert out.count(message) == expected, out

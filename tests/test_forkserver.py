@@ -64,7 +64,7 @@ def test_server_has_one_thread(server: Server) -> None:
 
 def test_fork_starts_like_a_new_process(server: Server, tmp_path: Path) -> None:
     path, more = script(tmp_path, SHOW), {"TMPDIR": str(tmp_path), "PYTHONPATH": "/a:/b"}
-    found: list[dict[str, Any]] = [
+    states: list[dict[str, Any]] = [
         json.loads(forked(server, path, "a=1", "b", **more).communicate()[0]) for _ in range(2)
     ]
     new = subprocess.run(
@@ -76,9 +76,9 @@ def test_fork_starts_like_a_new_process(server: Server, tmp_path: Path) -> None:
         start_new_session=True,
         check=True,
     )
-    found.append(json.loads(new.stdout))
-    assert len({draw for each in found for draw in each.pop("random")}) == 6
-    assert found[0] == found[1] == found[2]
+    states.append(json.loads(new.stdout))
+    assert len({draw for each in states for draw in each.pop("random")}) == 6
+    assert states[0] == states[1] == states[2]
 
 
 @pytest.mark.parametrize(

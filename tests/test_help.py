@@ -73,7 +73,7 @@ def test_bash_completion_completes_groups_and_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("train", 'eval "$(funmatch train -sc install=bash)"'),
         pytest.param(
@@ -83,7 +83,9 @@ def test_bash_completion_completes_groups_and_options(tmp_path: Path) -> None:
         ("submit", "[RECIPES=a,b] slurm/submit [key=value ...]"),
     ],
 )
-def test_help_of_the_installed_command_names_funmatch(tmp_path: Path, name: str, said: str) -> None:
+def test_help_of_the_installed_command_names_funmatch(
+    tmp_path: Path, name: str, expected: str
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "funmatch", name, "--help"],
         cwd=tmp_path,
@@ -92,7 +94,7 @@ def test_help_of_the_installed_command_names_funmatch(tmp_path: Path, name: str,
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert said in done.stdout
+    assert expected in done.stdout
     assert "python src/" not in done.stdout
 
 

@@ -24,19 +24,19 @@ RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_are
 def test_folder_with_splits_and_classes_is_read(tmp_path: Path) -> None:
     for part, each in (("train", 10), ("val", 3), ("test", 2)):
         trees.class_folders(tmp_path / part, ("cat", "dog"), each)
-    found = image_folder.folder(tmp_path)
-    assert found.classes == ("cat", "dog")
-    for part, each in zip(parts(found), (10, 3, 2), strict=True):
+    files = image_folder.folder(tmp_path)
+    assert files.classes == ("cat", "dog")
+    for part, each in zip(parts(files), (10, 3, 2), strict=True):
         assert part.labels.tolist() == [0] * each + [1] * each
         assert all(("cat", "dog")[label] in name for name, label in pairs(part))
 
 
 def test_missing_val_or_test_is_split_from_train(tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "train", ("cat", "dog"), 10)
-    found = image_folder.folder(tmp_path)
-    assert list(map(len, parts(found))) == [18, 2, 2]
-    assert found.val.labels.tolist() == [0, 1]  # stratified
-    assert found.test.names == found.val.names
+    files = image_folder.folder(tmp_path)
+    assert list(map(len, parts(files))) == [18, 2, 2]
+    assert files.val.labels.tolist() == [0, 1]  # stratified
+    assert files.test.names == files.val.names
     trees.class_folders(tmp_path / "test", ("cat",), 3)
     assert list(map(len, parts(image_folder.folder(tmp_path)))) == [18, 2, 3]
 
@@ -46,9 +46,9 @@ def test_class_folders_are_split_into_train_val_and_test(tmp_path: Path) -> None
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "cat" / "._cat_0.png").write_text("what a Mac leaves in archives")
     (tmp_path / ".cache").mkdir()
-    found = image_folder.folder(tmp_path)
-    assert list(map(len, parts(found))) == [16, 2, 2]
-    assert len(set().union(*(part.names for part in parts(found)))) == 20
+    files = image_folder.folder(tmp_path)
+    assert list(map(len, parts(files))) == [16, 2, 2]
+    assert len(set().union(*(part.names for part in parts(files)))) == 20
     source = builders.folder(str(tmp_path)).train
     batch = image_stream(source, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0]
     assert batch.label is not None
@@ -57,11 +57,11 @@ def test_class_folders_are_split_into_train_val_and_test(tmp_path: Path) -> None
 def test_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
     for number in range(25):
         trees.photograph(tmp_path / f"{number}.jpg", number=number)
-    found = image_folder.folder(tmp_path)
-    assert [len(part) for part in parts(found)] == [23, 2, 2]
-    assert found.train.labels is None
-    assert found.classes == ()
-    assert set(found.train.names) | set(found.val.names) == {f"{i}.jpg" for i in range(25)}
+    files = image_folder.folder(tmp_path)
+    assert [len(part) for part in parts(files)] == [23, 2, 2]
+    assert files.train.labels is None
+    assert files.classes == ()
+    assert set(files.train.names) | set(files.val.names) == {f"{i}.jpg" for i in range(25)}
     splits = builders.folder(str(tmp_path), classes=1000)  # the teacher's
     assert len(splits.train.classes) == 1000
     batch = image_stream(splits.train, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0]
@@ -75,17 +75,17 @@ def test_unlabelled_images_may_have_split_folders(tmp_path: Path) -> None:
     for part, each in (("train", 12), ("val", 3)):
         for number in range(each):
             trees.photograph(tmp_path / part / f"{number}.jpg", number=number)
-    found = image_folder.folder(tmp_path)
-    assert [len(part) for part in parts(found)] == [12, 3, 3]
-    assert found.val.labels is None
+    files = image_folder.folder(tmp_path)
+    assert [len(part) for part in parts(files)] == [12, 3, 3]
+    assert files.val.labels is None
 
 
 def test_labels_none_reads_every_image_without_labels(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 5)
     trees.photograph(tmp_path / "beside.jpg")
-    found = image_folder.folder(tmp_path, labels="none")
-    assert [len(part) for part in parts(found)] == [10, 1, 1]
-    assert found.train.labels is None
+    files = image_folder.folder(tmp_path, labels="none")
+    assert [len(part) for part in parts(files)] == [10, 1, 1]
+    assert files.train.labels is None
 
 
 CSV = "file,source,imagenet_label0\nb.jpg,x,4\nc.jpg,x,2\nimages/a.jpg,x,0\n"
@@ -100,11 +100,11 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_label_csv_selects_images_and_labels(table: Path, tmp_path: Path) -> None:
-    found = image_folder.folder(table, "labels.csv", split=[0, 0, 1])
-    assert [len(part) for part in parts(found)] == [0, 0, 3]
-    assert found.test.names == ("images/a.jpg", "images/b.jpg", "images/c.jpg")
-    assert found.test.labels.tolist() == [0, 4, 2]
-    assert len(found.classes) == 5  # the largest label + 1
+    files = image_folder.folder(table, "labels.csv", split=[0, 0, 1])
+    assert [len(part) for part in parts(files)] == [0, 0, 3]
+    assert files.test.names == ("images/a.jpg", "images/b.jpg", "images/c.jpg")
+    assert files.test.labels.tolist() == [0, 4, 2]
+    assert len(files.classes) == 5  # the largest label + 1
     assert (
         len(image_folder.folder(table, "labels.csv", split=[0, 0, 1], classes=1000).classes) == 1000
     )
@@ -124,8 +124,8 @@ def test_label_csv_applies_to_split_folders(tmp_path: Path) -> None:
             trees.photograph(tmp_path / part / f"{part}{number}.jpg")
     rows = [f"{part}{n}.jpg,{n}\n" for part in ("train", "val", "test") for n in range(3)]
     (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
-    found = image_folder.folder(tmp_path, "labels.csv")
-    assert [part.names[0] for part in parts(found)] == [
+    files = image_folder.folder(tmp_path, "labels.csv")
+    assert [part.names[0] for part in parts(files)] == [
         "train/train0.jpg",
         "val/val0.jpg",
         "test/test0.jpg",
@@ -133,7 +133,7 @@ def test_label_csv_applies_to_split_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("file,label\na.jpg,cat\n", "labels.csv is damaged (ValueError: invalid literal for int()"),
         ("file,label\na.jpg\n", "labels.csv is damaged (TypeError"),
@@ -147,17 +147,17 @@ def test_label_csv_applies_to_split_folders(tmp_path: Path) -> None:
         ("file,label\ne.jpg,1\n", "e.jpg is ambiguous: images/e.jpg or more/e.jpg"),
     ],
 )
-def test_wrong_label_csv_is_refused_in_one_line(content: str, said: str, table: Path) -> None:
-    for place in ("images", "more"):
-        trees.photograph(table / place / "e.jpg")
+def test_wrong_label_csv_is_refused_in_one_line(content: str, message: str, table: Path) -> None:
+    for parent in ("images", "more"):
+        trees.photograph(table / parent / "e.jpg")
     (table / "labels.csv").write_text(content)
     line = refused(lambda: image_folder.folder(table, "labels.csv", classes=5))
     assert line.startswith("labels=labels.csv: ")
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda r: None, "no such folder"),
         (lambda r: r.mkdir(), "contains no images"),
@@ -196,13 +196,13 @@ def test_wrong_label_csv_is_refused_in_one_line(content: str, said: str, table: 
     ],
 )
 def test_unusable_folder_is_refused_in_one_line(
-    make: Callable[[Path], object], said: str, tmp_path: Path
+    make: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     root = tmp_path / "mine"
     make(root)
     line = refused(lambda: image_folder.folder(root))
     assert line.startswith(f"root={root}: ")
-    assert said in line
+    assert message in line
 
 
 def test_archive_is_refused_with_the_extract_command(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def test_console_prints_bare_messages_and_errors_to_stderr(capsys) -> None:
     logger.error("an error")
     logger.info("for the file", extra=log.FILE_ONLY)
     logger.debug("for nobody")
-    said = capsys.readouterr()
-    assert said.out == "  two words\na warning\n"
-    assert said.err == "an error\n"
+    output = capsys.readouterr()
+    assert output.out == "  two words\na warning\n"
+    assert output.err == "an error\n"
 
 
 def test_closed_stdout_raises_broken_pipe_as_print_does(monkeypatch) -> None:
@@ -67,9 +67,9 @@ def test_unwritable_log_file_does_not_end_the_run(tmp_path: Path, capsys) -> Non
         (tmp_path / "run.log").symlink_to(full)
         with log.to_file(tmp_path):
             logging.getLogger("funmatch.somewhere").info("too")
-    said = capsys.readouterr()
-    assert said.out.startswith("on the console\n")
-    assert said.err == ""
+    output = capsys.readouterr()
+    assert output.out.startswith("on the console\n")
+    assert output.err == ""
 
 
 def test_log_file_contains_tracebacks_and_interruptions(tmp_path: Path, capsys) -> None:
@@ -121,9 +121,9 @@ def test_resumed_run_appends_to_its_log(workplace: Path) -> None:
     lines = text.splitlines()
     assert all(STAMP.match(line) for line in lines)
     assert text.count("command: ") == 2
-    going_on = "resuming from step 4 of 6"
-    assert f"  {going_on}\n" in out
-    assert text.count(going_on) == 1
+    resumed = "resuming from step 4 of 6"
+    assert f"  {resumed}\n" in out
+    assert text.count(resumed) == 1
     assert sum(": step " in line for line in lines) == 6
     assert lines[-1].partition("measured: ")[2].startswith('{"student_val_top1": ')
     assert not list(run.directory.glob("*.log.*")) + list(run.directory.glob("train.log"))

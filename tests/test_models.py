@@ -139,15 +139,15 @@ def test_group_norm_equals_the_formula_per_image() -> None:
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     features = torch.randn(3, 16, 5, 5, dtype=torch.float32)
-    found = norm(features)
-    for image, answer in zip(features, found, strict=True):
+    outputs = norm(features)
+    for image, output in zip(features, outputs, strict=True):
         for group in range(4):
             part = slice(4 * group, 4 * group + 4)
             values = image[part]
             centred = (values - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt()
             scaled = centred * norm.weight[part, None, None] + norm.bias[part, None, None]
             expected = scaled * (scaled + 3).clamp(0, 6) / 6
-            torch.testing.assert_close(answer[part], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(output[part], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_group_norm_output_does_not_depend_on_the_batch() -> None:
@@ -339,16 +339,16 @@ def on_the_hub(tmp_path: Path, name: str, **settings) -> tuple[nn.Module, dict]:
 
 
 def test_hub_weights_are_loaded(tmp_path: Path) -> None:
-    published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
-    net = small(num_classes=6, **place)
+    published, settings = on_the_hub(tmp_path, "mobilenetv3_small_050")
+    net = small(num_classes=6, **settings)
     assert not net(images()).any()  # to build one fetches nothing
     load_weights.load(net, "hub")
     assert torch.equal(net(images()), published(images()))
 
 
 def test_hub_weights_of_other_classes_need_a_zero_head(tmp_path: Path) -> None:
-    published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
-    net = small(num_classes=3, **place)
+    published, settings = on_the_hub(tmp_path, "mobilenetv3_small_050")
+    net = small(num_classes=3, **settings)
     with pytest.raises(ValueError, match=r"weights=hub: .*classifier\.weight has shape"):
         load_weights.load(net, "hub")
     load_weights.load(net, "hub", head="zero")
@@ -359,8 +359,8 @@ def test_hub_weights_of_other_classes_need_a_zero_head(tmp_path: Path) -> None:
 def test_hub_weights_are_resized_to_another_side(tmp_path: Path) -> None:
     """timm resizes the position embedding."""
     name = "vit_tiny_patch16_224"
-    _, place = on_the_hub(tmp_path, name, depth=1)
-    net = timm_models.build(name, num_classes=6, side=64, depth=1, **place).eval()
+    _, settings = on_the_hub(tmp_path, name, depth=1)
+    net = timm_models.build(name, num_classes=6, side=64, depth=1, **settings).eval()
     load_weights.load(net, "hub")
     assert net(images(64)).any()
 
@@ -394,10 +394,10 @@ OPEN = dict.fromkeys(GIVEN)
 
 def test_input_spec_defaults_to_that_of_timm() -> None:
     net = small()
-    found = timm_models.resolve_input_spec(net, **OPEN)
-    assert found["mean"] == [0.485, 0.456, 0.406]
-    assert found["std"] == [0.229, 0.224, 0.225]
-    assert (found["side"], found["resize"]) == (224, 256)
+    spec = timm_models.resolve_input_spec(net, **OPEN)
+    assert spec["mean"] == [0.485, 0.456, 0.406]
+    assert spec["std"] == [0.229, 0.224, 0.225]
+    assert (spec["side"], spec["resize"]) == (224, 256)
     assert (
         timm_models.resolve_input_spec(net, **{**OPEN, "side": 112})["resize"] == 128
     )  # the same share of the crop
@@ -561,8 +561,8 @@ def test_teacher_option_keeps_its_head(compose, name: str) -> None:
     with torch.device("meta"):
         net = instantiate(teacher.net)
     keys = ("mean", "std", "side", "resize")
-    found = timm_models.resolve_input_spec(net, **{key: teacher[key] for key in keys})
-    assert found["resize"] >= found["side"]
+    spec = timm_models.resolve_input_spec(net, **{key: teacher[key] for key in keys})
+    assert spec["resize"] >= spec["side"]
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,12 @@ INPUT = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": SIDE, "resize": SIDE}
 
 def classes() -> dict[str, type[Objective]]:
     """Every objective in the package, by its path."""
-    found = {}
+    kinds = {}
     for module in pkgutil.walk_packages(funmatch.objectives.__path__, "funmatch.objectives."):
         for kind in vars(importlib.import_module(module.name)).values():
             if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective:
-                found[f"{kind.__module__}.{kind.__qualname__}"] = kind
-    return found
+                kinds[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    return kinds
 
 
 def settings() -> dict[str, Path]:
@@ -60,12 +60,12 @@ def settings() -> dict[str, Path]:
 
 def recipes() -> dict[str, Recipe]:
     """Every recipe of the configuration tree."""
-    found = {}
+    loaded = {}
     for path in sorted((config_directory() / "recipe").glob("*.yaml")):
-        found[path.stem] = instantiate(
+        loaded[path.stem] = instantiate(
             OmegaConf.load(path), min_area=0.3, mild=(12, SIDE), flip=True
         )
-    return found
+    return loaded
 
 
 def student_of(objective: Objective | None) -> Network:
@@ -146,11 +146,11 @@ def test_objective_gradient_is_equal_for_any_split(
         return objective(student(piece.view("student")), targets(piece), piece).total
 
     whole, expected = gradient(both, loss, batches(recipe, 1), None)
-    value, found = gradient(both, loss, batches(recipe, ranks), size)
+    value, split_gradient = gradient(both, loss, batches(recipe, ranks), size)
     assert expected.abs().max() > 1e-3
     assert value == pytest.approx(whole, rel=1e-6)
     # The teacher's float32 logits may differ in the last bit with the size of its batch.
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(split_gradient, expected, rtol=1e-5, atol=1e-7)
 
 
 @SPLITS
@@ -166,9 +166,9 @@ def test_supervision_gradient_is_equal_for_any_split(
         return learner.loss(piece)[0]
 
     whole, expected = gradient(student.net, loss, batches(recipe, 1), None)
-    value, found = gradient(student.net, loss, batches(recipe, ranks), size)
+    value, split_gradient = gradient(student.net, loss, batches(recipe, ranks), size)
     assert value == pytest.approx(whole, rel=1e-12)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(split_gradient, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_objectives_and_configurations_correspond() -> None:
@@ -288,15 +288,15 @@ class Coupled(FunctionMatching):
 
 
 @pytest.mark.parametrize(
-    ("split", "told"),
+    ("split", "message"),
     [
         ({"micro_batch": 4}, r"^compute\.micro_batch=4: Coupled compares .*; choose null$"),
         ({"ranks": 2}, r"^trainer\.devices: Coupled compares .*, and 2 ranks .*; choose devices=1"),
     ],
 )
-def test_objective_that_couples_rows_refuses_splits(split: dict[str, int], told: str) -> None:
+def test_objective_that_couples_rows_refuses_splits(split: dict[str, int], message: str) -> None:
     given = {"micro_batch": None, "rows": 8, "ranks": 1, **split}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         refuse_split(Coupled(1.0), **given)
     refuse_split(FunctionMatching(1.0), **given)
     refuse_split(Coupled(1.0), micro_batch=8, rows=8, ranks=1)

@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked = 0
+        self.requests = 0
         self.hashes = ["crc32c=AAAAAA==", f"md5={md5(CONTENT)}"]
         self.sent = len(CONTENT)
         self.status = 200
@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked += 1
+        self.server.requests += 1
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(CONTENT)))
         for value in self.server.hashes:
@@ -80,10 +80,10 @@ def test_fetch_downloads_weights_once(server: Server, released: Path, capsys) ->
     for _ in range(2):
         assert pretrained.fetch("released") == pretrained.locate("released") == released
     assert released.read_bytes() == CONTENT
-    assert server.asked == 1
-    said = capsys.readouterr()
-    assert f"{len(CONTENT)} bytes, SHA-256 {DIGEST}\n" in said.out
-    assert said.err == ""  # no progress where there is no terminal
+    assert server.requests == 1
+    output = capsys.readouterr()
+    assert f"{len(CONTENT)} bytes, SHA-256 {DIGEST}\n" in output.out
+    assert output.err == ""  # no progress where there is no terminal
 
 
 def test_fetch_writes_a_sha256_file(released: Path) -> None:
@@ -118,12 +118,12 @@ def test_fetch_refuses_failed_downloads_and_leaves_no_file(
     fault(server)
     with pytest.raises(ValueError, match=cause) as error:
         pretrained.fetch("released")
-    said = str(error.value)
-    assert said.startswith(f"weights=released: cannot be downloaded from {server.url}")
-    assert "teacher.weights=PATH" in said
-    assert "\n" not in said
+    message = str(error.value)
+    assert message.startswith(f"weights=released: cannot be downloaded from {server.url}")
+    assert "teacher.weights=PATH" in message
+    assert "\n" not in message
     assert [path.name for path in released.parent.iterdir()] == [".released.npz.lock"]
-    assert server.asked == 1  # nothing is tried again unasked
+    assert server.requests == 1  # nothing is tried again unasked
 
 
 def test_fetch_names_an_unreachable_server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -156,14 +156,14 @@ def test_cached_weights_of_changed_size_are_refused(server: Server, released: Pa
             use("released")
     released.unlink()
     assert pretrained.fetch("released").read_bytes() == CONTENT
-    assert server.asked == 2
+    assert server.requests == 2
 
 
 def test_manually_copied_weights_are_used(server: Server, released: Path) -> None:
     released.parent.mkdir()
     released.write_bytes(b"mine")
     assert pretrained.fetch("released") == released
-    assert server.asked == 0
+    assert server.requests == 0
 
 
 def test_concurrent_processes_download_once(server: Server, released: Path) -> None:
@@ -186,7 +186,7 @@ def test_concurrent_processes_download_once(server: Server, released: Path) -> N
     sizes = [process.communicate(timeout=60)[0].splitlines()[-1] for process in both]
     assert sizes == [str(len(CONTENT))] * 2
     assert [process.returncode for process in both] == [0, 0]
-    assert server.asked == 1
+    assert server.requests == 1
 
 
 def test_cache_directory_follows_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:

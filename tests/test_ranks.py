@@ -81,9 +81,9 @@ def test_resuming_with_other_rank_counts_sees_the_same_views(
         done = command("train", *given, cwd=workplace)
         assert done.returncode == (75 if stop else 0), done.stderr
     expected = witnessed(workplace / "one-seen", "views")
-    found = witnessed(workplace / "changing-seen", "views")
-    left = [int(row[0]) for row in found]
-    assert found == expected, sorted(set(left))
+    views = witnessed(workplace / "changing-seen", "views")
+    left = [int(row[0]) for row in views]
+    assert views == expected, sorted(set(left))
     record_property("figures", f"{len(expected)} views compared")
 
 
@@ -106,8 +106,8 @@ def test_nonfinite_step_on_one_rank_is_skipped_by_both(workplace: Path, record_p
     done = command("train", *SETTINGS, *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
     for step, number in ((7, 1), (8, 2), (21, 3)):
-        told = f"  step {step}: loss or gradient is not finite; skipped ({number})\n"
-        assert done.stdout.count(told) == 1
+        message = f"  step {step}: loss or gradient is not finite; skipped ({number})\n"
+        assert done.stdout.count(message) == 1
     first, second = (dict(witnessed(workplace / "nan-seen", "weights", rank)) for rank in (0, 1))
     assert first == second
     unchanged = [step for step in range(2, 41) if first[step] == first[step - 1]]
@@ -128,14 +128,14 @@ def test_too_many_skipped_steps_end_both_ranks(workplace: Path, record_property)
     done = command("train", *SETTINGS, *given, cwd=workplace)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    told = "max_skipped=3: at step 10 loss or gradient is not finite, as in the 3 steps before; "
-    assert done.stderr.startswith(f"error: rank 0: {told}") or done.stderr.startswith(
-        f"error: rank 1: {told}"
+    message = "max_skipped=3: at step 10 loss or gradient is not finite, as in the 3 steps before; "
+    assert done.stderr.startswith(f"error: rank 0: {message}") or done.stderr.startswith(
+        f"error: rank 1: {message}"
     )
     # What was skipped is remembered: the same command ends at the same step.
     again = command("train", *SETTINGS, *given, cwd=workplace)
     assert "resuming from step 6 of 40" in again.stdout
-    assert told in again.stderr
+    assert message in again.stderr
     record_property("injected", 5)
 
 
@@ -188,15 +188,15 @@ def test_process_count_other_than_devices_is_refused(tmp_path: Path) -> None:
     given = (*SETTINGS, *TWO, "name=three")
     done = command("train", *given, cwd=tmp_path, RANK="0", WORLD_SIZE="3")
     assert done.returncode == 1
-    told = "trainer.devices=2: 3 processes were started, not 2 (trainer.num_nodes=1); "
-    assert done.stderr == f"error: {told}start as many, or change these keys\n"
+    message = "trainer.devices=2: 3 processes were started, not 2 (trainer.num_nodes=1); "
+    assert done.stderr == f"error: {message}start as many, or change these keys\n"
 
 
 def test_sweep_started_by_rank_is_refused(workplace: Path) -> None:
     done = command("train", "-m", "seed=0,1", *SETTINGS, cwd=workplace, RANK="0", WORLD_SIZE="2")
     assert done.returncode == 1
-    told = "error: -m: a sweep starts the ranks of each job itself; start it once, not by rank\n"
-    assert done.stderr == told
+    message = "error: -m: a sweep starts the ranks of each job itself; start it once, not by rank\n"
+    assert done.stderr == message
 
 
 @pytest.mark.slow

@@ -28,12 +28,12 @@ SEED, STEPS, BATCH, MIN_AREA = 5, 6, 8, 0.3
 def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side: int = 8):
     """Runs a distillation; returns what student and teacher saw in training, step by step."""
     student, teacher = network(student_side, seed=1), network(teacher_side, seed=2)
-    words_of = teacher_of(teacher)
+    ensemble = teacher_of(teacher)
     sides = {"student": student_side, "teacher": teacher_side}
     if isinstance(recipe, Fixed):
         sides.pop("teacher")
-        words = per_image.on_fixed_views(
-            words_of,
+        targets = per_image.on_fixed_views(
+            ensemble,
             source,
             recipe,
             TASK,
@@ -43,15 +43,15 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
             device=torch.device("cpu"),
         )
     else:
-        words = online.OnlineTargets(words_of)
+        targets = online.OnlineTargets(ensemble)
     before = list(teacher.net.seen)
     teacher.net.seen.clear()
-    learner = Distillation(student, words, {}, FunctionMatching(2.0), learning(STEPS), TASK)
+    learner = Distillation(student, targets, {}, FunctionMatching(2.0), learning(STEPS), TASK)
     fit(learner, source, recipe, sides=sides, steps=STEPS, batch_size=BATCH, seed=SEED)
     return student.net.seen, teacher.net.seen, before
 
 
-def crops(source, step: int, side: int, law: str, network: str = "student") -> Tensor:
+def crops(source, step: int, side: int, kind: str, network: str = "student") -> Tensor:
     """The views of a step, drawn again from (seed, step) with the pure functions alone."""
     indices = EpochPermutations(len(source), BATCH, SEED).indices(step)
     heights, widths = source.sizes(indices)
@@ -60,7 +60,7 @@ def crops(source, step: int, side: int, law: str, network: str = "student") -> T
         "teacher": (Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS),
     }[network]
     rng = geometry.generator(SEED, step, boxes)
-    if law == "inception":
+    if kind == "inception":
         cut = geometry.inception(heights, widths, rng=rng, area=(MIN_AREA, 1.0))
     else:
         cut = geometry.mild(heights, widths, rng=rng)
@@ -74,24 +74,24 @@ def source(request: pytest.FixtureRequest):
     return request.param()
 
 
-@pytest.mark.parametrize("law", ["inception", "mild"])
-def test_consistent_shows_both_networks_the_same_crop(source, law: str, tmp_path: Path) -> None:
-    recipe = Shared(name="consistent", crop=law, min_area=MIN_AREA)
+@pytest.mark.parametrize("kind", ["inception", "mild"])
+def test_consistent_shows_both_networks_the_same_crop(source, kind: str, tmp_path: Path) -> None:
+    recipe = Shared(name="consistent", crop=kind, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
-        torch.testing.assert_close(student[step], crops(source, step, 8, law))
+        torch.testing.assert_close(student[step], crops(source, step, 8, kind))
         assert torch.equal(teacher[step], student[step])
 
 
-@pytest.mark.parametrize("law", ["inception", "mild"])
+@pytest.mark.parametrize("kind", ["inception", "mild"])
 def test_independent_noise_shows_each_network_its_own_crop(
-    source, law: str, tmp_path: Path
+    source, kind: str, tmp_path: Path
 ) -> None:
-    recipe = Independent(name="independent_noise", crop=law, min_area=MIN_AREA)
+    recipe = Independent(name="independent_noise", crop=kind, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
-        torch.testing.assert_close(student[step], crops(source, step, 8, law))
-        torch.testing.assert_close(teacher[step], crops(source, step, 8, law, "teacher"))
+        torch.testing.assert_close(student[step], crops(source, step, 8, kind))
+        torch.testing.assert_close(teacher[step], crops(source, step, 8, kind, "teacher"))
         assert not torch.equal(teacher[step], student[step])
 
 
@@ -150,8 +150,8 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
     )
     frozen = Frozen(network(8, seed=2))
     arguments = {"seed": SEED, "store": tmp_path, "batch_size": 3, "device": torch.device("cpu")}
-    said_by = Teacher({"teacher": frozen})
-    kept = per_image.on_fixed_views(said_by, source, recipe, TASK, **arguments)
+    teacher_ensemble = Teacher({"teacher": frozen})
+    targets = per_image.on_fixed_views(teacher_ensemble, source, recipe, TASK, **arguments)
 
     every = np.arange(len(source))
     heights, widths = source.sizes(every)
@@ -162,11 +162,11 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
         flips = geometry.flips(
             len(source), rng=geometry.generator(SEED, number, Purpose.TEACHER_FLIPS)
         )
-        for place, image in enumerate(source.images(every)):
-            view = render(image, boxes[place], 8, flip=bool(flips[place]))
-            expected[place] += frozen(view[None].float()).prediction[0].double().softmax(0) / 5
-    said = kept._predictions[0].double().softmax(dim=-1)
-    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-7)
+        for row, image in enumerate(source.images(every)):
+            view = render(image, boxes[row], 8, flip=bool(flips[row]))
+            expected[row] += frozen(view[None].float()).prediction[0].double().softmax(0) / 5
+    probabilities = targets._predictions[0].double().softmax(dim=-1)
+    torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-7)
 
     student, teacher, _ = taught(recipe, source, tmp_path)
     assert teacher == []

@@ -206,17 +206,17 @@ def test_mean_curve_is_the_mean_over_seeds(logs: Path) -> None:
 def test_example_views_equal_the_views_of_training(recipe) -> None:
     source, sides = array_source(30), {"student": 8, "teacher": 10}
     given = {"batch_size": 12, "seed": 3}
-    found = example_views(source, recipe, sides=sides, **given, step=5, number=4)
+    examples = example_views(source, recipe, sides=sides, **given, step=5, number=4)
     batch = image_stream(source, recipe, sides=sides, **given)[5].mixed()
-    assert list(found) == ["teacher", "student"]
-    expected = {name: batch.view(name)[:4] for name in found}
+    assert list(examples) == ["teacher", "student"]
+    expected = {name: batch.view(name)[:4] for name in examples}
     if isinstance(recipe, Fixed):
         index = batch.index[:4].numpy()
         view = next(iter(recipe.teacher_views(3, *source.sizes(index))))
         expected["teacher"] = render_view(source.images(index), view, 10)
     for name, views in expected.items():
-        assert found[name].dtype == torch.uint8
-        assert torch.equal(found[name], views.round().clamp(0, 255).to(torch.uint8))
-    shown = Image.open(io.BytesIO(contact_sheet(found)))
+        assert examples[name].dtype == torch.uint8
+        assert torch.equal(examples[name], views.round().clamp(0, 255).to(torch.uint8))
+    shown = Image.open(io.BytesIO(contact_sheet(examples)))
     assert shown.width >= 4 * 64
     assert shown.height >= 2 * 64

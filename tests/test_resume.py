@@ -40,9 +40,9 @@ def run_of(workplace: Path, name: str) -> Run:
 def digests(run: Run) -> dict[str, str]:
     """Of all that a run ends with."""
     state = torch.load(run.checkpoints.all()[0], weights_only=True)
-    found = {key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
-    found |= {"best": run.student.read_bytes(), "rows": run.metrics.read_bytes()}
-    return {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in found.items()}
+    contents = {key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
+    contents |= {"best": run.student.read_bytes(), "rows": run.metrics.read_bytes()}
+    return {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in contents.items()}
 
 
 def _bytes(value: Any) -> bytes:
@@ -73,8 +73,8 @@ def test_run_resumed_after_sigterm_equals_an_uninterrupted_run(
         fault = inject("SignalAt", step=step, number=15)
         stopped = command("train", *given, *fault, cwd=workplace)
         assert stopped.returncode == 75
-        told = f"interrupted by SIGTERM: saved after step {step} of 90; the same command resumes"
-        assert stopped.stderr == f"{told} (exit code 75)\n"
+        message = f"interrupted by SIGTERM: saved after step {step} of 90; the same command resumes"
+        assert stopped.stderr == f"{message} (exit code 75)\n"
     assert run_of(workplace, f"stopped-{len(steps)}").result["status"] == "running"
     done = command("train", *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
@@ -175,9 +175,9 @@ def test_resume_skips_a_damaged_checkpoint(
 
     done = command("train", *SETTINGS, f"name={name}", cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
-    place = run.checkpoints.folder.relative_to(workplace)
-    told = f"  {place}/{newest.name} is damaged (its checksum differs); using {place}/{before.name}"
-    assert told in done.stdout
+    relative = run.checkpoints.folder.relative_to(workplace)
+    damaged = f"  {relative}/{newest.name} is damaged (its checksum differs)"
+    assert f"{damaged}; using {relative}/{before.name}" in done.stdout
     assert "resuming from step 50 of 90" in done.stdout
     assert digests(run_of(workplace, name)) == digests(uninterrupted)
 
@@ -241,7 +241,7 @@ def test_resume_from_earlier_checkpoint_drops_later_best_student(
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         (
             ("steps=150", "objective.temperature=2"),
@@ -251,13 +251,13 @@ def test_resume_from_earlier_checkpoint_drops_later_best_student(
     ],
 )
 def test_resume_from_a_run_refuses_other_settings_than_the_length(
-    workplace: Path, uninterrupted: Run, changed: tuple[str, ...], told: str
+    workplace: Path, uninterrupted: Run, changed: tuple[str, ...], message: str
 ) -> None:
     source = f"resume={uninterrupted.directory}"
     done = command("train", *SETTINGS, *changed, "name=refused", source, cwd=workplace)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {source}: ")
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (workplace / "logs" / "refused").exists()
 
@@ -374,7 +374,7 @@ def test_run_killed_at_fifty_random_moments_resumes_exactly(
 @pytest.mark.timeout(900)
 def test_resume_time_does_not_depend_on_step(workplace: Path, record_property) -> None:
     """Reports the time; what it rests on is that no step but the next is drawn."""
-    found = {}
+    durations = {}
     for step in (100, 20_000):
         settings = [*QUICK, "steps=40000", f"name=late{step}", "checkpoint_every=100000"]
         settings += ["validate_every=100000"]
@@ -383,6 +383,6 @@ def test_resume_time_does_not_depend_on_step(workplace: Path, record_property) -
         began = time.monotonic()
         fault = inject("SignalAt", step=step + 1, number=15)
         assert command("train", *settings, *fault, cwd=workplace).returncode == 75
-        found[step] = time.monotonic() - began
-    told = ", ".join(f"from step {step}: {seconds:.1f} s" for step, seconds in found.items())
-    record_property("figures", told)
+        durations[step] = time.monotonic() - began
+    figures = ", ".join(f"from step {step}: {seconds:.1f} s" for step, seconds in durations.items())
+    record_property("figures", figures)

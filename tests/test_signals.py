@@ -46,19 +46,19 @@ def training(workplace: Path, name: str, *more: str) -> Iterator[Process]:
 
 def ranks(process: Process) -> list[int]:
     """The processes of the ranks, in their order."""
-    found = {}
+    pids = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"\nPPid:\t{process.pid}\n" in (folder / "status").read_text():
-                told = dict(
+                variables = dict(
                     item.split(b"=", 1)
                     for item in (folder / "environ").read_bytes().split(b"\0")
                     if b"=" in item
                 )
-                found[int(told[b"RANK"])] = int(folder.name)
+                pids[int(variables[b"RANK"])] = int(folder.name)
         except (OSError, KeyError):
             continue
-    return [found[rank] for rank in sorted(found)]
+    return [pids[rank] for rank in sorted(pids)]
 
 
 def gone(pid: int) -> bool:
@@ -132,8 +132,8 @@ def test_workers_ignore_signals_to_their_process_group(
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == CODES[number]
-    told = f"interrupted by {number.name}: saved after step {saved_step(workplace, name)} of"
-    assert errors.startswith(told), errors
+    message = f"interrupted by {number.name}: saved after step {saved_step(workplace, name)} of"
+    assert errors.startswith(message), errors
     assert errors.count("\n") == 1
 
 
@@ -179,8 +179,8 @@ def test_second_ctrl_c_exits_without_waiting(workplace: Path) -> None:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert time.monotonic() - began < 30
-    told = "what was saved is kept; the same command resumes (exit code 130)"
-    assert errors == f"interrupted by SIGINT: {told}\n"
+    message = "what was saved is kept; the same command resumes (exit code 130)"
+    assert errors == f"interrupted by SIGINT: {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_max_time_is_not_exceeded(workplace: Path, devices: int, seconds: int) -
     given = (f"name={name}", f"max_time=0:00:{seconds}", f"trainer.devices={devices}")
     done = command("train", *LONG, *given, cwd=workplace)
     assert done.returncode == 75
-    place = f"saved after step {saved_step(workplace, name)} of 100000"
-    told = rf"interrupted by max_time: {place}; .*\n"
-    assert re.fullmatch(told, done.stderr), done.stderr
+    saved = f"saved after step {saved_step(workplace, name)} of 100000"
+    pattern = rf"interrupted by max_time: {saved}; .*\n"
+    assert re.fullmatch(pattern, done.stderr), done.stderr
 
 
 @pytest.mark.slow

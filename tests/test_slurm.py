@@ -34,8 +34,8 @@ SLOW = ("+callbacks.slow._target_=faults.Slow", "+callbacks.slow.seconds=0.05")
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    with cluster.running() as found:
-        yield found
+    with cluster.running() as running_cluster:
+        yield running_cluster
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +115,10 @@ def test_preempted_job_equals_an_uninterrupted_run(
             time.sleep(0.2)
         preempt(slurm, tree, job)
     ended = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")
-    said = (tree / f"logs/slurm/{job}.out").read_text()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), said
-    saved = [int(step) for step in re.findall(r"saved after step (\d+) of 400", said)]
-    assert [int(step) for step in re.findall(r"resuming from step (\d+) of 400", said)] == saved
+    output = (tree / f"logs/slurm/{job}.out").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), output
+    saved = [int(step) for step in re.findall(r"saved after step (\d+) of 400", output)]
+    assert [int(step) for step in re.findall(r"resuming from step (\d+) of 400", output)] == saved
     assert len(saved) == 3
     assert equal(run_of(tree, "preempted"), run_of(tree, "calm"))
     assert logged(run_of(tree, "preempted")) == list(range(5, 401, 5))
@@ -139,10 +139,10 @@ def test_two_ranks_stop_before_the_time_limit_and_are_requeued(slurm: Cluster, t
         **{"SLURM_RANKS": "2", "SLURM_TIME": "2", "SLURM_OPTIONS": "--signal=B:USR1@80"},
     )
     ended = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", patience=600)
-    said = (tree / f"logs/slurm/{job}.out").read_text()
-    assert ended["JobState"] == "COMPLETED", f"{said}\n{ended}\n{slurm.log}"
+    output = (tree / f"logs/slurm/{job}.out").read_text()
+    assert ended["JobState"] == "COMPLETED", f"{output}\n{ended}\n{slurm.log}"
     assert int(ended["Restarts"]) >= 1
-    assert "interrupted by SIGUSR1: saved after step" in said
+    assert "interrupted by SIGUSR1: saved after step" in output
     assert equal(run_of(tree, "two"), run_of(tree, "two-calm"))
 
 
@@ -153,11 +153,11 @@ def test_array_runs_one_recipe_per_index_despite_a_failure(slurm: Cluster, tree:
     job = submit(slurm, tree, "slurm-sweep", *given, RECIPES=recipes)
     states = {}
     for index in range(3):
-        found = slurm.wait(f"{job}_{index}", "COMPLETED", "FAILED")
-        states[index] = (found["JobState"], found["ExitCode"])
+        state = slurm.wait(f"{job}_{index}", "COMPLETED", "FAILED")
+        states[index] = (state["JobState"], state["ExitCode"])
     assert states == {0: ("COMPLETED", "0:0"), 1: ("FAILED", "1:0"), 2: ("COMPLETED", "0:0")}
-    told = (tree / f"logs/slurm/{job}_1.out").read_text()
-    assert "error: recipe=nonsense: no such recipe; choose" in told
+    output = (tree / f"logs/slurm/{job}_1.out").read_text()
+    assert "error: recipe=nonsense: no such recipe; choose" in output
     with (tree / "logs/array/summary.csv").open() as file:
         rows = [(row["recipe"], row["seed"], row["status"]) for row in csv.DictReader(file)]
     assert sorted(rows) == [

@@ -42,10 +42,10 @@ def test_decoded_images_of_any_mode_are_rgb(mode: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (6, 5), (200, 100, 50)).convert(mode)
     path = tmp_path / "wrong_suffix.jpg"  # what a file is, its content tells
     image.save(path, "TIFF" if mode == "CMYK" else "PNG")
-    found = decoded(path)
-    assert found.shape == (3, 5, 6)
-    assert found.dtype == torch.uint8
-    assert torch.equal(found[:, 0, 0], torch.tensor(image.convert("RGB").getpixel((0, 0))))
+    pixels = decoded(path)
+    assert pixels.shape == (3, 5, 6)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels[:, 0, 0], torch.tensor(image.convert("RGB").getpixel((0, 0))))
 
 
 def test_palette_with_transparency_decodes_without_warning(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None:
     source = builders.pets(str(root)).test
     path = root / "oxford-iiit-pet/images/Bengal_12.jpg"
     path.write_bytes(path.read_bytes()[:400] if content is None else content)
-    place = torchvision_layouts.pets(root).test.names.index("oxford-iiit-pet/images/Bengal_12.jpg")
-    line = refused(lambda: source.images(np.array([0, place])))
+    row = torchvision_layouts.pets(root).test.names.index("oxford-iiit-pet/images/Bengal_12.jpg")
+    line = refused(lambda: source.images(np.array([0, row])))
     assert line.startswith(f"{path}: cannot be read as an image")
     path.unlink()
-    assert f"{path}: " in refused(lambda: source.sizes(np.array([place])))
+    assert f"{path}: " in refused(lambda: source.sizes(np.array([row])))
 
 
 def test_image_files_can_be_pickled(tmp_path: Path) -> None:
@@ -89,17 +89,17 @@ def test_fingerprint_depends_on_names_sizes_and_labels(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
     listing = torchvision_layouts.pets(root).test
 
-    def found(listing: FileList) -> str:
+    def fingerprint_of(listing: FileList) -> str:
         return ImageFiles(listing, ()).fingerprint()
 
-    before = found(listing)
-    assert found(torchvision_layouts.pets(root).test) == before
-    assert found(FileList(root, listing.names, 1 - listing.labels)) != before
-    assert found(FileList(root, listing.names, None)) != before
-    assert found(listing.take(np.arange(len(listing))[::-1])) != before
+    before = fingerprint_of(listing)
+    assert fingerprint_of(torchvision_layouts.pets(root).test) == before
+    assert fingerprint_of(FileList(root, listing.names, 1 - listing.labels)) != before
+    assert fingerprint_of(FileList(root, listing.names, None)) != before
+    assert fingerprint_of(listing.take(np.arange(len(listing))[::-1])) != before
     with (root / listing.names[0]).open("ab") as file:
         file.write(b"x")
-    assert found(listing) != before
+    assert fingerprint_of(listing) != before
 
 
 def test_concat_source_appends_its_sources() -> None:
@@ -155,11 +155,13 @@ def test_fidelity_counts_only_labelled_images(several: bool) -> None:
     fidelity = Fidelity()
     for rows in (slice(0, 3), slice(3, 27), slice(27, 40)):  # the first batch may have none at all
         fidelity.update(student[rows], teacher[rows], label[rows])
-    found = fidelity.compute()
+    metrics = fidelity.compute()
     for name, values in right.items():
-        assert found[name] == pytest.approx(np.mean(values))
+        assert metrics[name] == pytest.approx(np.mean(values))
     agree = (student.argmax(-1) == teacher.argmax(-1)).float().mean()
-    assert found["agreement_top1"] == pytest.approx(agree.item())  # of all, with a label or without
+    assert metrics["agreement_top1"] == pytest.approx(
+        agree.item()
+    )  # of all, with a label or without
 
 
 @pytest.mark.skipif(image_files.codec is None, reason="torchcodec is not there")
@@ -178,8 +180,8 @@ def test_decoding_on_the_device_gives_the_same_images(tmp_path: Path) -> None:
     every = np.arange(len(names))
     files = source.encoded(every)
     assert [file.ndim for file in files] == [1, 3, 1, 3, 3]  # what only Pillow can, it does
-    found = image_files.on_device(files, torch.device("cpu"))
-    for here, there in zip(source.images(every), found, strict=True):
+    device_images = image_files.on_device(files, torch.device("cpu"))
+    for here, there in zip(source.images(every), device_images, strict=True):
         assert torch.equal(here, there)
     here, late = (
         image_stream(

@@ -32,11 +32,11 @@ def test_split_has_the_papers_sizes_and_is_stratified(
 ) -> None:
     labels = np.sort(np.random.default_rng(0).integers(0, classes, total))
     names = tuple(f"{label}/{i}" for i, label in enumerate(labels))
-    found = stratified_split.split(FileList(Path(), names, labels), *shares)
-    assert tuple(map(len, found)) == sizes
-    assert len(set().union(*(part.names for part in found))) == total
+    split_lists = stratified_split.split(FileList(Path(), names, labels), *shares)
+    assert tuple(map(len, split_lists)) == sizes
+    assert len(set().union(*(part.names for part in split_lists))) == total
     counts = np.bincount(labels)
-    for part, share in zip(found[1:], shares, strict=True):
+    for part, share in zip(split_lists[1:], shares, strict=True):
         assert np.abs(np.bincount(part.labels, minlength=classes) - share * counts).max() < 2
 
 
@@ -46,10 +46,10 @@ def test_split_does_not_depend_on_the_order_of_names() -> None:
     names = [f"{i}.jpg" for i in range(200)]
 
     def split(order, seed: int = 0) -> list[set[str]]:
-        found = stratified_split.stratified(
+        indices = stratified_split.stratified(
             [names[i] for i in order], labels[order], [20, 31], seed=seed
         )
-        return [{names[order[i]] for i in part} for part in found]
+        return [{names[order[i]] for i in part} for part in indices]
 
     assert split(np.arange(200)) == split(rng.permutation(200))
     assert split(np.arange(200)) != split(np.arange(200), seed=1)
@@ -122,16 +122,16 @@ def test_complete_sun397_uses_the_stored_split(
     monkeypatch.setattr(stratified_split, "stored", {"sun397": official}.__getitem__)
     # In the true archive, but in no part.
     trees.photograph(root / "SUN397/c/church/outdoor/sun_bhenjvsvrtumjuri.jpg")
-    found = torchvision_layouts.sun397(root)
-    assert tuple(map(len, parts(found))) == (24, 3, 3)
-    assert found.val.names[0] == "SUN397/a/abbey/sun_mine1.jpg"
-    assert found.test.names[2] == "SUN397/c/church/outdoor/sun_mine2.jpg"
+    files = torchvision_layouts.sun397(root)
+    assert tuple(map(len, parts(files))) == (24, 3, 3)
+    assert files.val.names[0] == "SUN397/a/abbey/sun_mine1.jpg"
+    assert files.test.names[2] == "SUN397/c/church/outdoor/sun_mine2.jpg"
     (root / "SUN397/b/bar/sun_mine4.jpg").unlink()
     assert "b/bar has 9 images, not the 10" in refused(lambda: torchvision_layouts.sun397(root))
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         (
             "a/abbey",
@@ -140,11 +140,11 @@ def test_complete_sun397_uses_the_stored_split(
     ],
 )
 def test_sun397_with_missing_or_unknown_class_is_refused(
-    file: str, said: str, tmp_path: Path
+    file: str, message: str, tmp_path: Path
 ) -> None:
     root = plant(tmp_path, "sun397")
     (root / "SUN397" / file).rename(root / "gone")
-    assert said in refused(lambda: torchvision_layouts.sun397(root))
+    assert message in refused(lambda: torchvision_layouts.sun397(root))
     trees.photograph(root / "SUN397/z/zoo/sun_mine.jpg")
     assert "the class of SUN397/z/zoo/sun_mine.jpg is not" in refused(
         lambda: torchvision_layouts.sun397(root)

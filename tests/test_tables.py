@@ -61,9 +61,9 @@ def test_groups_are_sorted_by_length_and_recipe_order_of_the_paper(leave, tmp_pa
     for recipe in ("function_matching", "consistent", "fixed_teacher", "independent_noise"):
         for epochs in (300, 100):
             leave(f"recipe={recipe}", f"epochs={epochs}", student_test_top1=0.9)
-    story = ["fixed_teacher", "independent_noise", "consistent", "function_matching"]
-    found = [(g.epochs, g.recipe) for g in group_runs([tmp_path])]
-    assert found == [(epochs, recipe) for epochs in (100.0, 300.0) for recipe in story]
+    order = ["fixed_teacher", "independent_noise", "consistent", "function_matching"]
+    groups = [(g.epochs, g.recipe) for g in group_runs([tmp_path])]
+    assert groups == [(epochs, recipe) for epochs in (100.0, 300.0) for recipe in order]
 
 
 def test_failed_run_is_listed_with_empty_figures(leave, tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_different_settings_give_different_variant_names(leave, tmp_path: Path) 
 
 def test_failed_run_does_not_shorten_the_mean_curve(leave, tmp_path: Path) -> None:
     for seed, (last, status) in enumerate(((100, "completed"), (100, "completed"), (5, "failed"))):
-        found = leave(f"seed={seed}", student_test_top1=0.9, status=status)
+        directory = leave(f"seed={seed}", student_test_top1=0.9, status=status)
         lines = [f"{step},{step / 100}" for step in range(1, last + 1)]
-        (found / "metrics.csv").write_text("\n".join(["step,val/student_top1", *lines]))
+        (directory / "metrics.csv").write_text("\n".join(["step,val/student_top1", *lines]))
     (group,) = group_runs([tmp_path])
     epochs, values = mean_curve(group, "val/student_top1")
     assert (values[0], values[-1]) == pytest.approx((0.01, 1.0))

@@ -54,10 +54,10 @@ def test_metrics_do_not_depend_on_batching(task) -> None:
     whole.update(student, teacher, label)
     for rows in (slice(0, 1), slice(1, 8), slice(8, 11)):
         parts.update(student[rows], teacher[rows], label[rows])
-    found, expected = parts.compute(), whole.compute()
-    assert found.keys() == expected.keys()
+    in_parts, expected = parts.compute(), whole.compute()
+    assert in_parts.keys() == expected.keys()
     for name, value in expected.items():
-        assert float(found[name]) == pytest.approx(float(value), rel=1e-5)
+        assert float(in_parts[name]) == pytest.approx(float(value), rel=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -87,20 +87,20 @@ def test_metrics_without_labels_or_teacher_omit_the_others(task) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_prediction_round_trips_through_rows(task) -> None:
-    found = predictions(task)
-    assert torch.equal(task.from_rows(task.to_rows(found)), found)
-    assert task.relative_difference(task.to_rows(found), task.to_rows(found)) == 0
+    prediction = predictions(task)
+    assert torch.equal(task.from_rows(task.to_rows(prediction)), prediction)
+    assert task.relative_difference(task.to_rows(prediction), task.to_rows(prediction)) == 0
     other = predictions(task, seed=1)
-    assert task.relative_difference(task.to_rows(found), task.to_rows(other)) > 0.5
+    assert task.relative_difference(task.to_rows(prediction), task.to_rows(other)) > 0.5
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_mean_of_equal_predictions_is_the_prediction(task) -> None:
     same = predictions(task)
     for mean in task.means.values():
-        found = mean(torch.stack([same, same]), torch.tensor([1.0, 3.0]), temperature=2.0)
-        shift = (found - same)[:, :1] if isinstance(task, Classification) else 0.0
-        torch.testing.assert_close(found - shift, same)  # logits count up to a shift
+        combined = mean(torch.stack([same, same]), torch.tensor([1.0, 3.0]), temperature=2.0)
+        shift = (combined - same)[:, :1] if isinstance(task, Classification) else 0.0
+        torch.testing.assert_close(combined - shift, same)  # logits count up to a shift
 
 
 @pytest.mark.parametrize("description", [CLASSIFICATION, DESCRIPTION])
@@ -141,16 +141,18 @@ def corner(label: Tensor, view: View, side: int) -> Tensor:
 
 def dots() -> ArraySource:
     """A white pixel somewhere in each image, and its centre as the label."""
-    places = torch.from_numpy(np.random.default_rng(0).integers(6, 10, (20, 2)))
+    positions = torch.from_numpy(np.random.default_rng(0).integers(6, 10, (20, 2)))
     images = torch.zeros(20, 1, 16, 16, dtype=torch.uint8)
-    images[torch.arange(20), 0, places[:, 0], places[:, 1]] = 255
-    return ArraySource(images, places.float() + 0.5, ())
+    images[torch.arange(20), 0, positions[:, 0], positions[:, 1]] = 255
+    return ArraySource(images, positions.float() + 0.5, ())
 
 
 def centre_of(views: Tensor) -> Tensor:
     weight = views[:, 0].float() / views[:, 0].float().sum(dim=(1, 2), keepdim=True)
-    place = torch.arange(views.shape[-1]) + 0.5
-    return torch.stack([(weight.sum(2) * place).sum(1), (weight.sum(1) * place).sum(1)], dim=1)
+    position = torch.arange(views.shape[-1]) + 0.5
+    return torch.stack(
+        [(weight.sum(2) * position).sum(1), (weight.sum(1) * position).sum(1)], dim=1
+    )
 
 
 def test_point_labels_follow_the_view() -> None:
@@ -172,13 +174,13 @@ def test_regression_metrics_equal_scikit_learn() -> None:
     student, teacher, label = predictions(task), predictions(task, seed=1), labels(task)
     metrics = task.metrics()
     metrics.update(student, teacher, label[:, 0])
-    found = {name: float(value) for name, value in metrics.compute().items()}
-    assert found["student_mae"] == pytest.approx(mean_absolute_error(label, student), rel=1e-5)
-    assert found["teacher_mae"] == pytest.approx(mean_absolute_error(label, teacher), rel=1e-5)
-    assert found["student_r2"] == pytest.approx(r2_score(label, student), rel=1e-4)
-    assert found["teacher_r2"] == pytest.approx(r2_score(label, teacher), rel=1e-4)
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    assert values["student_mae"] == pytest.approx(mean_absolute_error(label, student), rel=1e-5)
+    assert values["teacher_mae"] == pytest.approx(mean_absolute_error(label, teacher), rel=1e-5)
+    assert values["student_r2"] == pytest.approx(r2_score(label, student), rel=1e-4)
+    assert values["teacher_r2"] == pytest.approx(r2_score(label, teacher), rel=1e-4)
     rmse = math.sqrt(statistics.fmean(((student - teacher) ** 2).flatten().tolist()))
-    assert found["rmse_to_teacher"] == pytest.approx(rmse, rel=1e-5)
+    assert values["rmse_to_teacher"] == pytest.approx(rmse, rel=1e-5)
     constant = task.metrics()
     constant.update(student, None, torch.ones(11))
     assert set(constant.compute()) == {"student_mae"}  # of no variance none is explained
@@ -273,8 +275,8 @@ def test_best_regressor_on_val_has_the_least_error(home: Path) -> None:
     for path in (home / "logs/sweep").glob("*/summary.json"):
         run = Run(path.parent)
         with run.metrics.open() as file:
-            found = [row for row in csv.DictReader(file) if row["val/student_mae"]]
-        errors = {int(row["step"]): float(row["val/student_mae"]) for row in found}
+            rows = [row for row in csv.DictReader(file) if row["val/student_mae"]]
+        errors = {int(row["step"]): float(row["val/student_mae"]) for row in rows}
         assert len(errors) == 3
         assert run.result["student_val_mae"] == pytest.approx(min(errors.values()))
         assert errors[step_of(run.student)] == min(errors.values())
@@ -319,12 +321,12 @@ def test_killed_regression_run_resumes_exactly(home: Path, recipe: str) -> None:
 
 
 def test_objectives_and_teachers_of_another_task_are_refused(home: Path) -> None:
-    for given, told in {
+    for given, message in {
         ("data=digits_ink", "teacher=digits_ink"): "choose objective=mse",
         ("data=digits_ink", "objective=mse"): "teacher.classes=10: data=digits_ink has 1 classes",
     }.items():
         done = command("train", *QUICK, *SHORT, *given, "name=refused", cwd=home)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
-        assert told in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1

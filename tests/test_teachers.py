@@ -115,5 +115,5 @@ def test_weights_file_serves_as_teacher(tmp_path: Path, plain: Run) -> None:
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "logs" / "teachers").exists()
     (summary,) = (tmp_path / "logs").glob("digits/*/summary.json")
-    found = Run(summary.parent).result["teacher_test_top1"]
-    assert found == pytest.approx(plain.result["student_test_top1"])
+    accuracy = Run(summary.parent).result["teacher_test_top1"]
+    assert accuracy == pytest.approx(plain.result["student_test_top1"])

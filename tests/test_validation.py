@@ -77,7 +77,9 @@ MESSAGES = {
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str, str]]:
+def responses(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[str, str], tuple[int, str, str]]:
     """What the real commands answer to each mistake."""
     path = tmp_path_factory.mktemp("refusals")
     small.photographs(path / "by_class", 10)
@@ -97,15 +99,15 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tupl
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(("script", "wrong", "named"), WRONG)
-def test_error_names_key_and_value(said, script: str, wrong: str, named: str) -> None:
-    code, out, err = said[script, wrong]
+def test_error_names_key_and_value(responses, script: str, wrong: str, named: str) -> None:
+    code, out, err = responses[script, wrong]
     assert (code, out) == (1, "")
     assert is_error(err, named), err
 
 
-def test_messages_of_some_errors(said) -> None:
+def test_messages_of_some_errors(responses) -> None:
     for wrong, line in MESSAGES.items():
-        assert said["train", wrong][2].startswith(f"error: {line}")
+        assert responses["train", wrong][2].startswith(f"error: {line}")
 
 
 # --- the BiT-HyperRule ---------------------------------------------------------------------------
@@ -116,7 +118,7 @@ LONG = (20_000, 500, [6000, 12_000, 18_000], True)
 
 
 @pytest.mark.parametrize(
-    ("images", "batch", "said"),
+    ("images", "batch", "expected"),
     [
         (5, 5, SHORT),
         (511, 511, SHORT),
@@ -130,12 +132,12 @@ LONG = (20_000, 500, [6000, 12_000, 18_000], True)
 )
 @pytest.mark.parametrize("how", ["model=bit_r152x2", "rule=bit_hyperrule model=bit_tiny"])
 def test_hyperrule_depends_on_the_number_of_images(
-    compose, images: int, batch: int, said: tuple[int, int, list[int], bool], how: str
+    compose, images: int, batch: int, expected: tuple[int, int, list[int], bool], how: str
 ) -> None:
     """A large network follows it unasked."""
     cfg = compose("data=pets", *how.split(), f"data.train_size={images}", name="finetune")
     validation.check(cfg)
-    steps, warmup, milestones, mixing = said
+    steps, warmup, milestones, mixing = expected
     assert (schema.total_steps(cfg), cfg.batch_size) == (steps, batch)
     assert (cfg.schedule.warmup_steps, list(cfg.schedule.milestones)) == (warmup, milestones)
     assert (cfg.recipe.mixing, cfg.recipe.alpha, cfg.recipe.crop) == (mixing, 0.1, "mild")

@@ -72,8 +72,8 @@ def test_mild_corner_is_uniform() -> None:
     n = 40_000
     boxes = geometry.mild([30] * n, [90] * n, rng=rng(), resize=12, crop=10)
     corners = boxes[:, :2] / [30 / 12, 90 / 12]
-    places, counts = np.unique(corners.round(6), axis=0, return_counts=True)
-    assert places.tolist() == [[y, x] for y in range(3) for x in range(3)]
+    positions, counts = np.unique(corners.round(6), axis=0, return_counts=True)
+    assert positions.tolist() == [[y, x] for y in range(3) for x in range(3)]
     assert counts / n == pytest.approx(1 / 9, abs=0.01)
     assert np.all(boxes[:, 2:] == [25.0, 75.0])
 
@@ -135,8 +135,10 @@ def test_crops_larger_than_the_resized_image_are_refused(crop: int) -> None:
 
 
 def test_noise_seeds_differ_by_seed_step_and_rank() -> None:
-    places = [(seed, step, rank) for seed in range(11) for step in range(112) for rank in range(3)]
-    found = [geometry.noise_seed(*place) for place in places]
-    assert all(0 <= seed < 2**32 for seed in found)
-    assert len(set(found)) >= len(found) - 2  # of 32 bits
-    assert found == [geometry.noise_seed(*place) for place in places]
+    arguments = [
+        (seed, step, rank) for seed in range(11) for step in range(112) for rank in range(3)
+    ]
+    seeds = [geometry.noise_seed(*argument) for argument in arguments]
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert len(set(seeds)) >= len(seeds) - 2  # of 32 bits
+    assert seeds == [geometry.noise_seed(*argument) for argument in arguments]

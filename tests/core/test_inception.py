@@ -22,15 +22,17 @@ def crops(height: int, width: int, count: int = DRAWS, **ranges: tuple[float, fl
 
 
 def test_inception_has_the_quantiles_of_the_released_code(reference: Callable) -> None:
-    law = reference("inception_crop_law.json")
-    height, width = law["image_height"], law["image_width"]
+    stored = reference("inception_crop_law.json")
+    height, width = stored["image_height"], stored["image_width"]
     boxes = crops(height, width, 6000)
     area = boxes[:, 2] * boxes[:, 3] / (height * width)
-    assert np.quantile(area, law["quantiles"]) == pytest.approx(law["area_fraction"], abs=0.02)
-    assert area.mean() == pytest.approx(law["area_mean"], abs=0.01)
-    aspect = np.quantile(boxes[:, 3] / boxes[:, 2], law["quantiles"])
-    assert aspect == pytest.approx(law["aspect_w_over_h"], abs=0.03)
-    assert np.mean(area == 1) == law["whole_image_share"]
+    assert np.quantile(area, stored["quantiles"]) == pytest.approx(
+        stored["area_fraction"], abs=0.02
+    )
+    assert area.mean() == pytest.approx(stored["area_mean"], abs=0.01)
+    aspect = np.quantile(boxes[:, 3] / boxes[:, 2], stored["quantiles"])
+    assert aspect == pytest.approx(stored["aspect_w_over_h"], abs=0.03)
+    assert np.mean(area == 1) == stored["whole_image_share"]
 
 
 def crop_sizes(
@@ -43,7 +45,7 @@ def crop_sizes(
     is still outside is drawn again, which spreads its probability over the others.
     """
     smallest, largest = area[0] * height * width, area[1] * height * width
-    found: Counter[tuple[int, int]] = Counter()
+    probabilities: Counter[tuple[int, int]] = Counter()
     grid = 500
     for i in range(grid):
         ratio = aspect[0] + (i + 0.5) / grid * (aspect[1] - aspect[0])
@@ -59,9 +61,9 @@ def crop_sizes(
                 h -= 1
             w = round(h * ratio)
             if smallest <= h * w <= largest and 0 < h <= height and 0 < w <= width:
-                found[h, w] += share
-    total = sum(found.values())
-    return {size: share / total for size, share in found.items()}
+                probabilities[h, w] += share
+    total = sum(probabilities.values())
+    return {size: share / total for size, share in probabilities.items()}
 
 
 @pytest.mark.parametrize(
@@ -85,11 +87,11 @@ def test_inception_has_the_size_distribution_of_tensorflow(
     sizes, shares = np.array(list(expected)), np.array(list(expected.values()))
     boxes = crops(height, width, area=area, aspect=aspect)[:, 2:]
     for measure in (lambda s: s[:, 0], lambda s: s[:, 1], lambda s: s[:, 0] * s[:, 1]):
-        values, place = np.unique(measure(sizes), return_inverse=True)
-        law = np.bincount(place, weights=shares).cumsum()
-        found = np.searchsorted(np.sort(measure(boxes)), values, side="right") / DRAWS
+        values, inverse = np.unique(measure(sizes), return_inverse=True)
+        cumulative = np.bincount(inverse, weights=shares).cumsum()
+        empirical = np.searchsorted(np.sort(measure(boxes)), values, side="right") / DRAWS
         # Kolmogorov-Smirnov: 20,000 draws stay within 0.014 with probability 0.999.
-        assert np.abs(found - law).max() < 0.014
+        assert np.abs(empirical - cumulative).max() < 0.014
 
 
 def test_inception_position_is_uniform_and_excludes_the_far_border() -> None:
@@ -97,11 +99,11 @@ def test_inception_position_is_uniform_and_excludes_the_far_border() -> None:
     top, left, h, w = crops(height, width).T
     # TensorFlow draws the corner from [0, free): one short of what would fit.
     u, v = (top + 0.5) / (height - h).clip(1), (left + 0.5) / (width - w).clip(1)
-    for place, free in ((u, height - h), (v, width - w)):
-        assert np.all(place[free > 0] < 1)
-        quantiles = np.quantile(place[free > 20], [0.05, 0.25, 0.5, 0.75, 0.95])
+    for position, free in ((u, height - h), (v, width - w)):
+        assert np.all(position[free > 0] < 1)
+        quantiles = np.quantile(position[free > 20], [0.05, 0.25, 0.5, 0.75, 0.95])
         assert quantiles == pytest.approx([0.05, 0.25, 0.5, 0.75, 0.95], abs=0.02)
-        assert abs(np.corrcoef(place[free > 20], h[free > 20])[0, 1]) < 0.03
+        assert abs(np.corrcoef(position[free > 20], h[free > 20])[0, 1]) < 0.03
     assert abs(np.corrcoef(u, v)[0, 1]) < 0.03
 
 

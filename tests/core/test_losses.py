@@ -46,8 +46,8 @@ def test_distance_equals_the_released_code(
     reference: Callable, key: str, distance: Callable
 ) -> None:
     stored = reference("distances.npz")
-    found = distance(torch.from_numpy(stored["student"]), torch.from_numpy(stored["teacher"]))
-    torch.testing.assert_close(found, torch.from_numpy(stored[key]).float(), rtol=1e-5, atol=0)
+    loss = distance(torch.from_numpy(stored["student"]), torch.from_numpy(stored["teacher"]))
+    torch.testing.assert_close(loss, torch.from_numpy(stored[key]).float(), rtol=1e-5, atol=0)
 
 
 # --- the formulas, as loops over plain numbers ---------------------------------------------------
@@ -95,10 +95,10 @@ def test_agreement_is_membership_among_the_k_largest(k: int, logits: tuple[Tenso
     for z, v in zip(student.tolist(), teacher.tolist(), strict=True):
         ranked = sorted(range(7), key=lambda c: -z[c])
         expected.append(float(v.index(max(v)) in ranked[:k]))
-    found = losses.agreement(student, teacher, k=k)
-    assert found.tolist() == expected
-    assert found.dtype == torch.float32
-    assert not found.requires_grad
+    agreements = losses.agreement(student, teacher, k=k)
+    assert agreements.tolist() == expected
+    assert agreements.dtype == torch.float32
+    assert not agreements.requires_grad
 
 
 def test_agreement_counts_the_teachers_top1_in_the_students_top_k() -> None:

@@ -36,15 +36,17 @@ def difference(first: Tensor, second: Tensor) -> int:
 )
 def test_render_equals_the_released_code(reference: Callable, key: str, view: Callable) -> None:
     stored = reference("preprocess.npz")
-    found = view(torch.from_numpy(stored["image"]).permute(2, 0, 1), stored["crop_box"])
-    assert difference(found, torch.from_numpy(stored[key]).permute(2, 0, 1)) == 0
+    rendered = view(torch.from_numpy(stored["image"]).permute(2, 0, 1), stored["crop_box"])
+    assert difference(rendered, torch.from_numpy(stored[key]).permute(2, 0, 1)) == 0
 
 
 def test_evaluation_view_area_resize_equals_the_released_code(reference: Callable) -> None:
     stored = reference("preprocess.npz")
-    found = evaluation_view(torch.from_numpy(stored["image"]).permute(2, 0, 1), resize=40, crop=40)
+    rendered = evaluation_view(
+        torch.from_numpy(stored["image"]).permute(2, 0, 1), resize=40, crop=40
+    )
     expected = torch.from_numpy(stored["resize_small_40_area"]).permute(2, 0, 1)
-    assert difference(found, expected[:, :, 7:47]) == 0  # the middle 40 of 54 columns
+    assert difference(rendered, expected[:, :, 7:47]) == 0  # the middle 40 of 54 columns
 
 
 # --- integer boxes -------------------------------------------------------------------------------
@@ -165,9 +167,9 @@ def test_evaluation_pixel_is_the_mean_of_the_area_it_covers(
     sums = fine.reshape(3, h, height, w, width).sum(axis=(2, 4))
     top, left = (h - crop) // 2, (w - crop) // 2
     expected = (sums // (height * width))[:, top : top + crop, left : left + crop]
-    found = evaluation_view(image, resize=resize, crop=crop)
-    assert found.dtype == torch.uint8
-    assert difference(found, torch.from_numpy(expected)) == 0
+    view = evaluation_view(image, resize=resize, crop=crop)
+    assert view.dtype == torch.uint8
+    assert difference(view, torch.from_numpy(expected)) == 0
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5])
@@ -182,8 +184,8 @@ def test_evaluation_view_is_an_average_pool_at_integer_ratios(factor: int) -> No
 def test_evaluation_view_keeps_a_constant_picture(size: tuple[int, int]) -> None:
     """A mean a rounding error below its grey level must not be truncated to the one below."""
     levels = torch.arange(256, dtype=torch.uint8)[:, None, None].expand(-1, *size)
-    found = evaluation_view(levels, resize=40, crop=32)
-    assert torch.equal(found, levels[:, :1, :1].expand(-1, 32, 32))
+    views = evaluation_view(levels, resize=40, crop=32)
+    assert torch.equal(views, levels[:, :1, :1].expand(-1, 32, 32))
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from funmatch.optim.schedules import (
 def test_warmup_cosine_equals_the_released_code(reference: Callable, case: int) -> None:
     stored = reference("cosine_schedule.json")[case]
     lengths = {"total_steps": stored["total_steps"], "warmup_steps": stored["warmup_steps"]}
-    found = [warmup_cosine(step, **lengths) for step in stored["steps"]]
-    assert found == pytest.approx(stored["multiplier"], abs=1e-6)
+    multipliers = [warmup_cosine(step, **lengths) for step in stored["steps"]]
+    assert multipliers == pytest.approx(stored["multiplier"], abs=1e-6)
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (7, 0), (7, 1), (60, 20), (60, 59)])
@@ -27,8 +27,8 @@ def test_warmup_cosine_equals_the_formula(total: int, warmup: int) -> None:
             expected = step / warmup
         else:
             expected = math.cos(math.pi / 2 * (step - warmup) / (total - warmup)) ** 2
-        found = warmup_cosine(step, total_steps=total, warmup_steps=warmup)
-        assert found == pytest.approx(expected, abs=1e-12)
+        multiplier = warmup_cosine(step, total_steps=total, warmup_steps=warmup)
+        assert multiplier == pytest.approx(expected, abs=1e-12)
 
 
 def test_warmup_cosine_starts_at_zero_only_with_warmup() -> None:
@@ -55,8 +55,8 @@ def test_cosine_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None:
 def test_quadratic_equals_the_formula(total: int, warmup: int) -> None:
     for step in range(total + 1):
         expected = step / warmup if step < warmup else ((total - step) / (total - warmup)) ** 2
-        found = warmup_quadratic(step, total_steps=total, warmup_steps=warmup)
-        assert found == pytest.approx(expected, abs=1e-12)
+        multiplier = warmup_quadratic(step, total_steps=total, warmup_steps=warmup)
+        assert multiplier == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("step", [10, 11, 20, 1000])
@@ -93,10 +93,10 @@ def test_staircase_equals_the_released_rule_of_bit() -> None:
     for supports in ([100, 200, 300, 400, 500], [500, 3000, 6000, 9000, 10_000]):
         warmup, *milestones, total = supports
         for step in [*range(0, total + 50, 7), *(s + d for s in supports for d in (-1, 0, 1))]:
-            found = warmup_staircase(
+            multiplier = warmup_staircase(
                 step, total_steps=total, warmup_steps=warmup, milestones=milestones
             )
-            assert 0.003 * found == pytest.approx(released(step, supports) or 0.0, rel=1e-12)
+            assert 0.003 * multiplier == pytest.approx(released(step, supports) or 0.0, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,10 @@ def test_staircase_equals_the_released_rule_of_bit() -> None:
     [(0, 0.0), (1, 0.5), (2, 1.0), (5, 1.0), (6, 0.5), (8, 0.5), (9, 0.25), (11, 0.25), (12, 0.0)],
 )
 def test_staircase_drops_one_step_after_a_milestone(step: int, expected: float) -> None:
-    found = warmup_staircase(step, total_steps=12, warmup_steps=2, milestones=[5, 8], factor=0.5)
-    assert found == pytest.approx(expected)
+    multiplier = warmup_staircase(
+        step, total_steps=12, warmup_steps=2, milestones=[5, 8], factor=0.5
+    )
+    assert multiplier == pytest.approx(expected)
 
 
 def test_staircase_without_warmup_begins_at_one() -> None:
