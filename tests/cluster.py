@@ -89,7 +89,7 @@ class Cluster:
         """Until a job is in one of some states for a while.
 
         A requeued job need not wait two minutes, but until the last of it has ended: SLURM takes
-        the late word of a script that was ended for that of the next turn.
+        the late output of a script that was ended for that of the next turn.
         """
         deadline, since, last = time.monotonic() + patience, time.monotonic(), ("", "")
         while True:

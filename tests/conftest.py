@@ -78,13 +78,13 @@ LONGEST = (
 )
 
 
-def _place(item: pytest.Item) -> int:
+def _position(item: pytest.Item) -> int:
     name = item.path.stem
     return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_place)
+    items.sort(key=_position)
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("fault", mark.args[0]))

@@ -1,4 +1,4 @@
-"""What comes from strangers runs nothing, and secrets stay where they are."""
+"""The allowlist of configuration targets, foreign code and secrets."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Files are whole or not there; locks die with their process."""
+"""Atomic writes, locks between processes and write_once."""
 
 import multiprocessing
 import os

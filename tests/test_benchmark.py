@@ -1,4 +1,4 @@
-"""The benchmark as a command, on steps of some milliseconds; its figures are not judged here."""
+"""The benchmark command: its files, its errors and its timing ratios."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or known to be damaged, and hold nothing that could run."""
+"""Checkpoint files: round trip, damage, fallback, and refusal of code."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""The commands as a user types them: from a bare clone, in any directory, without installing."""
+"""The commands train, finetune, evaluate and report, run as real processes."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def swept(workplace: Path) -> subprocess.CompletedProcess[str]:
 
 def test_readme_sweep_writes_summary_and_figure(swept, workplace: Path) -> None:
     assert swept.returncode == 0, swept.stderr
-    assert swept.stderr == ""  # no framework speaks of itself
+    assert swept.stderr == ""  # no framework prints anything
     for recipe in ("fixed_teacher", "consistent", "function_matching"):
         assert f"logs/swept/{recipe}-s0-" in swept.stdout
         assert recipe in swept.stdout.split("on test, mean")[1]  # the table

@@ -1,4 +1,4 @@
-"""Ways to compute that change the last bits only: pieces, folds, dtypes, layouts, compilers."""
+"""Micro-batches, folded kernels, dtypes, memory layouts and compilation."""
 
 import copy
 import csv
@@ -137,7 +137,7 @@ class Exact:
         student = Network(net, side=SIDE, resize=SIDE, **INPUT)
         self.student = student.set_compute_options(dtype=torch.float64)
 
-    def given(self, learner: Learner, recipe: Any = MIXED) -> dict[str, Tensor]:
+    def trained_weights(self, learner: Learner, recipe: Any = MIXED) -> dict[str, Tensor]:
         """The weights in the end."""
         sides = {"student": SIDE, "teacher": 10}
         budget = {"steps": STEPS, "batch_size": BATCH}
@@ -149,13 +149,13 @@ class Exact:
 
     def distilled(self, targets: Targets, recipe: Any = MIXED) -> dict[str, Tensor]:
         objective = FunctionMatching(300.0)
-        return self.given(
+        return self.trained_weights(
             Distillation(self.student, targets, {}, objective, self.learning, TASK), recipe
         )
 
 
 def close(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    # The teacher speaks in float32, and its last bit depends on the size of a batch.
+    # The teacher returns float32, and its last bit depends on the size of a batch.
     torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-7)
 
 
@@ -184,7 +184,7 @@ def test_micro_batch_does_not_change_a_distilled_student(size: int) -> None:
 def test_micro_batch_does_not_change_a_supervised_student(size: int) -> None:
     """Also under mixup, whose partners are of other pieces."""
     taught = [Exact(each, lr=0.1, clip_norm=0.5) for each in (None, size)]
-    whole, cut = (t.given(Supervision(t.student, t.learning, TASK)) for t in taught)
+    whole, cut = (t.trained_weights(Supervision(t.student, t.learning, TASK)) for t in taught)
     close(cut, whole)
     assert learned(whole) > 0.01
 
@@ -350,7 +350,7 @@ def test_fingerprint_is_that_of_the_unmodified_network() -> None:
     for way in ways:
         early, late = (Frozen(wrapped(copy.deepcopy(net)), **way) for _ in range(2))
         assert early.fingerprint() == plain
-        for frozen in (early, late):  # it is changed when it is first asked
+        for frozen in (early, late):  # it is changed at its first forward pass
             frozen(pixels(1, 32))
             assert frozen.fingerprint() == plain
     folded = copy.deepcopy(net)
@@ -558,7 +558,7 @@ def test_network_is_compiled_only_for_its_batch_size_and_mode(graphs, capsys) ->
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
 def test_backward_pass_is_compiled_with_the_forward_pass(graphs) -> None:
-    """Else it would be too late to go on without a compiler that fails."""
+    """Else a compiler that fails would be noticed too late to fall back to eager mode."""
     with fresh_cache():
         wrapped(tiny().train(), SIDE).set_compute_options(compiled=4)(pixels(4, SIDE))
     assert counters["inductor"]["fxgraph_cache_miss"] == 2
@@ -649,7 +649,7 @@ SETTINGS = (
 
 
 def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:
-    """A run that went well, and what the command said; it is run in this process."""
+    """A successful run and the output of its command, which runs in this process."""
     torch.manual_seed(0)
     teacher = conv.build((32, 64), side=8, num_classes=10)
     nn.init.normal_(teacher[-1].weight, std=0.3)

@@ -1,4 +1,4 @@
-"""Configurations compose; mistakes are found at the door, in one line, for all jobs of a sweep."""
+"""Composition and validation of configurations, run ids and error messages."""
 
 import json
 from collections.abc import Callable
@@ -187,7 +187,7 @@ def test_run_id_depends_only_on_settings_that_change_results(compose) -> None:
 
 
 def test_run_id_does_not_depend_on_order_of_names(compose) -> None:
-    """Transfer sets are joined, and teachers asked, in the order of their names."""
+    """Transfer sets are joined, and teachers evaluated, in the order of their names."""
     paper = ("data=pets", "teacher=bit_r152x2", "student=bit_r50", "optimizer.lr=0.003")
     one, other = (
         compose(*paper, f"transfer=[{names}]") for names in ("food101,sun397", "sun397,food101")

@@ -1,4 +1,4 @@
-"""Images that cannot be read, images that are odd, and workers that die."""
+"""Corrupt and unusual image files, and data loader workers that die."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def test_unusual_image_formats_are_read(sound: Path, tmp_path: Path, record_prop
     names = odd(root / "train" / CLASSES[0])
     code, out, err = finetune(tmp_path, root, "name=odd", "data.broken=skip")
     assert (code, err) == (0, "")
-    assert not re.search(r"broken: \d+ of", out)  # none was found
+    assert not re.search(r"broken: \d+ of", out)  # there is none
     splits = builders.folder(str(root))
     assert len(splits.train) == 36 + len(names)
     images = splits.train.images(np.arange(len(splits.train)))
@@ -135,7 +135,7 @@ def test_corrupt_images_are_skipped_and_counted(
         tmp_path, root, "name=skipping", "data.broken=skip", "resume=never", "compute.workers=2"
     )
     assert code == 0
-    assert "broken: checking" not in out  # what was found is known
+    assert "broken: checking" not in out  # the result of the check is stored
     assert run.student.read_bytes() == before
     record_property("injected", len(train) + len(test))
 
@@ -189,7 +189,7 @@ def test_workers_exit_when_their_run_is_killed(sound: Path, tmp_path: Path) -> N
     settings = ("name=orphans", "checkpoint_every=10")
     killed = command("finetune", *given, *settings, *fault, cwd=tmp_path)
     assert killed.returncode == -9
-    # At once the same command may go on: nobody holds the run.
+    # The same command may resume at once: no process holds the run.
     again = command("finetune", *given, *settings, *fault, cwd=tmp_path)
     assert again.returncode == -9 or "another process" not in again.stderr
     assert processes_in(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The view in W&B: its panels show what runs log, and it is saved with W&B's own client."""
+"""The dashboard command: a W&B view whose panels show logged metrics."""
 
 import json
 import re
@@ -133,7 +133,7 @@ def logged(home: Path, name: str) -> tuple[set[str], set[str], dict[str, Any]]:
 
 @pytest.fixture
 def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """What this process asks W&B is asked there."""
+    """Requests of this process to W&B go to this server."""
     wandb.teardown()  # what it knows of another server
     monkeypatch.setenv("WANDB_BASE_URL", server.address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)

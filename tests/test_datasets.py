@@ -1,4 +1,4 @@
-"""Data sets on disk: true layouts read as torchvision reads them, damaged ones give one line."""
+"""Data sets on disk, compared with torchvision; missing and damaged files."""
 
 import json
 from collections.abc import Callable

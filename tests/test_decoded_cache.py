@@ -1,4 +1,4 @@
-"""Images that are decoded once: in one run of pixels, in a file that all processes share."""
+"""Packed images, the cache of decoded images, its modes, and the image decoders."""
 
 import os
 import pickle
@@ -248,7 +248,7 @@ def test_evaluation_views_are_cached_per_resize_and_side(
     assert len(list(tmp_path.glob("*/pixels.bin"))) == 2  # each has its own
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the law of Linux for private mappings")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux overcommits private mappings")
 def test_cache_may_be_larger_than_memory(tmp_path: Path) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with Path("/proc/meminfo").open() as file:
@@ -296,7 +296,7 @@ print(total, private() - before if sys.platform == "linux" else 0, flush=True)
 
 
 class Reader:
-    """A process that asks for a cache when it is told to."""
+    """A process that opens a cache when it gets a line on stdin."""
 
     def __init__(self, root: Path, store: Path) -> None:
         path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests"))
@@ -309,7 +309,7 @@ class Reader:
         )
 
     def until(self, mark: str) -> list[str]:
-        """What it says before the word."""
+        """The lines that it prints before the mark."""
         return list(iter(self._line, mark))
 
     def resume(self) -> None:
@@ -326,9 +326,9 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A process is killed while it builds 100 MB; then three ask for them at once."""
-    home = tmp_path_factory.mktemp("story")
+def concurrent_readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """One process is killed while it builds 100 MB; then three build them at once."""
+    home = tmp_path_factory.mktemp("concurrent")
     (home / "album").mkdir()
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8))
@@ -363,29 +363,32 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
             reader.process.communicate()
 
 
-def test_killed_build_leaves_no_cache(story: SimpleNamespace) -> None:
-    assert len(story.left) == 2
-    assert re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp", story.left[0])
-    assert re.fullmatch(r"[0-9a-f]{16}\.lock", story.left[1])
+def test_killed_build_leaves_no_cache(concurrent_readers: SimpleNamespace) -> None:
+    assert len(concurrent_readers.left) == 2
+    assert re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp", concurrent_readers.left[0])
+    assert re.fullmatch(r"[0-9a-f]{16}\.lock", concurrent_readers.left[1])
 
 
-def test_concurrent_processes_build_the_cache_once(story: SimpleNamespace) -> None:
-    assert story.ended == [0, 0, 0]
-    assert sorted(map(len, story.printed)) == [0, 0, 2]
-    opening, made = max(story.printed, key=len)
+def test_concurrent_processes_build_the_cache_once(concurrent_readers: SimpleNamespace) -> None:
+    assert concurrent_readers.ended == [0, 0, 0]
+    assert sorted(map(len, concurrent_readers.printed)) == [0, 0, 2]
+    opening, made = max(concurrent_readers.printed, key=len)
     assert opening.startswith("cache: 300 images, 0.108 GB decoded, in ")
     assert made.startswith("cache: built in ")
-    name = story.left[1].removesuffix(".lock")
-    assert sorted(path.name for path in (story.home / "kept").iterdir()) == [name, f"{name}.lock"]
-    total = 300 * int(decoded(story.home / "album" / "000.jpg").sum())
-    assert [reader[0] for reader in story.last] == [total] * 3
+    name = concurrent_readers.left[1].removesuffix(".lock")
+    assert sorted(path.name for path in (concurrent_readers.home / "kept").iterdir()) == [
+        name,
+        f"{name}.lock",
+    ]
+    total = 300 * int(decoded(concurrent_readers.home / "album" / "000.jpg").sum())
+    assert [reader[0] for reader in concurrent_readers.last] == [total] * 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="smaps_rollup is of Linux")
-def test_reading_processes_share_the_memory_of_a_cache(story: SimpleNamespace) -> None:
-    (pixels,) = story.home.glob("kept/*/pixels.bin")
+def test_reading_processes_share_the_memory_of_a_cache(concurrent_readers: SimpleNamespace) -> None:
+    (pixels,) = concurrent_readers.home.glob("kept/*/pixels.bin")
     assert pixels.stat().st_size == 108_000_000
-    assert max(kilobytes for _, kilobytes in story.last) < 27_000
+    assert max(kilobytes for _, kilobytes in concurrent_readers.last) < 27_000
 
 
 def test_failed_build_leaves_no_cache(root: Path, tmp_path: Path) -> None:
@@ -588,7 +591,7 @@ def test_unknown_cache_mode_is_refused(compose) -> None:
 
 # --- real runs -----------------------------------------------------------------------------------
 
-# Of each run, where it keeps its images, in which store, and what else it is told.
+# Of each run: cache mode, store, further settings.
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "none": ("none", "none", {}),
     "disk": ("disk", "disk", {}),
@@ -625,7 +628,7 @@ def trained(home: Path, names: Iterable[str]) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def messages(home: Path) -> dict[str, list[str]]:
-    """What each run says of its cache."""
+    """The messages of each run about its cache."""
     done = trained(home, RUNS)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

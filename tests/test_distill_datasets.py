@@ -1,4 +1,4 @@
-"""Distillation on every source of images, whole or damaged, by the commands of a user."""
+"""Distillation by commands on every data set, intact and damaged."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ TRANSFERS = {
 
 
 def sized(name: str) -> dict[str, Any]:
-    """What the configuration of a data set must be told of its small tree."""
+    """The settings of a data set that fit its small tree."""
     return {"classes": 3, "train_size": SOURCES[name]}
 
 
@@ -137,7 +137,7 @@ def test_distillation_on_a_folder_completes_for_any_labels(taught, home: Path, n
 def test_transfer_sets_are_trained_on_and_the_data_is_evaluated(
     taught, home: Path, name: str
 ) -> None:
-    """The training images of the data cannot be opened here: they are not asked for."""
+    """The training images of the data cannot be opened here: they are not read."""
     summary, own = result(home, name), result(home, "pets")
     assert summary["status"] == "completed"
     assert summary["teacher_test_top1"] == own["teacher_test_top1"]

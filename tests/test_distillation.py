@@ -1,4 +1,4 @@
-"""The teacher is only ever asked; the student learns; labels count where they are taught from."""
+"""Distillation, supervision, frozen networks and fidelity metrics."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the documentation tells is so."""
+"""The documentation: its links, its site and the extension guide."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Real downloads from a server beside the test, and archives as they are given out."""
+"""Downloads of data sets from a local server, and ImageNet archives."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Dry runs say what a run needs and write nothing; networks saved by name; sweeps that search."""
+"""Dry runs, saved networks and sweeps."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ def made(home: Path) -> Run:
 
 
 def on(home: Path) -> tuple[str, ...]:
-    """The data of these tests, found from anywhere."""
+    """The data of these tests, by absolute paths."""
     return ("data=folder", f"data.root={home}/images", f"paths.logs={home}/logs")
 
 
@@ -132,7 +132,7 @@ def test_dry_run_reports_steps_sizes_and_cost(
     (forward,) = map(flop, report["teacher"])
     (both,) = map(flop, report["student"])
     assert forward == about(sum(layers(teacher)))
-    # Backward is twice forward, but nobody asks for the gradient of the image.
+    # Backward is twice forward, without the gradient of the image.
     assert both == about(3 * sum(layers(student)) - layers(student)[0])
     assert number(report["compute"][0], "FLOP") == about(steps * 6 * (forward + both))
     assert report["time"][0].endswith("on 1 x cpu with 1 threads, data and validation aside")
@@ -202,7 +202,7 @@ def test_dry_runs_of_a_sweep_write_nothing(home: Path, made: Run, tmp_path: Path
 
 @pytest.fixture
 def dry_run_here(compose, capsys) -> Callable[..., dict[str, list[str]]]:
-    """A dry run in this process."""
+    """The output of a dry run in this process, by the first word of a line."""
 
     def call(*overrides: str) -> dict[str, list[str]]:
         cfg = compose(*overrides, *SMALL)

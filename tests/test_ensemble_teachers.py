@@ -1,4 +1,4 @@
-"""Several teachers that speak as one: what they say, what is matched, what each of them sees."""
+"""Ensemble teachers: combined outputs, losses, stored targets and views."""
 
 import math
 from pathlib import Path
@@ -49,12 +49,12 @@ def batch() -> Batch:
 
 @pytest.fixture
 def member_logits(pair: dict[str, Network], batch: Batch) -> Tensor:
-    """What each network says by itself: [2, B, C]. Toy weights are large: T must be, too."""
+    """Logits of each network: [2, B, C]. Toy weights are large: T must be, too."""
     with torch.no_grad():
         return torch.stack([net(batch.views[name]).prediction for name, net in pair.items()])
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- outputs -------------------------------------------------------------------------------------
 
 
 def test_single_teacher_passes_its_output_through() -> None:
@@ -63,7 +63,7 @@ def test_single_teacher_passes_its_output_through() -> None:
     )
     output = Teacher({"teacher": Frozen(net)})({"teacher": pixels(8)}.__getitem__)
     assert torch.equal(output.prediction, net(pixels(8)).prediction)
-    assert torch.equal(output.features["linear"], output.prediction)  # kept, as the objective asked
+    assert torch.equal(output.features["linear"], output.prediction)  # as the objective requested
     assert not output.members
     assert output.summed(lambda prediction: prediction.sum()) == output.prediction.sum()
 
@@ -122,7 +122,7 @@ def test_unknown_combination_and_wrong_shares_are_refused(pair) -> None:
             ensemble(pair, weights=weights)
 
 
-# --- what is matched -----------------------------------------------------------------------------
+# --- losses --------------------------------------------------------------------------------------
 
 
 def matched(target: Output, batch: Batch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +177,7 @@ def test_logit_mean_gradient_differs_from_probability_mean(pair, batch) -> None:
     assert not torch.allclose(*gradients, rtol=0.05)
 
 
-# --- identity and kept words ---------------------------------------------------------------------
+# --- identity and stored targets -----------------------------------------------------------------
 
 
 def test_fingerprint_depends_on_combination_weights_and_member_order(pair) -> None:
@@ -198,7 +198,7 @@ def test_fingerprint_depends_on_combination_weights_and_member_order(pair) -> No
 
 @combinations
 def test_stored_ensemble_targets_equal_online_targets(combine: str, pair, tmp_path: Path) -> None:
-    """A fixed teacher that saw whole images, asked again about the whole images of a batch."""
+    """A fixed teacher that saw whole images, evaluated again on the whole images of a batch."""
     source, recipe = MixedSizes(), Fixed(name="fixed_teacher", teacher_crop="resize")
     teacher = ensemble(pair, combine=combine, weights=WEIGHTS).at_temperature(200.0)
     device = torch.device("cpu")
@@ -219,7 +219,7 @@ def test_stored_ensemble_targets_equal_online_targets(combine: str, pair, tmp_pa
 
 
 def test_members_are_evaluated_and_stored_separately(pair, tmp_path: Path) -> None:
-    """Another combination of the same networks asks none of them again."""
+    """Another combination of the same networks evaluates none of them again."""
     arguments = {"store": tmp_path, "batch_size": 4, "device": torch.device("cpu")}
     per_image.on_evaluation_views(ensemble(pair), array_source(), TASK, **arguments)
     evaluations = [len(net.net.seen) for net in pair.values()]
@@ -231,7 +231,7 @@ def test_members_are_evaluated_and_stored_separately(pair, tmp_path: Path) -> No
     assert [len(net.net.seen) for net in pair.values()] == evaluations
 
 
-# --- what each one sees --------------------------------------------------------------------------
+# --- views ---------------------------------------------------------------------------------------
 
 
 def crops(source, step: int, side: int) -> Tensor:

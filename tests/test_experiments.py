@@ -1,4 +1,4 @@
-"""The rows of conf/paper.csv: every experiment is what paper.md, sec. 8, says of it."""
+"""The experiments of conf/paper.csv, compared with the settings in the paper."""
 
 import json
 import re
@@ -69,7 +69,7 @@ RELEASED_NAMES = {
     **{"food101_fast": "100", "food101_medium": "1k", "food101_long": "3k"},
     **{"sun397_fast": "100", "sun397_medium": "1k", "sun397_long": "3k"},
 }
-# The teacher's fixed view decides what the student sees, if nothing is said of it.
+# The teacher's fixed view decides what the student sees, unless it is set.
 SEEN = {"resize": "whole", "centre": "mild", "inception_ensemble": "inception"}
 TRANSFERS = {
     "pets_from_food101": ("pets_10k", "food101"),
@@ -138,7 +138,7 @@ def test_row_gpu_hours_equal_the_computed_cost(row: dict[str, str]) -> None:
     if not row["gpu_hours"] or label(row).startswith(others):
         return
     teacher, student = FLOP[learns.side]
-    if "teacher" not in cfg or "teacher_crop" in cfg.recipe:  # asked once per image
+    if "teacher" not in cfg or "teacher_crop" in cfg.recipe:  # evaluated once per image
         teacher = 0
     images = schema.total_steps(cfg) * cfg.batch_size
     hours = images * (teacher + student) / 790e12 / 3600

@@ -1,4 +1,4 @@
-"""Students as files for others, read as others read them."""
+"""The export command: files in each format, model card and verification."""
 
 import json
 import re

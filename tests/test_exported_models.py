@@ -1,4 +1,4 @@
-"""Teachers from elsewhere: exported files, functions of the user's."""
+"""Exported models and user functions as teachers and students."""
 
 import io
 import json

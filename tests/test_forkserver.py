@@ -1,4 +1,4 @@
-"""A fork of the server of commands behaves as a new process does."""
+"""The fork server of tests: a fork behaves as a new process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Finding one's way: help, completion, near misses, and running again what failed."""
+"""Help texts, shell completion, suggestions and the printed configuration."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Anybody's folder of images, in every form that is read."""
+"""Folders of images: class folders, split folders, label CSVs and errors."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Steps that cannot be taken leave no trace."""
+"""Learner: training steps with a non-finite loss or gradient."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Metrics are kept, each step once; W&B is never in the way."""
+"""Metric loggers: CSV, W&B, TensorBoard and MLflow."""
 
 import json
 import socket

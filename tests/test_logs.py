@@ -1,4 +1,4 @@
-"""What a run logs: on the console as it is printed, in run.log with the time, errors whole."""
+"""Logging of runs to the console and to run.log, and the callbacks of a run."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Networks and their weights: what is built, what is loaded, and what is refused."""
+"""Network builders, loading of weights, and the network options of the configuration."""
 
 import tarfile
 from collections.abc import Callable
@@ -106,7 +106,7 @@ def test_wrong_timm_settings_are_refused_in_one_line(settings: dict, message: st
     assert "\n" not in str(error.value)
 
 
-# --- GroupNorm in the place of BatchNorm ---------------------------------------------------------
+# --- GroupNorm instead of BatchNorm --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t", "efficientnet_b0"])

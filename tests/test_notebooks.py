@@ -1,4 +1,4 @@
-"""Notebooks run from top to bottom, and show what they promise."""
+"""The notebooks run and print their expected results."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The contract of all objectives: equal gradients however a batch is split, or a refusal."""
+"""Objectives: gradients for split batches, setup, heads, memories and priors."""
 
 import importlib
 import math

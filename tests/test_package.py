@@ -1,4 +1,4 @@
-"""The wheel carries what the command needs, and the command works outside the repository."""
+"""The wheel contains all files, and its command runs outside the repository."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Targets that are computed once and kept."""
+"""Targets that are computed once per image and stored."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Weights by name: fetched once, whole, and as their server says."""
+"""Pretrained weights by name: download, checksum, cache and packages."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ def md5(content: bytes) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Sends one file as Google's storage does; counts who asked."""
+    """Sends one file as Google's storage does; counts requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -123,7 +123,7 @@ def test_fetch_refuses_failed_downloads_and_leaves_no_file(
     assert "teacher.weights=PATH" in message
     assert "\n" not in message
     assert [path.name for path in released.parent.iterdir()] == [".released.npz.lock"]
-    assert server.requests == 1  # nothing is tried again unasked
+    assert server.requests == 1  # there is no retry
 
 
 def test_fetch_names_an_unreachable_server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

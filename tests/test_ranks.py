@@ -1,4 +1,4 @@
-"""Two processes teach as one."""
+"""Runs on two ranks, compared with runs on one."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def test_two_ranks_log_the_rows_of_one(both: dict[str, Run]) -> None:
 def test_two_ranks_see_the_views_of_one(
     workplace: Path, both: dict[str, Run], record_property
 ) -> None:
-    """Row by row: the image, its place in the batch, and the pixels of its mixed view."""
+    """Row by row: the image, its row in the batch, and the pixels of its mixed view."""
     expected = witnessed(workplace / "one-seen", "views")
     assert len(expected) == 40 * 40
     assert witnessed(workplace / "two-seen", "views") == expected

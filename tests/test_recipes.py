@@ -1,4 +1,4 @@
-"""What each network saw, to the pixel, in a real training run of each recipe."""
+"""Recipes: the pixels that student and teacher see in training."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a teacher said is recorded once and replayed, and no run ends otherwise for it."""
+"""Recorded targets: encodings, the store, recording, replay and verification."""
 
 import csv
 import json
@@ -254,7 +254,7 @@ def test_killed_writer_leaves_only_correct_rows(tmp_path: Path) -> None:
         assert torch.equal(left.read(slice(row, row + 1)), torch.full((1, 500), float(row)))
 
 
-# --- lessons of toys: what is asked and what is read ---------------------------------------------
+# --- toy distillations: recording and replay -----------------------------------------------------
 
 
 class ToyDistillation:
@@ -279,7 +279,7 @@ class ToyDistillation:
             experiment, self.teacher, self.recipe, source, TASK
         )
 
-    def given(self, side: int = 8) -> Tensor:
+    def trained_weights(self, side: int = 8) -> Tensor:
         """The weights of the student in the end."""
         objective = FunctionMatching(self.cfg.objective.temperature)
         student = network(side, seed=1)
@@ -292,13 +292,13 @@ class ToyDistillation:
 
     @property
     def images(self) -> list[int]:
-        """How many images each network was asked about."""
+        """How many images each network was evaluated on."""
         return [sum(map(len, net.net.seen)) for net in self.nets.values()]
 
 
 @pytest.fixture
 def toy_distillation(compose, tmp_path: Path) -> Callable[..., ToyDistillation]:
-    """Prepares a lesson of five steps of six images; its logs are those of all the test's."""
+    """Prepares a distillation of five steps of six images; all of a test share their logs."""
 
     def prepare(
         *overrides: str, nets: Any = None, source: Any = None, **more: Any
@@ -323,7 +323,7 @@ RECIPES = ("independent_noise", "consistent", "function_matching")
 def test_float32_record_equals_live_targets(toy_distillation, recipe: str, nets) -> None:
     """To the last bit, where the record rounds nothing."""
 
-    def given(targets: str) -> tuple[Tensor, list[int]]:
+    def train_toy(targets: str) -> tuple[Tensor, list[int]]:
         made = toy_distillation(
             f"recipe={recipe}",
             f"targets={targets}",
@@ -331,13 +331,13 @@ def test_float32_record_equals_live_targets(toy_distillation, recipe: str, nets)
             nets=nets and nets(),
             **({"combine": "sum", "weights": (1.0, 3.0)} if nets else {}),
         )
-        return made.given(), made.images
+        return made.trained_weights(), made.images
 
-    live, evaluated = given("live")
+    live, evaluated = train_toy("live")
     assert set(evaluated) == {5 * 6}
-    recorded, evaluated_to_record = given("record")
+    recorded, evaluated_to_record = train_toy("record")
     assert evaluated_to_record == evaluated
-    replayed, evaluated_to_replay = given("replay")
+    replayed, evaluated_to_replay = train_toy("replay")
     assert set(evaluated_to_replay) == {0}
     assert torch.equal(recorded, live)
     assert torch.equal(replayed, live)
@@ -345,38 +345,40 @@ def test_float32_record_equals_live_targets(toy_distillation, recipe: str, nets)
 
 @pytest.mark.parametrize("name", ["float16", "top3"])
 def test_targets_are_rounded_with_and_without_record(toy_distillation, name: str) -> None:
-    """The first three steps are read, the others asked."""
+    """The first three steps are read, the others computed."""
     rounded = f"targets.form={name}"
     short = toy_distillation("targets=record", "steps=3", rounded)
-    short.given()
+    short.trained_weights()
     auto = toy_distillation("targets=auto", rounded)
-    mixed = auto.given()
+    mixed = auto.trained_weights()
     assert auto.images == [2 * 6]
-    assert torch.equal(toy_distillation("targets=replay", rounded).given(), mixed)
-    live = toy_distillation("targets=live").given()
+    assert torch.equal(toy_distillation("targets=replay", rounded).trained_weights(), mixed)
+    live = toy_distillation("targets=live").trained_weights()
     assert not torch.equal(mixed, live)
     if name == "float16":
         torch.testing.assert_close(mixed, live, rtol=1e-2, atol=1e-3)
 
 
 def test_replay_never_evaluates_the_teacher(toy_distillation) -> None:
-    recorded = toy_distillation("targets=record").given()
+    recorded = toy_distillation("targets=record").trained_weights()
     replay = toy_distillation("targets=replay")
 
     def fail(images: Tensor) -> Tensor:
-        raise AssertionError("the teacher was asked")
+        raise AssertionError("the teacher was evaluated")
 
     replay.nets["teacher"].net.forward = fail
-    assert torch.equal(replay.given(), recorded)
+    assert torch.equal(replay.trained_weights(), recorded)
 
 
 def test_independent_noise_targets_are_recorded(toy_distillation) -> None:
-    toy_distillation("targets=record", "recipe=consistent", "targets.form=float32").given()
+    toy_distillation(
+        "targets=record", "recipe=consistent", "targets.form=float32"
+    ).trained_weights()
     independent = toy_distillation(
         "targets=record", "recipe=independent_noise", "targets.form=float32"
     )
     assert independent.needs_teacher  # nothing is taken from the other recipe
-    independent.given()
+    independent.trained_weights()
     assert independent.images == [5 * 6]
     net = independent.nets["teacher"].net
     logits_seen = net.linear(torch.cat(net.seen).flatten(1)).detach()
@@ -396,24 +398,24 @@ def targets_of(given: ToyDistillation) -> list[Path]:
 
 def test_each_member_is_recorded_for_any_combination(toy_distillation) -> None:
     made = toy_distillation("targets=record", nets=pair(), combine="sum")
-    made.given()
+    made.trained_weights()
     assert made.images == [5 * 6, 5 * 6]
     assert len(targets_of(made)) == 2
     for how in ({"combine": "logit"}, {"combine": "probability", "weights": (2.0, 1.0)}):
         other = toy_distillation("targets=replay", nets=pair(), **how)
         assert not other.needs_teacher
-        other.given()
+        other.trained_weights()
         assert other.images == [0, 0]
     alone = toy_distillation("targets=replay", nets={"teacher": pair()["teacher.small"]})
     assert not alone.needs_teacher
 
 
 def test_only_the_member_without_a_record_is_evaluated(toy_distillation, capsys) -> None:
-    toy_distillation("targets=record", nets={"teacher": pair()["teacher.large"]}).given()
+    toy_distillation("targets=record", nets={"teacher": pair()["teacher.large"]}).trained_weights()
     both = toy_distillation("targets=auto", nets=pair())
     assert both.needs_teacher
     assert "0 of 5 steps are in " in last_line(capsys)
-    both.given()
+    both.trained_weights()
     assert both.images == [0, 5 * 6]
     assert not toy_distillation("targets=replay", nets=pair()).needs_teacher
 
@@ -441,7 +443,7 @@ OTHER = [
 
 
 def test_record_is_shared_by_other_students(toy_distillation) -> None:
-    toy_distillation("targets=record").given()
+    toy_distillation("targets=record").trained_weights()
     for change in SAME:
         assert not toy_distillation("targets=auto", *change).needs_teacher, change
 
@@ -456,7 +458,7 @@ def of_any_side(side: int) -> Network:
 
 def test_other_views_or_teachers_need_a_new_record(toy_distillation, capsys) -> None:
     made = toy_distillation("targets=record")
-    made.given()
+    made.trained_weights()
     others = [toy_distillation("targets=auto", *change) for change in OTHER]
     for net in (network(10, seed=3), of_any_side(10), of_any_side(9)):  # weights, then sides
         others.append(toy_distillation("targets=auto", nets={"teacher": net}))
@@ -471,31 +473,31 @@ def test_other_views_or_teachers_need_a_new_record(toy_distillation, capsys) -> 
 )
 def test_mild_crops_are_recorded(toy_distillation, recipe: str) -> None:
     first = toy_distillation("targets=record", *recipe.split())
-    weights = first.given()
+    weights = first.trained_weights()
     again = toy_distillation("targets=record", *recipe.split())
-    assert torch.equal(again.given(), weights)
+    assert torch.equal(again.trained_weights(), weights)
     assert again.images == [0]
     other = toy_distillation("targets=record", *recipe.split(), "data.mild=[120,100]")
-    other.given()
+    other.trained_weights()
     assert other.images == first.images
 
 
 def test_record_depends_on_teacher_normalisation(toy_distillation) -> None:
-    toy_distillation("targets=record").given()
+    toy_distillation("targets=record").trained_weights()
     net = network(10, seed=2)
     shifted = Network(net.net, mean=[0.5] * 3, std=[1 / 255] * 3, side=10, resize=10)
     assert toy_distillation("targets=auto", nets={"teacher": shifted}).needs_teacher
 
 
-# --- lessons of toys: refusals, checks, faults ---------------------------------------------------
+# --- toy distillations: refusals, checks, faults -------------------------------------------------
 
 
 def test_replay_names_the_key_that_differs_from_the_nearest_record(toy_distillation) -> None:
     """With both values; of several records, that which differs least."""
     with pytest.raises(UserError, match=r"nothing is recorded of .*, there is no record at all; "):
         toy_distillation("targets=replay")
-    toy_distillation("targets=record").given()
-    toy_distillation("targets=record", "seed=3", "data.min_area=0.5").given()
+    toy_distillation("targets=record").trained_weights()
+    toy_distillation("targets=record", "seed=3", "data.min_area=0.5").trained_weights()
     for change, named in (
         ("seed=1", "seed (recorded: 0, now: 1)"),
         ("batch_size=5", "batch_size (recorded: 6, now: 5)"),
@@ -509,25 +511,25 @@ def test_replay_names_the_key_that_differs_from_the_nearest_record(toy_distillat
 
 
 def test_verify_recomputes_the_given_number_of_steps(toy_distillation) -> None:
-    recorded = toy_distillation("targets=record").given()
+    recorded = toy_distillation("targets=record").trained_weights()
     verified = toy_distillation("targets=replay", "targets.verify=3")
-    assert torch.equal(verified.given(), recorded)
+    assert torch.equal(verified.trained_weights(), recorded)
     assert verified.images == [3 * 6]
     all_of_it = toy_distillation("targets=auto", "targets.verify=99")
-    assert torch.equal(all_of_it.given(), recorded)
+    assert torch.equal(all_of_it.trained_weights(), recorded)
     assert all_of_it.images == [5 * 6]
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_verify_rejects_rows_of_another_seed(toy_distillation, name: str) -> None:
     for seed in (0, 1):
-        toy_distillation("targets=record", f"targets.form={name}", f"seed={seed}").given()
+        toy_distillation("targets=record", f"targets.form={name}", f"seed={seed}").trained_weights()
     wrong = toy_distillation("targets=replay", f"targets.form={name}", "targets.verify=1")
     folders = {json.loads(p.read_text())["seed"]: p.parent for p in targets_of(wrong)}
     for file in ("rows.bin", "sums.bin"):
         shutil.copy(folders[1] / file, folders[0] / file)
     with pytest.raises(ValueError, match=rf"^targets\.verify: step \d in {folders[0]} differs "):
-        wrong.given()
+        wrong.trained_weights()
 
 
 @pytest.mark.parametrize("mode", ["auto", "replay"])
@@ -536,13 +538,13 @@ def test_rows_lost_during_a_run_are_never_taken_from_another_view(
 ) -> None:
     """Another run met damage, or someone removed the record, after this one had looked it up."""
     views, same_side = "recipe=independent_noise", {"teacher": network(10, seed=2)}
-    recorded = toy_distillation("targets=record", views, nets=same_side).given(side=10)
+    recorded = toy_distillation("targets=record", views, nets=same_side).trained_weights(side=10)
     reading = toy_distillation(f"targets={mode}", views)
     (about,) = targets_of(reading)
     about.with_name("sums.bin").write_bytes(b"")
     weights = recorded
-    with suppress(ValueError):  # to refuse to go on is right, too
-        weights = reading.given(side=10)
+    with suppress(ValueError):  # to refuse to continue is right, too
+        weights = reading.trained_weights(side=10)
     assert torch.equal(weights, recorded)
 
 
@@ -572,13 +574,13 @@ def test_auto_records_only_within_a_quarter_of_the_free_space(
 ) -> None:
     free(monkeypatch, 4 * NEED - 1)
     unrecorded = toy_distillation("targets=auto")
-    weights = unrecorded.given()
+    weights = unrecorded.trained_weights()
     assert "are too much for" in (output := capsys.readouterr().out)
     assert output.rstrip().endswith("nothing is recorded")
     assert not targets_of(unrecorded)
     free(monkeypatch, 4 * NEED)
     recorded = toy_distillation("targets=auto")
-    assert torch.equal(recorded.given(), weights)
+    assert torch.equal(recorded.trained_weights(), weights)
     assert len(targets_of(recorded)) == 1
 
 
@@ -598,18 +600,22 @@ def test_full_disk_stops_recording_but_not_the_run(toy_distillation, capsys, net
     settings = ("steps=20", "targets.form=float32")
     filling = toy_distillation("targets=record", *settings, nets=nets and nets())
     with files_of_at_most(2000):  # of the rows: there are 20 * 6 of 28 bytes
-        weights = filling.given()
+        weights = filling.trained_weights()
     output = capsys.readouterr().out
     assert output.count("File too large; the run continues and records no further targets") == 1
     assert torch.equal(
-        weights, toy_distillation("targets=live", *settings, nets=nets and nets()).given()
+        weights, toy_distillation("targets=live", *settings, nets=nets and nets()).trained_weights()
     )
     again = toy_distillation("targets=auto", *settings, nets=nets and nets())
     assert f": {2000 // 28 // 6} of 20 steps are in" in last_line(capsys)
-    assert torch.equal(again.given(), weights)
-    assert set(again.images) <= {9 * 6, 10 * 6}  # two members need not have come equally far
+    assert torch.equal(again.trained_weights(), weights)
+    assert set(again.images) <= {
+        9 * 6,
+        10 * 6,
+    }  # two members may have recorded different numbers of steps
     assert torch.equal(
-        toy_distillation("targets=replay", *settings, nets=nets and nets()).given(), weights
+        toy_distillation("targets=replay", *settings, nets=nets and nets()).trained_weights(),
+        weights,
     )
 
 
@@ -618,11 +624,11 @@ def test_full_disk_stops_recording_but_not_the_run(toy_distillation, capsys, net
 
 def test_fixed_teacher_store_is_shared_by_all_targets_modes(toy_distillation) -> None:
     first = toy_distillation("targets=live", "recipe=fixed_teacher")
-    weights = first.given()
+    weights = first.trained_weights()
     assert first.images == [20]
     for mode in ("auto", "record", "replay", "live"):
         again = toy_distillation(f"targets={mode}", "recipe=fixed_teacher")
-        assert torch.equal(again.given(), weights)
+        assert torch.equal(again.trained_weights(), weights)
         assert again.images == [0]
     assert [json.loads(p.read_text())["kind"] for p in targets_of(again)] == ["fixed"]
 
@@ -636,10 +642,10 @@ test_recorded_targets.ensemble_of_crops(sys.argv[1], kill)
 
 
 def ensemble_of_crops(folder: str | Path, fault: Callable[[], None] | None = None) -> Any:
-    """Asks a toy about three crops of each of 20 images, five images at a time.
+    """Evaluates a toy network on three crops of each of 20 images, five images at a time.
 
     Returns the targets and the network, and which images were opened; a fault strikes before the
-    eighth question, which is about the second crop of the third five.
+    eighth forward pass, which is of the second crop of the third five.
     """
     net, source, opened = network(8, seed=2), array_source(), []
     images, plain_forward = source.images, net.net.forward
@@ -728,7 +734,7 @@ def train(home: Path, *overrides: str, script: str = "train") -> tuple[int, str,
 
 
 def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:
-    """A run of its own name that went well, and what it said."""
+    """A successful run and its output."""
     code, out, err = train(home, f"name={name}", *overrides)
     assert (code, err) == (0, "")
     return only_run(home, name), out
@@ -892,7 +898,7 @@ def test_one_rank_replays_the_record_of_two(elsewhere: Path, recorded: Run) -> N
     two = ("name=two", "targets=record", "trainer.devices=2", "trainer.strategy=ddp")
     done = command("train", *SETTINGS, *two, cwd=elsewhere)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("0 of 60 steps are in logs/targets/") == 1  # one of them tells
+    assert done.stdout.count("0 of 60 steps are in logs/targets/") == 1  # one rank reports it
     replayed, output = trained(elsewhere, "one", "targets=replay")
     assert "60 of 60 steps are in logs/targets/" in output
     weights = [

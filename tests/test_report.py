@@ -1,4 +1,4 @@
-"""A page about real runs, as a browser and a screen reader find it."""
+"""The HTML report, predictions, calibration error, mean curves and example views."""
 
 import base64
 import csv

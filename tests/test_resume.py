@@ -1,4 +1,4 @@
-"""A run that was cut off goes on exactly."""
+"""Resuming of stopped and killed runs, damaged checkpoints and full disks."""
 
 import csv
 import hashlib
@@ -208,7 +208,7 @@ def test_longer_run_resumes_from_a_finished_run(workplace: Path, uninterrupted: 
     )
     assert 0 <= step_of(run.student) <= 150
 
-    # It is a run like others: it may be killed, and its source may be gone on with elsewhere.
+    # It is a run like others: it may be killed, and another run may resume from its source.
     shutil.rmtree(run.directory)
     killed = command("train", *SETTINGS, *longer, *inject("SignalAt", step=113), cwd=workplace)
     assert killed.returncode == -9
@@ -332,7 +332,7 @@ def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tup
         assert killed.returncode == -9, killed.stdout + killed.stderr
         (folder,) = home.glob("logs/often/*/checkpoints")
         in_a_save += bool(list(folder.glob(".*.tmp")))
-        newest = Checkpoints(folder).newest(pytest.fail)  # which is told of damaged ones
+        newest = Checkpoints(folder).newest(pytest.fail)  # called for damaged ones
         rows = (folder.parent / "metrics.csv").read_text().splitlines()
         logged = int(rows[-1].partition(",")[0] or 0) if len(rows) > 1 else 0
         saved = 0 if newest is None else checkpoint_files.step(newest)

@@ -1,4 +1,4 @@
-"""make setup installs what the lock says, whatever newer releases an index offers."""
+"""make setup installs exactly the locked versions."""
 
 import hashlib
 import inspect
@@ -64,7 +64,7 @@ def index(tmp_path: Path) -> Path:
         package = {"setuptools/__init__": "", "setuptools/build_meta": backend}
         write_wheel(folder, metadata("setuptools", version), **package)
         write_wheel(folder, metadata("wheel", version))  # what older versions of pip build with
-        # As pytest-cov asks for coverage[toml]: the pin of coverage does not speak of the extra.
+        # As pytest-cov asks for coverage[toml]: the pin of coverage does not name the extra.
         write_wheel(folder, metadata("asks", version, "Requires-Dist: has-extra[more]>=101"))
         extra = ("Provides-Extra: more", "Requires-Dist: extra>=101; extra == 'more'")
         write_wheel(folder, metadata("has_extra", version, *extra))

@@ -1,4 +1,4 @@
-"""Shampoo from the library: the law of the decay, and a state that plain tensors can carry."""
+"""Shampoo: weight decay, blocks and restored state."""
 
 import io
 import subprocess

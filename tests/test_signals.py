@@ -1,4 +1,4 @@
-"""Whoever is asked to stop saves first, on all ranks after the same step."""
+"""Signals and max_time: runs save and exit on all ranks after the same step."""
 
 import os
 import re

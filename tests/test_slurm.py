@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM: run, preempted, requeued, as an array."""
+"""Jobs on a temporary SLURM cluster: preempted, requeued, arrays."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Where images and labels come from: files, several sources as one; and labels in plenty."""
+"""Image sources: files, concatenated sources, splits and device decoding."""
 
 import pickle
 from pathlib import Path

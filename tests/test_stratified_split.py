@@ -1,4 +1,4 @@
-"""Splits: the same everywhere, of the sizes of the paper."""
+"""Stratified splits, and the stored split of SUN397."""
 
 import hashlib
 from pathlib import Path

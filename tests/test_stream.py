@@ -1,4 +1,4 @@
-"""The stream: endless, from any step, the same whatever the ranks."""
+"""The training stream: permutations, ranks and batches; evaluation streams."""
 
 import itertools
 import pickle

@@ -1,4 +1,4 @@
-"""Tables and figures over runs."""
+"""Seed groups, tables and plots over several runs."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Tasks: what a prediction means; and a second one, regression, through the real commands."""
+"""Tasks: metrics, descriptions, labels in views, and regression runs."""
 
 import csv
 import json

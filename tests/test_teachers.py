@@ -1,4 +1,4 @@
-"""A teacher is made by the first command that needs it, once, and wholly or not at all."""
+"""Teachers that are trained once by the first command that needs them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every argument of Lightning's Trainer is honoured or refused, and counts where it should."""
+"""Arguments of Lightning's Trainer: passed on, refused, and part of the identity."""
 
 import csv
 import inspect

@@ -1,4 +1,4 @@
-"""What cannot work is refused in one line, before torch is imported; rules by the size of data."""
+"""Validation errors before torch is imported, the BiT-HyperRule and folder defaults."""
 
 import json
 from pathlib import Path

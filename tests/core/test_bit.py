@@ -1,3 +1,5 @@
+"""BiT networks and the import of released weights."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def tiny(**settings: str) -> nn.Module:
 
 
 def scrambled(model: nn.Module) -> nn.Module:
-    """Every weight at random, so that two in each other's place would show."""
+    """Every weight at random, so that two swapped ones would show."""
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -56,7 +58,7 @@ def test_zero_root_padding_changes_the_released_logits(reference: Callable) -> N
 
 
 def stored(model: nn.Module, depth: tuple[int, ...], style: str) -> dict[str, NDArray]:
-    """The weights of a network under the authors' names, written out place by place."""
+    """The weights of a network under the authors' names, written out one by one."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     arrays = {}
 

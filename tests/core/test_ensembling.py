@@ -1,3 +1,5 @@
+"""Probability and logit means of several teachers."""
+
 import math
 
 import pytest

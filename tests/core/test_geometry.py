@@ -1,4 +1,4 @@
-"""Generators, mild crops, centres and flips; the law of inception crops has a file of its own."""
+"""Random generators, mild crops, centre crops, whole images and flips of core.geometry."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def rng(step: int = 0) -> np.random.Generator:
 
 
 def test_generator_is_a_function_of_seed_step_and_purpose() -> None:
-    """Each triple has draws of its own, the same ones in whatever order they are asked for."""
+    """Each triple has draws of its own, the same ones in whatever order they are drawn."""
     triples = [(s, t, p) for s in (0, 1, 2, 7) for t in (0, 1, 2, 10**9) for p in (0, 1, 2, 5)]
     forwards = {triple: geometry.generator(*triple).random(4).tolist() for triple in triples}
     backwards = {triple: geometry.generator(*triple).random(4).tolist() for triple in triples[::-1]}

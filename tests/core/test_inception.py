@@ -1,4 +1,4 @@
-"""Inception crops: a law of its own, which torchvision's `RandomResizedCrop` does not have."""
+"""Inception crops of core.geometry, which follow TensorFlow and not RandomResizedCrop."""
 
 import math
 from collections import Counter
@@ -73,7 +73,7 @@ def crop_sizes(
         (500, 375, (0.05, 1.0), (0.75, 1.33)),
         (400, 40, (0.05, 1.0), (0.75, 1.33)),  # tall: the width cuts the heights back
         (40, 400, (0.05, 1.0), (0.75, 1.33)),  # wide: the height does
-        (8, 8, (0.05, 1.0), (0.75, 1.33)),  # rounding to pixels shapes the whole law
+        (8, 8, (0.05, 1.0), (0.75, 1.33)),  # rounding to pixels shapes the whole distribution
         (3, 2, (0.05, 1.0), (0.75, 1.33)),
         (64, 64, (0.08, 1.0), (0.5, 2.0)),
         (8, 8, (0.3, 0.6), (0.75, 1.33)),

@@ -1,3 +1,5 @@
+"""Distances between predictions: reference, formula, gradient and refusals."""
+
 import math
 from collections.abc import Callable
 from functools import partial

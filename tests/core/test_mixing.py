@@ -1,3 +1,5 @@
+"""Mixup of a batch and the distribution of its coefficient."""
+
 from collections.abc import Callable
 
 import numpy as np
@@ -70,7 +72,7 @@ def test_folded_uniform_has_the_moments_of_the_released_code(reference: Callable
     assert np.quantile(draws, [0.25, 0.75]) == pytest.approx([0.625, 0.875], abs=5e-3)
 
 
-# --- other laws of the coefficient ---------------------------------------------------------------
+# --- other distributions of the coefficient ------------------------------------------------------
 
 
 def test_folded_beta_of_alpha_one_equals_folded_uniform() -> None:
@@ -100,7 +102,7 @@ def test_folded_beta_has_the_moments_of_a_folded_beta_distribution(alpha: float)
 def test_folded_beta_of_small_alpha_is_mostly_near_one() -> None:
     rng = np.random.default_rng(1)
     draws = [mixing.folded_beta(rng, 0.1) for _ in range(4000)]
-    assert np.mean([draw > 0.95 for draw in draws]) > 0.7  # of the uniform law 0.1
+    assert np.mean([draw > 0.95 for draw in draws]) > 0.7  # of the uniform distribution 0.1
 
 
 @pytest.mark.parametrize("alpha", [0, 0.0, -1.0, float("nan")])

@@ -1,3 +1,5 @@
+"""Adam and SGD with schedule-coupled weight decay."""
+
 import io
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Six steps of function matching against the released code: all parts of the core at once."""
+"""Six training steps of function matching against the released code."""
 
 from collections.abc import Callable
 from pathlib import Path

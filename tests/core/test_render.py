@@ -1,3 +1,5 @@
+"""Rendering of crops and evaluation views."""
+
 import math
 from collections.abc import Callable
 

@@ -1,3 +1,5 @@
+"""Learning-rate schedules: cosine, quadratic, staircase and the BiT-HyperRule."""
+
 import math
 from collections.abc import Callable
 
@@ -38,7 +40,7 @@ def test_warmup_cosine_starts_at_zero_only_with_warmup() -> None:
 
 @pytest.mark.parametrize("step", [10, 11, 20, 1000])
 def test_warmup_cosine_stays_at_zero_after_the_end(step: int) -> None:
-    """The cosine alone would rise again: a run that goes on too long must not start to learn."""
+    """The cosine alone would rise again: a run past its last step must not start to learn."""
     assert warmup_cosine(step, total_steps=10, warmup_steps=3) == pytest.approx(0, abs=1e-15)
 
 
