@@ -248,7 +248,9 @@ def test_evaluation_views_are_cached_per_resize_and_side(
     assert len(list(tmp_path.glob("*/pixels.bin"))) == 2  # each has its own
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux overcommits private mappings")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the limit on private mappings is that of Linux"
+)
 def test_cache_may_be_larger_than_memory(tmp_path: Path) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with Path("/proc/meminfo").open() as file:
