@@ -89,17 +89,17 @@ class Cluster:
         """Until a job is in one of some states for a while.
 
         A requeued job need not wait two minutes, but until the last of it has ended: SLURM takes
-        the late word of a script that was ended for that of the next turn.
+        the late output of a script that was ended for that of the next turn.
         """
         deadline, since, last = time.monotonic() + patience, time.monotonic(), ("", "")
         while True:
-            found = self.show(job)
-            now, state = time.monotonic(), (found["JobState"], found["Reason"])
+            fields = self.show(job)
+            now, state = time.monotonic(), (fields["JobState"], fields["Reason"])
             if state != last:
                 since, last = now, state
             if state[0] in states and (state[0] != "FAILED" or now > since + _SETTLED):
-                return found
-            assert now < deadline, f"{found}\n{self.log}"
+                return fields
+            assert now < deadline, f"{fields}\n{self.log}"
             if state == ("PENDING", "BeginTime") and now > since + _SETTLED:
                 self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.3)

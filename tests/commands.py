@@ -31,9 +31,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     """What this process was given, less what would steer a command from outside."""
     steers = ("WANDB", "HYDRA", "PYTHON", "MAKE", "MFLAGS")
     later, start = os.environ.items(), forkserver.READ_AT_START
-    found = {k: v for k, v in later if not k.startswith(start)}
-    found |= {k: v for k, v in _GIVEN.items() if k.startswith(start)}
-    keep = {k: v for k, v in found.items() if not k.startswith(steers)}
+    variables = {k: v for k, v in later if not k.startswith(start)}
+    variables |= {k: v for k, v in _GIVEN.items() if k.startswith(start)}
+    keep = {k: v for k, v in variables.items() if not k.startswith(steers)}
     return {**keep, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(home), **more}
 
 
@@ -134,13 +134,13 @@ _ANSWERS = """
 import contextlib, io, json, sys
 from funmatch.cli.main import COMMANDS
 
-class Door:  # what must not be needed to refuse
+class ImportBlocker:  # a refusal must not need these packages
     def find_spec(self, name, path=None, target=None):
         if name in ("torch", "sklearn"):
             raise RuntimeError(f"{name} was imported")
 
-sys.meta_path.insert(0, Door())
-found = []
+sys.meta_path.insert(0, ImportBlocker())
+results = []
 for script, arguments in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     sys.argv = [f"{script}.py", *arguments.split()]
@@ -150,8 +150,8 @@ for script, arguments in json.load(sys.stdin):
             code = 0
         except SystemExit as stop:
             code = stop.code
-    found.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(found))
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
 """
 
 
@@ -160,7 +160,7 @@ def answers(
 ) -> dict[tuple[str, str], tuple[int, str, str]]:
     """Exit code, output and errors of commands with their arguments, all in one process.
 
-    Torch and data cannot be imported there: what is wrong is found before.
+    Torch and data cannot be imported there: errors are found before.
     """
     done = subprocess.run(
         [sys.executable, "-c", _ANSWERS],

@@ -25,7 +25,7 @@ resolvers.register()  # before tests are collected: some have the options of gro
 @pytest.fixture(scope="session", autouse=True)
 def _trust() -> None:
     """What the configurations of the tests may call."""
-    os.environ["FUNMATCH_ALLOW"] = "toys,faults,step_server,test_computing"
+    os.environ["FUNMATCH_ALLOW"] = "toys,faults,step_server,test_compute_options"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,21 +57,34 @@ FAULTS = {
 # The modules that take longest, in the order in which pytest-xdist hands them out: the short ones
 # come last, so that its workers end together.
 LONGEST = (
-    *("test_resume", "test_records", "test_loggers", "test_scale", "test_cache"),
-    *("test_commands", "test_exporting", "test_tasks", "test_help", "test_programs", "test_ranks"),
-    *("test_rehearsal", "test_broken", "test_report", "test_teachers", "test_experiments"),
-    *("test_signals", "test_computing", "test_refusals", "test_config", "test_forkserver"),
+    *(
+        "test_resume",
+        "test_recorded_targets",
+        "test_loggers",
+        "test_distill_datasets",
+        "test_decoded_cache",
+    ),
+    *(
+        "test_commands",
+        "test_export",
+        "test_tasks",
+        "test_help",
+        "test_exported_models",
+        "test_ranks",
+    ),
+    *("test_dry_run", "test_corrupt_images", "test_report", "test_teachers", "test_experiments"),
+    *("test_signals", "test_compute_options", "test_validation", "test_config", "test_forkserver"),
     *("test_dashboard", "test_setup", "test_package"),
 )
 
 
-def _place(item: pytest.Item) -> int:
+def _position(item: pytest.Item) -> int:
     name = item.path.stem
     return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_place)
+    items.sort(key=_position)
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("fault", mark.args[0]))
@@ -84,24 +97,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.getreports(outcome):
             if outcome == "passed" and report.when != "call":
                 continue
-            said = getattr(report, "user_properties", ())  # not of a file that is no test
-            told = {"outcome": outcome, "injected": 1, **dict(said)}
-            for number in {value for key, value in said if key == "fault"}:
-                rows.setdefault(number, []).append(told)
+            properties = getattr(report, "user_properties", ())  # not of a file that is no test
+            entry = {"outcome": outcome, "injected": 1, **dict(properties)}
+            for number in {value for key, value in properties if key == "fault"}:
+                rows.setdefault(number, []).append(entry)
     if not rows:
         return
     write = terminalreporter.write_line
     terminalreporter.section("faults")
     write(f"{'#':>2}  {'fault':52} {'injected':>8} {'survived':>8}")
     for number, tests in sorted(rows.items()):
-        tried = [told for told in tests if told["outcome"] != "skipped"]
-        injected = sum(told["injected"] for told in tried)
-        survived = sum(told["injected"] for told in tried if told["outcome"] == "passed")
+        tried = [entry for entry in tests if entry["outcome"] != "skipped"]
+        injected = sum(entry["injected"] for entry in tried)
+        survived = sum(entry["injected"] for entry in tried if entry["outcome"] == "passed")
         note = "" if tried else "  skipped"
         write(f"{number:>2}  {FAULTS[number]:52} {injected:>8} {survived:>8}{note}")
-        for told in tried:
-            if "figures" in told:
-                write(f"{'':6}{told['figures']}")
+        for entry in tried:
+            if "figures" in entry:
+                write(f"{'':6}{entry['figures']}")
 
 
 @pytest.fixture

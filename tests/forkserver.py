@@ -81,8 +81,8 @@ class Process:
         """Waits for the process and for all that write into its pipes."""
         if not self._readers:
             self._readers = [
-                threading.Thread(target=self._gather, args=(place, pipe), daemon=True)
-                for place, pipe in enumerate((self.stdout, self.stderr))
+                threading.Thread(target=self._gather, args=(index, pipe), daemon=True)
+                for index, pipe in enumerate((self.stdout, self.stderr))
                 if pipe is not None
             ]
             for reader in self._readers:
@@ -94,9 +94,9 @@ class Process:
         self.wait(timeout)
         return self._read[0], self._read[1]
 
-    def _gather(self, place: int, pipe: TextIO) -> None:
+    def _gather(self, index: int, pipe: TextIO) -> None:
         with pipe:
-            self._read[place] = pipe.read()
+            self._read[index] = pipe.read()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -145,9 +145,9 @@ class Server:
     ) -> Process:
         """Forks `python SCRIPT ARGUMENTS`, which leads a session of its own."""
         pipes, files, opened = [-1, -1], [], []
-        for place, wanted in enumerate((stdout, stderr)):
+        for number, wanted in enumerate((stdout, stderr)):
             if wanted == subprocess.PIPE:
-                pipes[place], end = os.pipe()
+                pipes[number], end = os.pipe()
                 opened.append(end)
             elif wanted == subprocess.DEVNULL:
                 end = os.open(os.devnull, os.O_WRONLY)
@@ -155,7 +155,7 @@ class Server:
             elif wanted == subprocess.STDOUT:
                 end = files[0]
             else:
-                end = place + 1 if wanted is None else wanted
+                end = number + 1 if wanted is None else wanted
             files.append(end)
         request = {"argv": [str(script), *arguments], "cwd": str(cwd), "env": dict(env)}
         pid = self.ask(request, files)

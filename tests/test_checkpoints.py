@@ -1,4 +1,4 @@
-"""Checkpoints are whole or known to be damaged, and hold nothing that could run."""
+"""Checkpoint files: round trip, damage, fallback, and refusal of code."""
 
 import os
 import pickle
@@ -26,17 +26,17 @@ def three(tmp_path: Path) -> Checkpoints:
     return folder
 
 
-def test_what_is_written_is_read(three: Checkpoints) -> None:
+def test_checkpoint_round_trip_restores_the_state(three: Checkpoints) -> None:
     (newest, *_) = three.all()
     assert [checkpoint_files.step(path) for path in three.all()] == [100_000_000, 10, 5]
-    found = VerifiedCheckpointIO().load_checkpoint(newest)
-    assert found["step"] == 100_000_000
-    assert torch.equal(found["weights"], STATE["weights"])
+    loaded = VerifiedCheckpointIO().load_checkpoint(newest)
+    assert loaded["step"] == 100_000_000
+    assert torch.equal(loaded["weights"], STATE["weights"])
     assert torch.equal(torch.load(newest, weights_only=True)["weights"], STATE["weights"])
     assert zipfile.ZipFile(newest).comment.decode() == checkpoint_files.digest(newest)
 
 
-def test_a_seal_tells_states_apart(three: Checkpoints) -> None:
+def test_digest_depends_only_on_the_state(three: Checkpoints) -> None:
     seals = {checkpoint_files.digest(path) for path in three.all()}
     assert len(seals) == 3
     again = three.folder / "step-00000011.ckpt"
@@ -45,15 +45,15 @@ def test_a_seal_tells_states_apart(three: Checkpoints) -> None:
 
 
 @pytest.mark.fault(5)
-def test_every_flipped_bit_and_every_cut_is_found(three: Checkpoints) -> None:
+def test_flipped_bits_and_truncation_are_detected(three: Checkpoints) -> None:
     path = three.all()[0]
     good = path.read_bytes()
     assert checkpoint_files.is_intact(path)
-    for place in [*range(0, len(good), 97), *range(len(good) - 90, len(good))]:
+    for offset in [*range(0, len(good), 97), *range(len(good) - 90, len(good))]:
         bad = bytearray(good)
-        bad[place] ^= 1 << place % 8
+        bad[offset] ^= 1 << offset % 8
         path.write_bytes(bad)
-        assert not checkpoint_files.is_intact(path), place
+        assert not checkpoint_files.is_intact(path), offset
     for size in [*range(0, 200), len(good) // 2, len(good) - 64, len(good) - 1]:
         path.write_bytes(good[:size])
         assert not checkpoint_files.is_intact(path), size
@@ -62,21 +62,21 @@ def test_every_flipped_bit_and_every_cut_is_found(three: Checkpoints) -> None:
 
 
 @pytest.mark.fault(5)
-def test_the_one_before_a_damaged_one_is_taken_and_it_is_said(three: Checkpoints) -> None:
+def test_newest_falls_back_to_the_previous_intact_checkpoint(three: Checkpoints) -> None:
     newest, middle, _ = three.all()
     os.truncate(newest, 1000)
-    told: list[str] = []
-    assert three.newest(told.append) == middle
-    assert told == [f"{newest} is damaged (its checksum differs); using {middle} instead"]
-    assert three.newest(told.append) == middle
-    assert len(told) == 1
+    messages: list[str] = []
+    assert three.newest(messages.append) == middle
+    assert messages == [f"{newest} is damaged (its checksum differs); using {middle} instead"]
+    assert three.newest(messages.append) == middle
+    assert len(messages) == 1
     assert newest.with_suffix(".damaged").exists()  # put aside
     three.clear()
     assert not list(three.folder.iterdir())
 
 
 @pytest.mark.fault(5)
-def test_no_run_begins_anew_because_all_are_damaged(three: Checkpoints) -> None:
+def test_newest_raises_if_all_checkpoints_are_damaged(three: Checkpoints) -> None:
     for path in three.all():
         os.truncate(path, 0)
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_no_run_begins_anew_because_all_are_damaged(three: Checkpoints) -> None:
     assert Checkpoints(three.folder / "none").newest(print) is None
 
 
-def test_the_newest_are_kept(three: Checkpoints) -> None:
+def test_keep_removes_all_but_the_newest_checkpoints(three: Checkpoints) -> None:
     (three.folder / "step-notes.ckpt").touch()  # of somebody else
     three.keep(2)
     assert [checkpoint_files.step(path) for path in three.all()] == [100_000_000, 10]
@@ -99,7 +99,7 @@ class Evil:
 
 @pytest.mark.fault(13)
 @pytest.mark.parametrize("form", ["archive", "bare pickle"])
-def test_a_checkpoint_that_would_run_code_is_refused(
+def test_checkpoint_that_would_run_code_is_refused(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ class Deadly:
 
 
 @pytest.mark.fault(10)
-def test_a_worker_that_dies_during_a_save_is_no_full_disk(three: Checkpoints) -> None:
+def test_worker_killed_during_save_is_not_reported_as_full_disk(three: Checkpoints) -> None:
     batches = iter(DataLoader(torch.arange(100), num_workers=1))
     next(batches)
     path = three.folder / "step-00000012.ckpt"
@@ -136,7 +136,7 @@ def test_a_worker_that_dies_during_a_save_is_no_full_disk(three: Checkpoints) ->
     assert not path.exists()
 
 
-def test_a_path_names_a_checkpoint_or_a_run(three: Checkpoints) -> None:
+def test_resume_path_may_be_a_checkpoint_or_a_run(three: Checkpoints) -> None:
     run = three.folder.parent
     assert checkpoint_files.at(run) == three.path(100_000_000)
     assert checkpoint_files.at(three.path(5)) == three.path(5)

@@ -1,4 +1,4 @@
-"""The commands as a user types them: from a bare clone, in any directory, without installing."""
+"""The commands train, finetune, evaluate and report, run as real processes."""
 
 import csv
 import json
@@ -32,15 +32,19 @@ def swept(workplace: Path) -> subprocess.CompletedProcess[str]:
 
 def test_readme_sweep_writes_summary_and_figure(swept, workplace: Path) -> None:
     assert swept.returncode == 0, swept.stderr
-    assert swept.stderr == ""  # no framework speaks of itself
+    assert swept.stderr == ""  # no framework prints anything
     for recipe in ("fixed_teacher", "consistent", "function_matching"):
         assert f"logs/swept/{recipe}-s0-" in swept.stdout
         assert recipe in swept.stdout.split("on test, mean")[1]  # the table
     logs = workplace / "logs" / "swept"
-    found = rows(logs / "summary.csv")
-    assert list(found[0]) == list(columns(CLASSIFICATION))
-    assert [row["recipe"] for row in found] == ["fixed_teacher", "consistent", "function_matching"]
-    for row in found:
+    summary = rows(logs / "summary.csv")
+    assert list(summary[0]) == list(columns(CLASSIFICATION))
+    assert [row["recipe"] for row in summary] == [
+        "fixed_teacher",
+        "consistent",
+        "function_matching",
+    ]
+    for row in summary:
         assert row["status"] == "completed"
         assert row["steps"] == "6"
         assert float(row["epochs"]) == 6
@@ -76,14 +80,14 @@ def test_run_directory_holds_its_files(swept, workplace: Path) -> None:
     assert "val/student_top1" in header
 
 
-def test_a_finished_run_is_reported_and_skipped(swept, workplace: Path) -> None:
+def test_finished_runs_are_skipped_and_summarised(swept, workplace: Path) -> None:
     again = command("train", *SWEEP, *BUDGET, "name=swept", *QUICK, cwd=workplace)
     assert again.returncode == 0
     assert again.stdout.count("finished before") == 3
     assert again.stdout.split("on test")[1] == swept.stdout.split("on test")[1]
 
 
-def test_single_run_and_sweep_share_a_directory_and_its_weights(swept, workplace: Path) -> None:
+def test_single_run_and_sweep_job_share_directory_and_weights(swept, workplace: Path) -> None:
     single = ("recipe=consistent", *BUDGET, *QUICK)
     skipped = command("train", *single, "name=swept", cwd=workplace)
     assert "finished before" in skipped.stdout
@@ -95,20 +99,20 @@ def test_single_run_and_sweep_share_a_directory_and_its_weights(swept, workplace
 
 
 @pytest.mark.fault(11)
-def test_a_job_that_fails_does_not_stop_the_others(workplace: Path) -> None:
+def test_failed_job_does_not_stop_the_sweep(workplace: Path) -> None:
     fault = inject("FailAt", seed=1)
     arguments = ("-m", "recipe=consistent", "seed=0,1,2", *BUDGET, "name=failing", *QUICK)
     done = command("train", *arguments, *fault, cwd=workplace)
     assert done.returncode == 1
     assert done.stderr.startswith("error: RuntimeError: a fault was injected")
     assert done.stderr.count("\n") == 1
-    found = rows(workplace / "logs" / "failing" / "summary.csv")
-    assert [(row["seed"], row["status"]) for row in found] == [
+    summary = rows(workplace / "logs" / "failing" / "summary.csv")
+    assert [(row["seed"], row["status"]) for row in summary] == [
         ("0", "completed"),
         ("1", "failed"),
         ("2", "completed"),
     ]
-    assert found[1]["student_test_top1"] == ""
+    assert summary[1]["student_test_top1"] == ""
     assert "2 done, 1 failed" in done.stdout.split("on test")[1]
 
     # The failed one alone is made good, and as it would have been without the failure.
@@ -125,18 +129,20 @@ def test_a_job_that_fails_does_not_stop_the_others(workplace: Path) -> None:
     assert len(weights) == 1
 
 
-def test_evaluate_finds_what_the_run_found(swept, workplace: Path) -> None:
+def test_evaluate_repeats_the_figures_of_the_run(swept, workplace: Path) -> None:
     (directory,) = (workplace / "logs" / "swept").glob("function_matching-s0-*")
     done = command("evaluate", f"run={directory}", cwd=workplace)
     assert done.returncode == 0, done.stderr
-    found = dict(line.split() for line in done.stdout.splitlines()[1:])
+    figures = dict(line.split() for line in done.stdout.splitlines()[1:])
     summary = Run(directory).result
-    for name, value in found.items():
+    for name, value in figures.items():
         assert float(value) == pytest.approx(summary[name], abs=1e-4)
-    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(found)
+    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(figures)
 
 
-def test_evaluate_finds_the_teacher_from_anywhere(swept, workplace: Path, tmp_path: Path) -> None:
+def test_evaluate_resolves_the_teacher_from_any_directory(
+    swept, workplace: Path, tmp_path: Path
+) -> None:
     (directory,) = (workplace / "logs" / "swept").glob("function_matching-s0-*")
     done = command("evaluate", f"run={directory}", "split=val", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -144,7 +150,7 @@ def test_evaluate_finds_the_teacher_from_anywhere(swept, workplace: Path, tmp_pa
     assert not (tmp_path / "logs").exists()
 
 
-def test_report_over_several_directories(swept, workplace: Path) -> None:
+def test_report_accepts_several_directories(swept, workplace: Path) -> None:
     logs = workplace / "logs"
     done = command(
         "report", f"runs=[{logs}/swept,{logs}/first]", f"out={workplace}/both", cwd=workplace
@@ -161,14 +167,16 @@ def test_report_over_several_directories(swept, workplace: Path) -> None:
         ("evaluate", "run=nowhere", "run=nowhere: holds no config.yaml"),
     ],
 )
-def test_errors_of_report_and_evaluate(script: str, wrong: str, line: str, tmp_path: Path) -> None:
+def test_report_and_evaluate_errors_are_one_line(
+    script: str, wrong: str, line: str, tmp_path: Path
+) -> None:
     done = command(script, wrong, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {line}")
     assert done.stderr.count("\n") == 1
 
 
-def test_label_baseline(workplace: Path) -> None:
+def test_finetune_trains_a_label_baseline(workplace: Path) -> None:
     done = command(
         "finetune", "model=digits_student", *BUDGET, "name=labels", *QUICK, cwd=workplace
     )
@@ -179,7 +187,7 @@ def test_label_baseline(workplace: Path) -> None:
     assert float(row["student_test_top1"]) > 0
 
 
-def test_a_second_process_on_one_run_is_refused(workplace: Path) -> None:
+def test_second_process_on_a_run_is_refused(workplace: Path) -> None:
     arguments = ("steps=100000", "name=busy", *QUICK)
     quiet = subprocess.DEVNULL
     first = start("train", *arguments, cwd=workplace, stdout=quiet, stderr=quiet)
@@ -197,7 +205,7 @@ def test_a_second_process_on_one_run_is_refused(workplace: Path) -> None:
         first.wait()
 
 
-def test_a_directory_with_another_configuration_is_refused(workplace: Path, swept) -> None:
+def test_directory_of_another_configuration_is_refused(workplace: Path, swept) -> None:
     (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
     config = directory / "config.yaml"
     before = config.read_text()
@@ -214,7 +222,7 @@ def test_a_directory_with_another_configuration_is_refused(workplace: Path, swep
     assert "optimizer.lr (recorded: 0.5, now: 0.01)" in done.stderr
 
 
-def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
+def test_ctrl_c_stops_a_sweep_and_names_the_resume_command(workplace: Path) -> None:
     arguments = ("-m", "steps=100000,100001", "name=interrupted", *QUICK)
     process = start("train", *arguments, cwd=workplace, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -227,15 +235,17 @@ def test_ctrl_c_stops_a_sweep_and_says_how_to_go_on(workplace: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    told = r"interrupted by SIGINT: saved after step (\d+) of 100000; the same command resumes .*\n"
-    match = re.fullmatch(told, errors)
+    pattern = (
+        r"interrupted by SIGINT: saved after step (\d+) of 100000; the same command resumes .*\n"
+    )
+    match = re.fullmatch(pattern, errors)
     assert match, errors
     (saved,) = (workplace / "logs").glob("interrupted/*/checkpoints/*")
     assert saved.name == f"step-{int(match[1]):08}.ckpt"
     assert len(list((workplace / "logs").glob("interrupted/*/summary.json"))) == 1
 
 
-def test_damaged_files_are_named_with_a_remedy(swept, workplace: Path) -> None:
+def test_damaged_run_files_are_named_with_a_remedy(swept, workplace: Path) -> None:
     (directory,) = (workplace / "logs" / "swept").glob("consistent-s0-*")
     run, again = Run(directory), ("recipe=consistent", *BUDGET, "name=swept", *QUICK)
     summary, (state, *_) = run.summary.read_text(), run.checkpoints.all()
@@ -260,7 +270,7 @@ def test_damaged_files_are_named_with_a_remedy(swept, workplace: Path) -> None:
         (directory / "config.yaml").write_text(config)
 
 
-def test_a_student_that_diverges_fails_and_says_so(workplace: Path) -> None:
+def test_diverging_student_fails_with_max_skipped(workplace: Path) -> None:
     arguments = (*BUDGET, *QUICK, "optimizer.lr=1e38", "clip_norm=1e30")
     more = ("max_skipped=1", "validate_every=6", "name=diverged")
     done = command("train", *arguments, *more, cwd=workplace)

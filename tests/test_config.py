@@ -1,4 +1,4 @@
-"""Configurations compose; mistakes are found at the door, in one line, for all jobs of a sweep."""
+"""Composition and validation of configurations, run ids and error messages."""
 
 import json
 from collections.abc import Callable
@@ -114,7 +114,7 @@ MESSAGES = {
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of images by class, and what a run leaves of a network for digits."""
     root, saved = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("run")
     trees.class_folders(root, ["a", "b"], each=5)
@@ -126,10 +126,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("group", "option"), GROUPS)
-def test_every_option_composes_and_passes_the_door(
-    compose, group: str, option: str, places: dict[str, Path]
+def test_every_group_option_composes_and_validates(
+    compose, group: str, option: str, folders: dict[str, Path]
 ) -> None:
-    company = [each.format(**places) for each in COMPANY.get((group, option), ())]
+    company = [each.format(**folders) for each in COMPANY.get((group, option), ())]
     name = "finetune" if group == "rule" else "train"
     cfg = compose(f"{group}={option}", *company, name=name)
     validation.check(cfg)
@@ -137,7 +137,7 @@ def test_every_option_composes_and_passes_the_door(
 
 
 @pytest.mark.parametrize("name", ["train", "finetune"])
-def test_the_configuration_without_overrides_is_right(compose, name: str) -> None:
+def test_default_configuration_validates(compose, name: str) -> None:
     validation.check(compose(name=name))
 
 
@@ -146,7 +146,7 @@ def changed(cfg: DictConfig, *values: str) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(values))))
 
 
-def test_epochs_become_steps_as_in_the_paper(compose: Callable[..., DictConfig]) -> None:
+def test_total_steps_of_epochs_are_those_of_the_paper(compose: Callable[..., DictConfig]) -> None:
     """epochs * N / batch, rounded: the figures of paper.md, sec. 8."""
     base = compose()
     for epochs, images, batch, steps in (
@@ -164,7 +164,7 @@ def test_epochs_become_steps_as_in_the_paper(compose: Callable[..., DictConfig])
         assert schema.total_steps(cfg) == steps
 
 
-def test_steps_replace_the_epochs_that_the_data_proposes(compose) -> None:
+def test_steps_override_the_suggested_epochs(compose) -> None:
     assert compose().epochs == 3000
     cfg = compose("steps=70")
     assert cfg.epochs is None
@@ -172,7 +172,7 @@ def test_steps_replace_the_epochs_that_the_data_proposes(compose) -> None:
     assert schema.total_steps(cfg) == 70
 
 
-def test_run_id_depends_on_what_decides_the_result(compose) -> None:
+def test_run_id_depends_only_on_settings_that_change_results(compose) -> None:
     base = compose()
     name = identity.run_id(base)
     assert name.startswith("function_matching-s0-")
@@ -187,7 +187,7 @@ def test_run_id_depends_on_what_decides_the_result(compose) -> None:
 
 
 def test_run_id_does_not_depend_on_order_of_names(compose) -> None:
-    """Transfer sets are joined, and teachers asked, in the order of their names."""
+    """Transfer sets are joined, and teachers evaluated, in the order of their names."""
     paper = ("data=pets", "teacher=bit_r152x2", "student=bit_r50", "optimizer.lr=0.003")
     one, other = (
         compose(*paper, f"transfer=[{names}]") for names in ("food101,sun397", "sun397,food101")
@@ -212,35 +212,39 @@ def test_run_id_is_the_same_for_10_and_10_0(compose) -> None:
     assert len({identity.run_id(cfg) for cfg in ten}) == 1
 
 
-def test_the_key_in_which_two_configurations_differ_is_named(compose) -> None:
+def test_differing_key_names_key_and_both_values(compose) -> None:
     one, other = (identity.identity(changed(compose(), f"optimizer.lr={lr}")) for lr in (0.1, 0.2))
     assert identity.differing_key(one, other) == "optimizer.lr (recorded: 0.1, now: 0.2)"
     assert identity.differing_key(one, one) is None
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str, str]]:
+def responses(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[str, str], tuple[int, str, str]]:
     """What the real command answers to each mistake; not even a directory is made."""
     path = tmp_path_factory.mktemp("wrong")
-    found = answers([("train", wrong) for wrong in WRONG], cwd=path)
+    results = answers([("train", wrong) for wrong in WRONG], cwd=path)
     assert not list(path.iterdir())
-    return found
+    return results
 
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(("wrong", "named"), WRONG.items())
-def test_error_names_key_and_value_before_torch_is_imported(said, wrong: str, named: str) -> None:
-    code, out, err = said["train", wrong]
+def test_error_names_key_and_value_before_torch_is_imported(
+    responses, wrong: str, named: str
+) -> None:
+    code, out, err = responses["train", wrong]
     assert (code, out) == (1, "")
     assert is_error(err, named), err
 
 
-def test_error_messages(said) -> None:
-    found = {wrong: said["train", wrong][2] for wrong in MESSAGES}
-    assert found == {wrong: f"error: {line}\n" for wrong, line in MESSAGES.items()}
+def test_train_error_messages(responses) -> None:
+    messages = {wrong: responses["train", wrong][2] for wrong in MESSAGES}
+    assert messages == {wrong: f"error: {line}\n" for wrong, line in MESSAGES.items()}
 
 
-def test_one_wrong_job_stops_a_sweep_before_the_first_starts(tmp_path: Path) -> None:
+def test_wrong_sweep_job_is_refused_before_any_job_starts(tmp_path: Path) -> None:
     done = command(
         "train", "-m", "recipe=consistent", "objective.temperature=1,0", *QUICK, cwd=tmp_path
     )
@@ -250,14 +254,14 @@ def test_one_wrong_job_stops_a_sweep_before_the_first_starts(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
     done = command("train", "objective.temperature=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "error: objective.temperature=0" in done.stderr
 
 
-def test_sweeps_of_a_configuration_are_checked_too(compose) -> None:
+def test_sweep_expands_sweeper_params_and_overrides(compose) -> None:
     cfg = OmegaConf.create(
         {"hydra": {"sweeper": {"params": {"seed": "1,2"}}, "overrides": {"task": ["recipe=a,b"]}}}
     )

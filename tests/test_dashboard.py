@@ -1,4 +1,4 @@
-"""The view in W&B: its panels show what runs log, and it is saved with W&B's own client."""
+"""The dashboard command: a W&B view whose panels show logged metrics."""
 
 import json
 import re
@@ -41,17 +41,17 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         if self.path != "/graphql" or self.server.refuses:
             return self.answer(401 if self.server.refuses else 200, {})
-        asked = json.loads(body)
-        if "allViews" in asked["query"]:
+        query = json.loads(body)
+        if "allViews" in query["query"]:
             (view,) = self.server.views
             edges = [{"node": {**view, "id": "Vm"}}]
             return self.answer(200, {"data": {"project": {"allViews": {"edges": edges}}}})
-        if "query Runs(" in asked["query"]:
-            return self.answer(200, {"data": {"project": runs_page(self.server.runs, asked)}})
-        if "upsertView" not in asked["query"]:
+        if "query Runs(" in query["query"]:
+            return self.answer(200, {"data": {"project": runs_page(self.server.runs, query)}})
+        if "upsertView" not in query["query"]:
             return self.answer(200, {"data": {"viewer": VIEWER}})
-        self.server.views.append(asked["variables"])
-        view = {"id": "Vm", "name": asked["variables"]["name"]}
+        self.server.views.append(query["variables"])
+        view = {"id": "Vm", "name": query["variables"]["name"]}
         return self.answer(200, {"data": {"upsertView": {"view": view, "inserted": True}}})
 
     def answer(self, code: int, content: dict[str, Any]) -> None:
@@ -64,9 +64,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
-def runs_page(configs: list[dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]:
+def runs_page(configs: list[dict[str, Any]], query: dict[str, Any]) -> dict[str, Any]:
     """The answer to a query for runs, the newest first."""
-    assert asked["variables"]["order"] == "-created_at"
+    assert query["variables"]["order"] == "-created_at"
     nodes = [
         {
             "name": f"run{number}",
@@ -99,17 +99,17 @@ def shown(spec: dict[str, Any]) -> tuple[set[str], set[str]]:
     for section in spec["section"]["panelBankConfig"]["sections"]:
         assert section["panels"]
         for panel in section["panels"]:
-            found = panel["config"]
+            settings = panel["config"]
             if panel["viewType"] == "Run History Line Plot":
-                course |= {found["xAxis"], *found["metrics"]}
+                course |= {settings["xAxis"], *settings["metrics"]}
             elif panel["viewType"] == "Bar Chart":
-                figures |= {*found["metrics"]}
+                figures |= {*settings["metrics"]}
             elif panel["viewType"] == "Scatter Plot":
-                figures |= {found[axis].removeprefix("summary:") for axis in ("xAxis", "yAxis")}
+                figures |= {settings[axis].removeprefix("summary:") for axis in ("xAxis", "yAxis")}
             elif panel["viewType"] == "Media Browser":
-                course |= {*found["mediaKeys"]}
+                course |= {*settings["mediaKeys"]}
             else:
-                table = re.search(r'"(test/[^"]*)"', json.dumps(found))
+                table = re.search(r'"(test/[^"]*)"', json.dumps(settings))
                 assert table
                 course.add(table[1])
     return course, figures
@@ -124,16 +124,16 @@ def spec_columns(spec: dict[str, Any]) -> list[str]:
 def logged(home: Path, name: str) -> tuple[set[str], set[str], dict[str, Any]]:
     """Metrics, figures and configuration of an offline W&B run."""
     (file,) = (home / "logs" / name).glob("*/wandb/offline-run-*/*.wandb")
-    kept = records(file)
-    history = {i.key or i.nested_key[0] for r in kept for i in r.history.item}
-    summary = {i.key or i.nested_key[0] for r in kept for i in r.summary.update}
-    (run,) = [r.run for r in kept if r.HasField("run")]
+    logged_records = records(file)
+    history = {i.key or i.nested_key[0] for r in logged_records for i in r.history.item}
+    summary = {i.key or i.nested_key[0] for r in logged_records for i in r.summary.update}
+    (run,) = [r.run for r in logged_records if r.HasField("run")]
     return history, summary, {i.key: json.loads(i.value_json) for i in run.config.update}
 
 
 @pytest.fixture
 def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """What this process asks W&B is asked there."""
+    """Requests of this process to W&B go to this server."""
     wandb.teardown()  # what it knows of another server
     monkeypatch.setenv("WANDB_BASE_URL", server.address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -141,7 +141,9 @@ def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
     wandb.teardown()
 
 
-def test_the_panels_show_what_runs_log(workplace: Path, server: Server, request) -> None:
+def test_dashboard_panels_show_only_logged_metrics(
+    workplace: Path, server: Server, request
+) -> None:
     arguments = (*SHORT, "name=seen", "trainer.log_every_n_steps=2")
     assert command("train", *arguments, cwd=workplace).returncode == 0
     history, summary, config = logged(workplace, "seen")
@@ -172,7 +174,9 @@ def test_the_panels_show_what_runs_log(workplace: Path, server: Server, request)
     assert shown(json.loads(second["spec"])) == (course, figures)
 
 
-def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server, request) -> None:
+def test_dashboard_panels_follow_the_task_of_the_runs(
+    workplace: Path, server: Server, request
+) -> None:
     arguments = (*SHORT, "data=digits_ink", "name=ink")
     for script, more in {
         "finetune": ("model=digits_student", "save_as=ink", "logger=none"),
@@ -195,9 +199,7 @@ def test_the_panels_are_of_the_task_of_the_runs(workplace: Path, server: Server,
     assert "FUNMATCH_ALLOW=elsewhere" in err
 
 
-def test_a_key_that_is_missing_or_refused_is_told_in_a_line(
-    workplace: Path, server: Server, request
-) -> None:
+def test_missing_or_refused_wandb_key_is_one_line(workplace: Path, server: Server, request) -> None:
     done = command("dashboard", cwd=workplace)
     assert done.returncode == 1
     assert re.fullmatch(r"error: dashboard: W&B: No API key .*WANDB_API_KEY.*\n", done.stderr)

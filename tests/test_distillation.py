@@ -1,4 +1,4 @@
-"""The teacher is only ever asked; the student learns; labels count where they are taught from."""
+"""Distillation, supervision, frozen networks and fidelity metrics."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +25,15 @@ SIDES = {"student": 8, "teacher": 8}
 
 def distillation(steps: int = 5, **how: object) -> tuple[Distillation, Network]:
     teacher = network(8, seed=2)
-    words = online.OnlineTargets(teacher_of(teacher))
+    targets = online.OnlineTargets(teacher_of(teacher))
     learns = replace(learning(steps), **how)
-    return Distillation(network(8, seed=1), words, {}, FunctionMatching(1.0), learns, TASK), teacher
+    return Distillation(
+        network(8, seed=1), targets, {}, FunctionMatching(1.0), learns, TASK
+    ), teacher
 
 
 @pytest.mark.fault(12)
-def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
+def test_teacher_is_not_trained_optimised_or_saved(tmp_path: Path) -> None:
     learner, teacher = distillation()
     before = Frozen(teacher).fingerprint()
     student = learner.student.net.linear.weight.detach().clone()
@@ -50,7 +52,7 @@ def test_the_teacher_stays_as_it_was_and_is_in_nothing(tmp_path: Path) -> None:
     assert set(saved["state_dict"]) == {"student.net.linear.weight", "student.net.linear.bias"}
 
 
-def test_a_fused_update_is_the_same_update() -> None:
+def test_fused_optimizer_equals_the_unfused_one() -> None:
     weights = []
     for fused in (False, True):
         learner, _ = distillation(fused=fused)
@@ -61,7 +63,7 @@ def test_a_fused_update_is_the_same_update() -> None:
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
-def test_one_step_is_the_formula() -> None:
+def test_distillation_steps_equal_a_manual_loop() -> None:
     """The trainer's step equals one written by hand from the same views."""
     learner, teacher = distillation(steps=2)
     source = array_source()
@@ -71,11 +73,11 @@ def test_one_step_is_the_formula() -> None:
     stream = image_stream(source, MIXED, sides=SIDES, batch_size=8, seed=0)
     for step in range(2):
         batch = stream[step].mixed()
-        logits, said = (
+        logits, target = (
             by_hand(batch.view("student")).prediction,
             teacher(batch.view("teacher")).prediction,
         )
-        loss = F.kl_div(logits.log_softmax(1), said.softmax(1), reduction="batchmean")
+        loss = F.kl_div(logits.log_softmax(1), target.softmax(1), reduction="batchmean")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
@@ -86,14 +88,14 @@ def test_one_step_is_the_formula() -> None:
 
 
 @pytest.mark.fault(12)
-def test_frozen_refuses_to_learn_and_keeps_no_graph() -> None:
+def test_frozen_network_records_no_gradient() -> None:
     frozen = Frozen(network(8))
     out = frozen(torch.rand(2, 3, 8, 8, requires_grad=True))
     assert not out.prediction.requires_grad
     assert not isinstance(frozen, torch.nn.Module)
 
 
-def test_fingerprints_differ_with_weights_and_normalisation() -> None:
+def test_fingerprint_depends_on_weights_normalisation_and_padding() -> None:
     plain = network(8, seed=1)
     other = Network(plain.net, mean=[0.5] * 3, std=[0.5] * 3, side=8, resize=8)
     prints = {Frozen(n).fingerprint() for n in (network(8, seed=1), network(8, seed=2), other)}
@@ -107,7 +109,7 @@ def test_fingerprints_differ_with_weights_and_normalisation() -> None:
     assert Frozen(network(8, seed=1)).fingerprint() in prints
 
 
-def test_a_network_normalises_and_keeps_the_features_asked_for() -> None:
+def test_network_normalises_and_returns_requested_features() -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.ReLU())
     wrapped = Network(
         net, mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.2], side=2, resize=2, features=["1"]
@@ -122,12 +124,12 @@ def test_a_network_normalises_and_keeps_the_features_asked_for() -> None:
         Network(net, mean=[0], std=[1], side=2, resize=2, features=["nope"])
 
 
-def test_function_matching_refuses_a_temperature_of_zero() -> None:
+def test_function_matching_refuses_zero_temperature() -> None:
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         FunctionMatching(0)
 
 
-def test_supervision_shares_the_loss_between_mixing_partners() -> None:
+def test_supervision_weights_the_loss_of_mixing_partners() -> None:
     learner = Supervision(network(8, seed=1), learning(2), TASK)
     rendered = image_stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)[0]
     batch = rendered.mixed()
@@ -141,14 +143,14 @@ def test_supervision_shares_the_loss_between_mixing_partners() -> None:
     torch.testing.assert_close(loss, torch.stack(by_hand).mean())
 
 
-def test_supervision_needs_labels() -> None:
+def test_supervision_without_labels_is_refused() -> None:
     learner = Supervision(network(8), learning(2), TASK)
     batch = Batch(torch.arange(2), None, 0, {"student": torch.rand(2, 3, 8, 8)})
     with pytest.raises(ValueError, match="labels are needed"):
         learner.loss(batch)
 
 
-def test_kept_targets_look_up_by_index() -> None:
+def test_per_image_targets_look_up_rows_by_index() -> None:
     table = torch.randn(20, CLASSES)
     stream = image_stream(array_source(), MIXED, sides={"student": 8}, batch_size=8, seed=0)
     batch = stream[0].mixed()
@@ -164,23 +166,23 @@ def test_fidelity_is_the_mean_over_examples_of_uneven_batches() -> None:
     fidelity = Fidelity()
     for rows in (slice(0, 4), slice(4, 8), slice(8, 11)):
         fidelity.update(student[rows], teacher[rows], label[rows])
-    found = {name: float(value) for name, value in fidelity.compute().items()}
+    metrics = {name: float(value) for name, value in fidelity.compute().items()}
 
     kl = sum(
         float(p * (p / q).log())
         for t, s in zip(teacher.double().softmax(1), student.double().softmax(1), strict=True)
         for p, q in zip(t, s, strict=True)
     )
-    best, said = student.argsort(1, descending=True), teacher.argmax(1)
-    assert found["student_top1"] == pytest.approx(sum(best[:, 0] == label) / 11)
-    assert found["teacher_top1"] == pytest.approx(sum(said == label) / 11)
-    assert found["agreement_top1"] == pytest.approx(sum(best[:, 0] == said) / 11)
-    inside = sum(int(said[i]) in best[i, :5].tolist() for i in range(11))
-    assert found["agreement_top5"] == pytest.approx(inside / 11)
-    assert found["kl_to_teacher"] == pytest.approx(kl / 11, rel=1e-5)
+    best, teacher_top1 = student.argsort(1, descending=True), teacher.argmax(1)
+    assert metrics["student_top1"] == pytest.approx(sum(best[:, 0] == label) / 11)
+    assert metrics["teacher_top1"] == pytest.approx(sum(teacher_top1 == label) / 11)
+    assert metrics["agreement_top1"] == pytest.approx(sum(best[:, 0] == teacher_top1) / 11)
+    inside = sum(int(teacher_top1[i]) in best[i, :5].tolist() for i in range(11))
+    assert metrics["agreement_top5"] == pytest.approx(inside / 11)
+    assert metrics["kl_to_teacher"] == pytest.approx(kl / 11, rel=1e-5)
 
 
-def test_fidelity_leaves_out_what_cannot_be_measured() -> None:
+def test_fidelity_omits_metrics_without_labels_or_teacher() -> None:
     logits = torch.randn(3, CLASSES)
     unlabelled, untaught = Fidelity(), Fidelity()
     unlabelled.update(logits, logits, None)

@@ -1,4 +1,4 @@
-"""What the documentation tells is so."""
+"""The documentation: its links, its site and the extension guide."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _COMMAND = re.compile(r"^python src/(\w+)\.py (--config-dir.*)$", re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
+def test_extension_guide_commands_run_as_written(workplace: Path) -> None:
     guide = (ROOT / "docs/how-to/extend.md").read_text()
     for _, name, content in _BLOCK.findall(guide):
         path = workplace / name
@@ -27,9 +27,9 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
     (exports,) = re.findall(r"^export (.*)$", guide, re.MULTILINE)
     more = dict(each.split("=") for each in exports.split())
     more["PYTHONPATH"] = f"{workplace}:{ROOT / 'tests'}"
-    found = _COMMAND.findall(guide)
-    assert len(found) == 5
-    for number, (script, overrides) in enumerate(found):
+    commands = _COMMAND.findall(guide)
+    assert len(commands) == 5
+    for number, (script, overrides) in enumerate(commands):
         quick = ("steps=4", "schedule.warmup_steps=1", "trainer.log_every_n_steps=2")
         steps = () if "steps=" in overrides else quick
         given = [*overrides.split(), *QUICK, *steps, f"name=guide{number}"]
@@ -42,7 +42,7 @@ def test_the_guide_to_extensions_works_as_written(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files(page: Path) -> None:
+def test_relative_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         generated = target.endswith("reference/configuration.md")
@@ -53,19 +53,19 @@ def test_links_lead_to_files(page: Path) -> None:
 class Links(HTMLParser):
     def __init__(self, page: Path) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.links: list[str] = []
         self.ids: set[str] = set()
         self.feed(page.read_text())
 
     def handle_starttag(self, tag, attrs) -> None:
         for name, value in attrs:
             if name in ("href", "src") and value:
-                self.found.append(value)
+                self.links.append(value)
             if name == "id" and value:
                 self.ids.add(value)
 
 
-def test_the_site_is_built_without_a_warning_and_no_link_is_broken(tmp_path: Path) -> None:
+def test_site_builds_without_warnings_or_broken_links(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs funmatch[docs]")
     pytest.importorskip("material", reason="needs funmatch[docs]")
     done = subprocess.run(
@@ -80,7 +80,7 @@ def test_the_site_is_built_without_a_warning_and_no_link_is_broken(tmp_path: Pat
     pages = {page: Links(page) for page in tmp_path.rglob("*.html") if page.name != "404.html"}
     assert len(pages) >= 15
     for page, links in pages.items():
-        for link in links.found:
+        for link in links.links:
             if re.match(r"[a-z]+:", link):
                 continue
             path, anchor = urldefrag(link.partition("?")[0])

@@ -1,4 +1,4 @@
-"""Real downloads from a server beside the test, and archives as they are given out."""
+"""Downloads of data sets from a local server, and ImageNet archives."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -30,12 +30,12 @@ class Quiet(SimpleHTTPRequestHandler):
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
     """A folder, and the address that it is served at."""
     monkeypatch.setenv("no_proxy", "*")
-    place = tmp_path / "served"
-    place.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(place))) as server:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield place, f"http://127.0.0.1:{server.server_port}/"
+        yield folder, f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
 
@@ -45,13 +45,13 @@ def offered(
     served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Path]:
     """Puts a data set on the server, as its archives, and tells torchvision of it."""
-    place, address = served
+    folder, address = served
 
     def packed(archive: str, base: Path, *names: str) -> str:
-        with tar(place / archive, "w:gz") as file:
+        with tar(folder / archive, "w:gz") as file:
             for name in names:
                 file.add(base / name, name)
-        return trees.md5(place / archive)
+        return trees.md5(folder / archive)
 
     def offer(name: str) -> Path:
         made = plant(tmp_path, name)
@@ -59,7 +59,7 @@ def offered(
             base = made / "flowers-102"
             table = {"image": ("102flowers.tgz", packed("102flowers.tgz", base, "jpg"))}
             for key, file in (("label", "imagelabels.mat"), ("setid", "setid.mat")):
-                (place / file).write_bytes((base / file).read_bytes())
+                (folder / file).write_bytes((base / file).read_bytes())
                 table[key] = (file, trees.md5(base / file))
             monkeypatch.setattr(official.Flowers102, "_download_url_prefix", address)
             monkeypatch.setattr(official.Flowers102, "_file_dict", table)
@@ -85,7 +85,7 @@ def offered(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_there_is_downloaded(name: str, offered, tmp_path: Path) -> None:
+def test_missing_data_set_is_downloaded(name: str, offered, tmp_path: Path) -> None:
     made = offered(name)
     splits: Splits = getattr(builders, name)(str(tmp_path / "new"), download=True)
     expected: Splits = getattr(builders, name)(str(made))
@@ -94,7 +94,7 @@ def test_what_is_not_there_is_downloaded(name: str, offered, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_download_that_fails(name: str, offered, served, tmp_path: Path) -> None:
+def test_failed_download_is_one_line(name: str, offered, served, tmp_path: Path) -> None:
     offered(name)
     for path in served[0].iterdir():
         path.write_bytes(b"not what it was")
@@ -110,9 +110,7 @@ def test_a_download_that_fails(name: str, offered, served, tmp_path: Path) -> No
     cause.close()  # it holds the connection
 
 
-def test_the_archives_of_imagenet_are_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imagenet_archives_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, root = plant(tmp_path, "imagenet"), tmp_path / "new"
     table = trees.imagenet_archives(root, made)
     monkeypatch.setattr(official_imagenet, "ARCHIVE_META", table)
@@ -133,7 +131,9 @@ def test_the_archives_of_imagenet_are_unpacked(
     builders.imagenet(str(root), download=True)  # nothing is left to do
 
 
-def test_a_damaged_archive_of_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_imagenet_archive_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "new"
     table = trees.imagenet_archives(root, plant(tmp_path, "imagenet"))
     monkeypatch.setattr(official_imagenet, "ARCHIVE_META", table)

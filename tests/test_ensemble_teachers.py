@@ -1,4 +1,4 @@
-"""Several teachers that speak as one: what they say, what is matched, what each of them sees."""
+"""Ensemble teachers: combined outputs, losses, stored targets and views."""
 
 import math
 from pathlib import Path
@@ -48,27 +48,27 @@ def batch() -> Batch:
 
 
 @pytest.fixture
-def said(pair: dict[str, Network], batch: Batch) -> Tensor:
-    """What each network says by itself: [2, B, C]. Toy weights are large: T must be, too."""
+def member_logits(pair: dict[str, Network], batch: Batch) -> Tensor:
+    """Logits of each network: [2, B, C]. Toy weights are large: T must be, too."""
     with torch.no_grad():
         return torch.stack([net(batch.views[name]).prediction for name, net in pair.items()])
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- outputs -------------------------------------------------------------------------------------
 
 
-def test_a_single_teacher_passes_its_output_through() -> None:
+def test_single_teacher_passes_its_output_through() -> None:
     net = Network(
         network(8).net, mean=[0.0] * 3, std=[1 / 255] * 3, side=8, resize=8, features=["linear"]
     )
-    found = Teacher({"teacher": Frozen(net)})({"teacher": pixels(8)}.__getitem__)
-    assert torch.equal(found.prediction, net(pixels(8)).prediction)
-    assert torch.equal(found.features["linear"], found.prediction)  # kept, as the objective asked
-    assert not found.members
-    assert found.summed(lambda prediction: prediction.sum()) == found.prediction.sum()
+    output = Teacher({"teacher": Frozen(net)})({"teacher": pixels(8)}.__getitem__)
+    assert torch.equal(output.prediction, net(pixels(8)).prediction)
+    assert torch.equal(output.features["linear"], output.prediction)  # as the objective requested
+    assert not output.members
+    assert output.summed(lambda prediction: prediction.sum()) == output.prediction.sum()
 
 
-def test_a_single_teacher_ignores_combination_and_temperature() -> None:
+def test_single_teacher_ignores_combination_and_temperature() -> None:
     frozen = Frozen(network(8))
     plain = Teacher({"teacher": frozen})
     other = Teacher({"teacher": frozen}, combine="logit", weights=(3.0,)).at_temperature(7.0)
@@ -79,7 +79,9 @@ def test_a_single_teacher_ignores_combination_and_temperature() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 300.0])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_the_combination_is_the_mean_it_names(pair, batch, said, weights, temperature) -> None:
+def test_combined_prediction_is_the_named_mean(
+    pair, batch, member_logits, weights, temperature
+) -> None:
     given = torch.tensor(weights or (1.0, 1.0))
     for combine, mean in (
         ("probability", ensembling.probability_mean),
@@ -87,32 +89,32 @@ def test_the_combination_is_the_mean_it_names(pair, batch, said, weights, temper
         ("sum", ensembling.probability_mean),
     ):
         teacher = ensemble(pair, combine=combine, weights=weights).at_temperature(temperature)
-        found = teacher(batch.view).prediction
-        torch.testing.assert_close(found, mean(said, given, temperature=temperature))
+        combined = teacher(batch.view).prediction
+        torch.testing.assert_close(combined, mean(member_logits, given, temperature=temperature))
 
 
-def test_the_combinations_differ(pair, batch) -> None:
-    def find(combine: str) -> Tensor:
-        said = ensemble(pair, combine=combine).at_temperature(300.0)(batch.view)
-        return (said.prediction / 300).softmax(dim=-1)
+def test_probability_and_logit_means_differ(pair, batch) -> None:
+    def probabilities(combine: str) -> Tensor:
+        output = ensemble(pair, combine=combine).at_temperature(300.0)(batch.view)
+        return (output.prediction / 300).softmax(dim=-1)
 
-    assert not torch.allclose(find("probability"), find("logit"), atol=1e-3)
+    assert not torch.allclose(probabilities("probability"), probabilities("logit"), atol=1e-3)
 
 
-def test_to_soften_a_teacher_leaves_it_as_it_was(pair) -> None:
+def test_at_temperature_does_not_change_the_teacher(pair) -> None:
     teacher = ensemble(pair, weights=WEIGHTS)
     assert teacher.at_temperature(4.0).temperature == 4
     assert teacher.temperature == 1
 
 
 @pytest.mark.parametrize("combine", ["probability", "logit"])
-def test_a_mean_is_matched_as_one_teacher(pair, batch, combine: str) -> None:
-    found = ensemble(pair, combine=combine, weights=WEIGHTS)(batch.view)
-    assert not found.members
-    assert found.summed(lambda prediction: prediction.sum()) == found.prediction.sum()
+def test_mean_combination_has_a_single_target(pair, batch, combine: str) -> None:
+    output = ensemble(pair, combine=combine, weights=WEIGHTS)(batch.view)
+    assert not output.members
+    assert output.summed(lambda prediction: prediction.sum()) == output.prediction.sum()
 
 
-def test_a_teacher_without_a_mean_or_with_wrong_weights_is_refused(pair) -> None:
+def test_unknown_combination_and_wrong_shares_are_refused(pair) -> None:
     with pytest.raises(ValueError, match=r"teacher\.combine must be one of .*, got 'median'"):
         ensemble(pair, combine="median")
     for weights in ((1.0,), (1.0, 0.0), (1.0, -2.0), (1.0, 1.0, 1.0), (1.0, math.nan)):
@@ -120,7 +122,7 @@ def test_a_teacher_without_a_mean_or_with_wrong_weights_is_refused(pair) -> None
             ensemble(pair, weights=weights)
 
 
-# --- what is matched -----------------------------------------------------------------------------
+# --- losses --------------------------------------------------------------------------------------
 
 
 def matched(target: Output, batch: Batch, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,20 +136,20 @@ def matched(target: Output, batch: Batch, temperature: float) -> tuple[Tensor, T
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("temperature", [50.0, 300.0])
-def test_the_sum_is_of_the_weighted_divergences_from_each(
-    pair, batch, said, temperature: float, weights
+def test_sum_loss_is_the_weighted_sum_of_member_divergences(
+    pair, batch, member_logits, temperature: float, weights
 ) -> None:
     target = ensemble(pair, combine="sum", weights=weights).at_temperature(temperature)(batch.view)
     student, loss, _ = matched(target, batch, temperature)
     expected = 0.0
-    for weight, logits in zip(weights or (1.0, 1.0), said, strict=True):
+    for weight, logits in zip(weights or (1.0, 1.0), member_logits, strict=True):
         expected += weight * kl_divergence(student, logits, temperature=temperature).mean()
     torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("temperature", [50.0, 300.0])
-def test_the_gradient_of_the_sum_is_that_to_the_mean_of_the_probabilities(
+def test_sum_gradient_equals_scaled_probability_mean_gradient(
     pair, batch, temperature: float, weights
 ) -> None:
     """sum_k w_k T (q - p_k) = W T (q - mean p): up to a constant they are one objective."""
@@ -167,7 +169,7 @@ def test_the_gradient_of_the_sum_is_that_to_the_mean_of_the_probabilities(
     assert loss > total * other  # by the constant, which the teachers' disagreement is
 
 
-def test_the_gradient_of_the_mean_of_logits_is_another(pair, batch) -> None:
+def test_logit_mean_gradient_differs_from_probability_mean(pair, batch) -> None:
     gradients = [
         matched(ensemble(pair, combine=combine).at_temperature(300.0)(batch.view), batch, 300.0)[2]
         for combine in ("probability", "logit")
@@ -175,10 +177,10 @@ def test_the_gradient_of_the_mean_of_logits_is_another(pair, batch) -> None:
     assert not torch.allclose(*gradients, rtol=0.05)
 
 
-# --- identity and kept words ---------------------------------------------------------------------
+# --- identity and stored targets -----------------------------------------------------------------
 
 
-def test_the_fingerprint_tells_combination_weights_members_and_their_order(pair) -> None:
+def test_fingerprint_depends_on_combination_weights_and_member_order(pair) -> None:
     swapped = dict(reversed(pair.items()))
     teachers = [
         ensemble(pair),
@@ -195,43 +197,41 @@ def test_the_fingerprint_tells_combination_weights_members_and_their_order(pair)
 
 
 @combinations
-def test_kept_words_of_an_ensemble_equal_live_ones_on_the_same_views(
-    combine: str, pair, tmp_path: Path
-) -> None:
-    """A fixed teacher that saw whole images, asked again about the whole images of a batch."""
+def test_stored_ensemble_targets_equal_online_targets(combine: str, pair, tmp_path: Path) -> None:
+    """A fixed teacher that saw whole images, evaluated again on the whole images of a batch."""
     source, recipe = MixedSizes(), Fixed(name="fixed_teacher", teacher_crop="resize")
     teacher = ensemble(pair, combine=combine, weights=WEIGHTS).at_temperature(200.0)
     device = torch.device("cpu")
-    kept = per_image.on_fixed_views(
+    stored = per_image.on_fixed_views(
         teacher, source, recipe, TASK, seed=SEED, store=tmp_path, batch_size=4, device=device
     )
     sides = {"student": 8, **teacher.sides}
     stream = image_stream(source, recipe, sides=sides, batch_size=BATCH, seed=SEED)
     for step in range(3):
         batch = stream[step].mixed()
-        found, live = kept(batch), online.OnlineTargets(teacher)(batch)
+        output, live = stored(batch), online.OnlineTargets(teacher)(batch)
         # Of hundreds of pixels; other numbers of rows are summed in another order.
         close = {"rtol": 1e-4, "atol": 1e-2}
-        torch.testing.assert_close(found.prediction, live.prediction, **close)
-        for (weight, logits), (same, expected) in zip(found.members, live.members, strict=True):
+        torch.testing.assert_close(output.prediction, live.prediction, **close)
+        for (weight, logits), (same, expected) in zip(output.members, live.members, strict=True):
             assert weight == same
             torch.testing.assert_close(logits, expected, **close)
 
 
-def test_members_are_asked_and_kept_one_by_one(pair, tmp_path: Path) -> None:
-    """Another combination of the same networks asks none of them again."""
+def test_members_are_evaluated_and_stored_separately(pair, tmp_path: Path) -> None:
+    """Another combination of the same networks evaluates none of them again."""
     arguments = {"store": tmp_path, "batch_size": 4, "device": torch.device("cpu")}
     per_image.on_evaluation_views(ensemble(pair), array_source(), TASK, **arguments)
-    asked = [len(net.net.seen) for net in pair.values()]
-    assert asked == [5, 5]
+    evaluations = [len(net.net.seen) for net in pair.values()]
+    assert evaluations == [5, 5]
     other = ensemble(pair, combine="logit", weights=WEIGHTS)
     per_image.on_evaluation_views(other, array_source(), TASK, **arguments)
     single = Teacher({"teacher": Frozen(pair["teacher.small"])})
     per_image.on_evaluation_views(single, array_source(), TASK, **arguments)
-    assert [len(net.net.seen) for net in pair.values()] == asked
+    assert [len(net.net.seen) for net in pair.values()] == evaluations
 
 
-# --- what each one sees --------------------------------------------------------------------------
+# --- views ---------------------------------------------------------------------------------------
 
 
 def crops(source, step: int, side: int) -> Tensor:
@@ -276,7 +276,7 @@ def test_members_see_the_students_mixed_crop_at_their_own_size(source, combine: 
 
 
 @pytest.mark.parametrize(("teacher_side", "student_side"), [(12, 7), (7, 5)])
-def test_one_teacher_sees_the_students_mixed_crop_at_its_own_size(
+def test_single_teacher_sees_the_students_mixed_crop_at_its_own_size(
     source, teacher_side: int, student_side: int
 ) -> None:
     """The proportions of T384 -> S224 and of T224 -> S160."""
@@ -289,7 +289,7 @@ def test_one_teacher_sees_the_students_mixed_crop_at_its_own_size(
             torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-3)
 
 
-def test_members_of_the_students_side_share_its_pixels() -> None:
+def test_members_of_the_students_side_share_its_view() -> None:
     """No view is rendered twice."""
     recipe = Shared(name="consistent", crop="inception", min_area=MIN_AREA)
     sides = {"student": 8, "teacher.same": 8, "teacher.other": 6}

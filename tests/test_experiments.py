@@ -1,4 +1,4 @@
-"""The rows of conf/paper.csv: every experiment is what paper.md, sec. 8, says of it."""
+"""The experiments of conf/paper.csv, compared with the settings in the paper."""
 
 import json
 import re
@@ -69,7 +69,7 @@ RELEASED_NAMES = {
     **{"food101_fast": "100", "food101_medium": "1k", "food101_long": "3k"},
     **{"sun397_fast": "100", "sun397_medium": "1k", "sun397_long": "3k"},
 }
-# The teacher's fixed view decides what the student sees, if nothing is said of it.
+# The teacher's fixed view decides what the student sees, unless it is set.
 SEEN = {"resize": "whole", "centre": "mild", "inception_ensemble": "inception"}
 TRANSFERS = {
     "pets_from_food101": ("pets_10k", "food101"),
@@ -102,7 +102,7 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=label)
 # --- the table -----------------------------------------------------------------------------------
 
 
-def test_every_row_with_a_name_is_an_experiment() -> None:
+def test_every_named_row_is_an_experiment() -> None:
     labels = [f"labels/{name}" for name in compose.group_options("experiment/labels")]
     assert sorted([*compose.group_options("experiment"), *labels]) == NAMES
     named = [row for row in ROWS if row["name"]]
@@ -111,14 +111,14 @@ def test_every_row_with_a_name_is_an_experiment() -> None:
 
 
 @every
-def test_it_composes_and_passes_the_door(name: str) -> None:
+def test_experiment_composes_and_validates(name: str) -> None:
     cfg = composed(name)
     validation.check(cfg)
     assert identity.run_id(cfg)
 
 
 @every_row
-def test_the_steps_of_a_row_are_those_of_the_run(row: dict[str, str]) -> None:
+def test_row_steps_equal_the_steps_of_the_run(row: dict[str, str]) -> None:
     cfg = configured(row)
     if row["steps"]:
         assert int(row["steps"]) == schema.total_steps(cfg)
@@ -130,7 +130,7 @@ def test_the_steps_of_a_row_are_those_of_the_run(row: dict[str, str]) -> None:
 
 
 @every_row
-def test_the_cost_of_a_row_is_that_of_its_arithmetic(row: dict[str, str]) -> None:
+def test_row_gpu_hours_equal_the_computed_cost(row: dict[str, str]) -> None:
     """At 790 TFLOP/s; of the rows whose networks are the R50 and, if any, one R152x2."""
     cfg = configured(row)
     learns = cfg.student if "student" in cfg else cfg.model
@@ -138,7 +138,7 @@ def test_the_cost_of_a_row_is_that_of_its_arithmetic(row: dict[str, str]) -> Non
     if not row["gpu_hours"] or label(row).startswith(others):
         return
     teacher, student = FLOP[learns.side]
-    if "teacher" not in cfg or "teacher_crop" in cfg.recipe:  # asked once per image
+    if "teacher" not in cfg or "teacher_crop" in cfg.recipe:  # evaluated once per image
         teacher = 0
     images = schema.total_steps(cfg) * cfg.batch_size
     hours = images * (teacher + student) / 790e12 / 3600
@@ -146,15 +146,15 @@ def test_the_cost_of_a_row_is_that_of_its_arithmetic(row: dict[str, str]) -> Non
 
 
 @every_row
-def test_a_row_says_what_to_expect_and_where_the_paper_says_it(row: dict[str, str]) -> None:
+def test_row_has_expected_figure_source_and_title(row: dict[str, str]) -> None:
     assert bool(row["source"]) == bool(row["steps"]) == bool(row["gpu_hours"])
-    found = row["expected"]
-    assert found in ("", "diverged") or 20 < float(found.lstrip("<~")) < 100
+    expected = row["expected"]
+    assert expected in ("", "diverged") or 20 < float(expected.lstrip("<~")) < 100
     assert bool(row["title"]) == bool(row["name"])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_row_has_the_papers_numbers(name: str) -> None:
+def test_row_has_the_papers_settings_and_accuracy(name: str) -> None:
     epochs, temperature, lr, wd, accuracy, steps = SETTINGS[name]
     cfg = composed(name)
     assert (cfg.epochs, schema.total_steps(cfg)) == (epochs, steps)
@@ -163,26 +163,26 @@ def test_a_row_has_the_papers_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "epochs"), FIGURES)
-def test_a_row_has_the_papers_figure(name: str, epochs: int | None) -> None:
-    (found,) = (
+def test_row_has_the_papers_figure(name: str, epochs: int | None) -> None:
+    (figure,) = (
         row["expected"]
         for row in ROWS
         if name in (row["name"], row["base"]) and row["epochs"] == str(epochs or "")
     )
-    assert found == FIGURES[name, epochs]
+    assert figure == FIGURES[name, epochs]
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_says_what_it_is_and_how_to_run_a_row(table: str) -> None:
+def test_table_header_describes_rows_and_command(table: str) -> None:
     text = (ROOT / "conf" / "paper" / f"{table}.yaml").read_text()
     assert text.startswith("# @package _global_\n# ")
     for key in ("Paper", "Rows", "Command", "Cost", "Expected"):
         assert re.search(rf"^# {key}: +\S", text, re.MULTILINE)
     (command,) = re.findall(r"^# Command: +python src/(.*)$", text, re.MULTILINE)
-    found = re.match(r"(\w+)\.py experiment=([\w/]+)( epochs=1200)?$", command)
-    assert found is not None
-    assert found[1] == ("finetune" if found[2].startswith("labels/") else "train")
-    assert NAMED[found[2]]["base"] == table
+    parsed = re.match(r"(\w+)\.py experiment=([\w/]+)( epochs=1200)?$", command)
+    assert parsed is not None
+    assert parsed[1] == ("finetune" if parsed[2].startswith("labels/") else "train")
+    assert NAMED[parsed[2]]["base"] == table
 
 
 # --- settings ------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def optimises_as_the_paper(cfg: DictConfig, lr: float, wd: float, warmup: int) -
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_small_row_has_the_papers_settings(name: str) -> None:
+def test_small_data_set_row_has_the_papers_settings(name: str) -> None:
     row, data = NAMED[name], name.partition("_")[0]
     classes, images, weights = DATA[data]
     cfg = composed(name)
@@ -219,20 +219,20 @@ def test_a_small_row_has_the_papers_settings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RELEASED_NAMES)
-def test_a_name_of_the_released_code_is_a_row(name: str) -> None:
+def test_released_name_equals_its_row(name: str) -> None:
     row = f"{name.partition('_')[0]}_{RELEASED_NAMES[name]}"
     assert identity.identity(composed(name)) == identity.identity(composed(row))
 
 
 @pytest.mark.parametrize("epochs", [30, 90, 300, 600, 1200, 4800, 9600])
-def test_an_imagenet_length_is_function_matching_for_so_long(epochs: int) -> None:
+def test_imagenet_epochs_row_is_function_matching_of_that_length(epochs: int) -> None:
     cfg = composed(f"imagenet_{epochs}")
     longer = composed("imagenet_function_matching", f"epochs={epochs}")
     assert identity.identity(cfg) == identity.identity(longer)
 
 
 @pytest.mark.parametrize("name", IMAGENET)
-def test_an_imagenet_row_has_the_papers_settings(name: str) -> None:
+def test_imagenet_row_has_the_papers_settings(name: str) -> None:
     cfg = composed(name)
     assert (cfg.data.name, cfg.data.classes, cfg.data.train_size) == ("imagenet", 1000, 1_255_544)
     assert (cfg.epochs, cfg.batch_size, cfg.objective.temperature) == (1200, 4096, 1.0)
@@ -245,14 +245,14 @@ def test_an_imagenet_row_has_the_papers_settings(name: str) -> None:
         assert is_function_matching(cfg)
 
 
-def test_two_teachers_of_imagenet_are_averaged_by_their_logits() -> None:
+def test_imagenet_teacher_pair_averages_logits() -> None:
     cfg = composed("imagenet_t384_t224")
     assert cfg.teacher.combine == "logit"
     assert cfg.teacher.shares is None
     assert teacher_of(cfg).combine == "logit"
 
 
-def test_shampoo_has_the_settings_of_the_appendix() -> None:
+def test_shampoo_row_has_the_settings_of_the_appendix() -> None:
     cfg = composed("imagenet_shampoo")
     assert cfg.optimizer._target_ == "funmatch.optim.shampoo.shampoo"
     assert (cfg.optimizer.block_size, cfg.optimizer.every, cfg.optimizer.wd) == (128, 1, 3.75e-4)
@@ -263,14 +263,14 @@ def test_shampoo_has_the_settings_of_the_appendix() -> None:
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_the_consistency_study_varies_the_recipe_alone(name: str) -> None:
+def test_consistency_study_varies_only_the_recipe(name: str) -> None:
     cfg, base = composed(name), composed("flowers102_10k")
     kind, _, view = name.removeprefix("consistency_").rpartition("_")
-    law = datasets.build_recipe(build(cfg))
+    built_recipe = datasets.build_recipe(build(cfg))
     if kind == "fixed":
         assert cfg.recipe.name == "fixed_teacher"
         assert cfg.recipe.teacher_crop == {"ensemble": "inception_ensemble"}.get(view, view)
-        assert law.student_crop == SEEN[cfg.recipe.teacher_crop]
+        assert built_recipe.student_crop == SEEN[cfg.recipe.teacher_crop]
     elif kind == "function":
         assert is_function_matching(cfg)
     else:
@@ -290,7 +290,7 @@ def test_the_consistency_study_varies_the_recipe_alone(name: str) -> None:
     ("consistency_fixed_centre", "food101", 100),
     ("consistency_independent_inception", "sun397", 100),
 ])  # fmt: skip
-def test_the_consistency_study_takes_other_data(name: str, data: str, epochs: int) -> None:
+def test_consistency_study_accepts_other_data_sets(name: str, data: str, epochs: int) -> None:
     cfg = composed(name, f"data={data}", f"epochs={epochs}")
     validation.check(cfg)
     assert (cfg.data.name, cfg.teacher.weights) == (data, DATA[data][2])
@@ -298,7 +298,7 @@ def test_the_consistency_study_takes_other_data(name: str, data: str, epochs: in
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_out_of_domain_teaches_on_the_transfer_set_alone(name: str) -> None:
+def test_out_of_domain_rows_train_only_on_the_transfer_set(name: str) -> None:
     row, transfer = TRANSFERS[name]
     cfg, base = composed(name), composed(row)
     assert [part.name for part in schema.training_sets(cfg).values()] == [transfer]
@@ -311,7 +311,7 @@ def test_out_of_domain_teaches_on_the_transfer_set_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("data", [data for data in DATA if data != "imagenet"])
-def test_labels_by_transfer_follow_the_hyperrule(data: str) -> None:
+def test_label_transfer_rows_follow_the_bit_hyperrule(data: str) -> None:
     cfg = composed(f"labels/{data}_transfer")
     large = DATA[data][1] >= 20_000
     steps, warmup, milestones = (
@@ -330,7 +330,7 @@ def test_labels_by_transfer_follow_the_hyperrule(data: str) -> None:
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_labels_from_scratch_have_no_weights_and_the_settings_of_a_row(data: str) -> None:
+def test_label_scratch_rows_have_no_weights_and_the_papers_settings(data: str) -> None:
     name = "labels/imagenet" if data == "imagenet" else f"labels/{data}_scratch"
     rows = {"flowers102": "10k", "pets": "1k", "food101": "100", "sun397": "100"}
     row = "imagenet_function_matching" if data == "imagenet" else f"{data}_{rows[data]}"
@@ -392,12 +392,12 @@ def expected_parameters(kind: str, classes: int) -> int:
 @pytest.mark.parametrize(
     ("kind", "millions"), [("bit_r50", 25.5), ("bit_r152x2", 236.3), ("mobilenet_v3_large", 5.5)]
 )
-def test_the_sizes_here_are_those_of_the_literature(kind: str, millions: float) -> None:
+def test_parameter_formulas_give_published_sizes(kind: str, millions: float) -> None:
     assert expected_parameters(kind, 1000) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 @every
-def test_its_networks_have_the_papers_size(name: str) -> None:
+def test_experiment_networks_have_the_papers_sizes(name: str) -> None:
     cfg = composed(name)
     experiment = build(cfg)
     mobile = name == "imagenet_mobilenet_v3_large"
@@ -410,7 +410,7 @@ def test_its_networks_have_the_papers_size(name: str) -> None:
 
 
 @every
-def test_its_networks_see_views_of_the_papers_side(name: str) -> None:
+def test_experiment_views_have_the_papers_sides(name: str) -> None:
     cfg = composed(name)
     side = 224 if cfg.data.name == "imagenet" else 128
     learns = cfg.student if "student" in cfg else cfg.model
@@ -425,7 +425,7 @@ def test_its_networks_see_views_of_the_papers_side(name: str) -> None:
 
 
 @every
-def test_its_weights_are_released_ones(name: str) -> None:
+def test_experiment_weights_are_released_weights(name: str) -> None:
     cfg = composed(name)
     data = cfg.data.name
     if "teacher" in cfg:
@@ -434,15 +434,15 @@ def test_its_weights_are_released_ones(name: str) -> None:
             "imagenet_t384": ["R152x2_T_384"],
             "imagenet_t384_t224": ["R152x2_T_224", "R152x2_T_384"],  # by their names
         }.get(name, [own])
-        found = [part.weights for part in schema.teachers(cfg).values()]
-        assert found == expected
-        assert set(found) <= set(pretrained.NAMES)
+        names = [part.weights for part in schema.teachers(cfg).values()]
+        assert names == expected
+        assert set(names) <= set(pretrained.NAMES)
     learns = cfg.student if "student" in cfg else cfg.model
     starts = name == "imagenet_bitm_start" or name.endswith("_transfer")
     assert learns.weights == ("BiT-M-R50x1" if starts else None)
 
 
-def test_the_mobile_student_has_group_norm() -> None:
+def test_mobilenet_student_uses_group_norm() -> None:
     kinds = {
         type(module).__name__
         for module in sketched(build(composed("imagenet_mobilenet_v3_large")).student).modules()

@@ -1,4 +1,4 @@
-"""A fork of the server of commands behaves as a new process does."""
+"""The fork server of tests: a fork behaves as a new process."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_server_has_one_thread(server: Server) -> None:
 
 def test_fork_starts_like_a_new_process(server: Server, tmp_path: Path) -> None:
     path, more = script(tmp_path, SHOW), {"TMPDIR": str(tmp_path), "PYTHONPATH": "/a:/b"}
-    found: list[dict[str, Any]] = [
+    states: list[dict[str, Any]] = [
         json.loads(forked(server, path, "a=1", "b", **more).communicate()[0]) for _ in range(2)
     ]
     new = subprocess.run(
@@ -76,9 +76,9 @@ def test_fork_starts_like_a_new_process(server: Server, tmp_path: Path) -> None:
         start_new_session=True,
         check=True,
     )
-    found.append(json.loads(new.stdout))
-    assert len({draw for each in found for draw in each.pop("random")}) == 6
-    assert found[0] == found[1] == found[2]
+    states.append(json.loads(new.stdout))
+    assert len({draw for each in states for draw in each.pop("random")}) == 6
+    assert states[0] == states[1] == states[2]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_fork_starts_like_a_new_process(server: Server, tmp_path: Path) -> None:
         ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
     ],
 )
-def test_exit_code_is_that_of_the_script(
+def test_fork_returns_the_exit_code_of_the_script(
     server: Server, tmp_path: Path, code: str, expected: int
 ) -> None:
     process = forked(server, script(tmp_path, code))
@@ -102,9 +102,7 @@ def test_exit_code_is_that_of_the_script(
     assert process.returncode == expected
 
 
-def test_end_of_a_fork_waits_for_threads_and_calls_exit_handlers(
-    server: Server, tmp_path: Path
-) -> None:
+def test_fork_waits_for_threads_and_runs_exit_handlers(server: Server, tmp_path: Path) -> None:
     code = """
 import atexit, threading, time, weakref
 class Cycle: pass
@@ -131,7 +129,7 @@ def test_signals_reach_the_pid_of_a_fork(server: Server, tmp_path: Path) -> None
         assert process.returncode == process.poll() == expected
 
 
-def test_forks_run_side_by_side(server: Server, tmp_path: Path) -> None:
+def test_forks_run_concurrently(server: Server, tmp_path: Path) -> None:
     path = script(tmp_path, "import time; time.sleep(1)")
     began = time.monotonic()
     processes = [forked(server, path) for _ in range(4)]
@@ -141,13 +139,15 @@ def test_forks_run_side_by_side(server: Server, tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_what_is_read_at_start_is_left_to_a_new_process(server: Server, tmp_path: Path) -> None:
+def test_server_declines_variables_read_at_interpreter_start(
+    server: Server, tmp_path: Path
+) -> None:
     assert server.serves(environment(tmp_path, PYTHONPATH="/a", FUNMATCH_ALLOW="toys"))
     for name in ("OMP_NUM_THREADS", "PYTHONHASHSEED", "TORCHINDUCTOR_CACHE_DIR", "WANDB_MODE"):
         assert not server.serves(environment(tmp_path, **{name: "7"}))
 
 
-def test_what_packages_set_in_this_process_keeps_no_command_from_the_server(
+def test_server_ignores_variables_set_later_in_this_process(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"):
@@ -155,7 +155,7 @@ def test_what_packages_set_in_this_process_keeps_no_command_from_the_server(
     assert server.serves(environment(tmp_path))
 
 
-def test_command_that_takes_too_long_is_killed(
+def test_command_over_the_timeout_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "_TIMEOUT", 0.1)
@@ -163,7 +163,7 @@ def test_command_that_takes_too_long_is_killed(
         command("train", *QUICK, cwd=tmp_path)
 
 
-def test_forked_run_ends_with_the_bytes_of_a_new_process(workplace: Path) -> None:
+def test_forked_run_equals_a_new_process_to_the_byte(workplace: Path) -> None:
     given = ("steps=4", "schedule.warmup_steps=1", *QUICK)
     for name, run in (("forked", command), ("unforked", new_process)):
         done = run("train", *given, f"name={name}", cwd=workplace)

@@ -1,4 +1,4 @@
-"""Finding one's way: help, completion, near misses, and running again what failed."""
+"""Help texts, shell completion, suggestions and the printed configuration."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_help_names_the_command_with_examples(name: str, tmp_path: Path, compose
         assert compose(*first, name=name)
 
 
-def test_help_shows_the_groups_and_their_options(tmp_path: Path) -> None:
+def test_help_lists_groups_and_options(tmp_path: Path) -> None:
     _, out, _ = command_here("train", "--help", cwd=tmp_path)
     recipes = "recipe: consistent, fixed_teacher, function_matching, independent_noise"
     assert recipes in out.splitlines()
@@ -42,7 +42,7 @@ def test_help_shows_the_groups_and_their_options(tmp_path: Path) -> None:
     assert 'eval "$(python src/train.py -sc install=bash)"' in out
 
 
-def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
+def test_bash_completion_completes_groups_and_options(tmp_path: Path) -> None:
     script, installed = ROOT / "src/train.py", Path(sys.executable).with_name("funmatch")
     for program, line, expected in (
         ([sys.executable, str(script)], "python src/train.py recipe=c", {"recipe=consistent"}),
@@ -73,7 +73,7 @@ def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("train", 'eval "$(funmatch train -sc install=bash)"'),
         pytest.param(
@@ -83,7 +83,9 @@ def test_the_shell_completes_groups_and_options(tmp_path: Path) -> None:
         ("submit", "[RECIPES=a,b] slurm/submit [key=value ...]"),
     ],
 )
-def test_help_of_the_installed_command_names_funmatch(tmp_path: Path, name: str, said: str) -> None:
+def test_help_of_the_installed_command_names_funmatch(
+    tmp_path: Path, name: str, expected: str
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "funmatch", name, "--help"],
         cwd=tmp_path,
@@ -92,11 +94,11 @@ def test_help_of_the_installed_command_names_funmatch(tmp_path: Path, name: str,
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert said in done.stdout
+    assert expected in done.stdout
     assert "python src/" not in done.stdout
 
 
-def test_closed_stdout_pipe_is_one_error(workplace: Path) -> None:
+def test_closed_stdout_pipe_is_one_error_line(workplace: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     process = start("train", *QUICK, "dry_run=true", cwd=workplace, stdout=write)
@@ -107,7 +109,7 @@ def test_closed_stdout_pipe_is_one_error(workplace: Path) -> None:
     assert errors.count("\n") == 1
 
 
-def test_the_configuration_is_shown_once_in_a_command(workplace: Path) -> None:
+def test_configuration_is_printed_once_per_command(workplace: Path) -> None:
     given = ("-m", *QUICK, "steps=2", "schedule.warmup_steps=1", "seed=0,1", "name=shown")
     done = command("train", *given, "optimizer.lr=0.003", cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
@@ -145,7 +147,7 @@ def test_error_proposes_the_nearest_name(given: str, proposed: str, tmp_path: Pa
     assert proposed in err.removeprefix(f"error: {given}")
 
 
-def test_command_of_a_run_repeats_its_overrides(tmp_path: Path) -> None:
+def test_recorded_command_repeats_the_overrides(tmp_path: Path) -> None:
     folder = tmp_path / ".hydra"
     folder.mkdir()
     row = {"directory": tmp_path, "recipe": "labels"}

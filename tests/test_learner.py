@@ -1,4 +1,4 @@
-"""Steps that cannot be taken leave no trace."""
+"""Learner: training steps with a non-finite loss or gradient."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def state(learner: Supervision) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in learner.student.net.state_dict().items()}
 
 
-def test_a_step_without_a_number_leaves_weights_and_statistics_as_they_were() -> None:
+def test_nonfinite_step_leaves_weights_and_statistics_unchanged() -> None:
     before, after = taught(2, broken=[]), taught(3, broken=[3])
     assert after.skipped == 1
     for name, value in state(before).items():
@@ -65,7 +65,7 @@ def scaled(scale: float) -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
 
 
-def test_an_overflow_by_the_scale_of_float16_is_the_business_of_the_scaler(capsys) -> None:
+def test_float16_overflow_lowers_the_scale_and_is_not_counted(capsys) -> None:
     precision = scaled(2.0**40)
     learner = taught(60, broken=[], most=0, plugins=(precision,))
     assert 1 < precision.scaler.get_scale() < 2.0**40  # it came down until all was finite
@@ -75,7 +75,7 @@ def test_an_overflow_by_the_scale_of_float16_is_the_business_of_the_scaler(capsy
     assert not torch.equal(state(learner)["0.weight"], student().net[0].weight)
 
 
-def test_in_float16_a_loss_without_a_number_is_counted_once_the_scale_cannot_be_the_cause() -> None:
+def test_float16_nonfinite_loss_at_minimal_scale_is_counted() -> None:
     precision = scaled(8.0)
     with pytest.raises(ValueError, match=r"max_skipped=0: at step 4 loss or gradient is not"):
         taught(9, broken=[1, 2, 3, 4, 5], most=0, plugins=(precision,))

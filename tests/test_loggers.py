@@ -1,4 +1,4 @@
-"""Metrics are kept, each step once; W&B is never in the way."""
+"""Metric loggers: CSV, W&B, TensorBoard and MLflow."""
 
 import json
 import socket
@@ -25,7 +25,7 @@ SHORT = (
 )
 
 
-def test_csv_rows_up_to_the_checkpoint_are_kept_and_later_ones_cut(tmp_path: Path) -> None:
+def test_csv_logger_truncates_rows_after_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
     for step in (10, 20, 30):
@@ -41,34 +41,34 @@ def test_csv_rows_up_to_the_checkpoint_are_kept_and_later_ones_cut(tmp_path: Pat
     resumed.log_metrics({"train/loss": 9.0}, 30)
     assert path.read_text().splitlines()[1:] == ["10,1.0,", "20,2.0,", "30,9.0,"]
     resumed.log_metrics({"val/student_top1": 0.25}, 30)
-    place = path.stat().st_ino
+    inode = path.stat().st_ino
     resumed.log_metrics({"val/student_top1": 0.5}, 30)  # validated again after a kill
     assert path.read_text().splitlines()[1:] == ["10,1.0,", "20,2.0,", "30,9.0,0.5"]
-    assert path.stat().st_ino == place  # not all of a long file is written again
+    assert path.stat().st_ino == inode  # not all of a long file is written again
     assert CsvLogger(path).name == "csv"  # a run that starts anew starts with an empty file
     assert path.read_text().splitlines() == ["step"]
 
 
 def records(path: Path) -> list[pb.Record]:
     """What an offline W&B run holds: protobuf records in LevelDB's log format."""
-    data, place, found, part = path.read_bytes(), 7, [], b""
+    data, offset, parsed, part = path.read_bytes(), 7, [], b""
     assert data.startswith(b":W&B")
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
+    while offset + 7 <= len(data):
+        left = 32768 - offset % 32768
         if left < 7:  # a record never begins in the last bytes of a block
-            place += left
+            offset += left
             continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        part += data[place + 7 : place + 7 + length]
-        place += 7 + length
+        _, length, kind = struct.unpack("<IHB", data[offset : offset + 7])
+        part += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            found.append(pb.Record.FromString(part))
+            parsed.append(pb.Record.FromString(part))
             part = b""
-    return found
+    return parsed
 
 
 @pytest.mark.fault(15)
-def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> None:
+def test_wandb_without_key_logs_offline_and_reports_it_once(workplace: Path) -> None:
     arguments = ("-m", "recipe=consistent,function_matching", *SHORT, "name=keyless")
     done = command("train", *arguments, cwd=workplace)
     assert done.returncode == 0, done.stderr
@@ -80,15 +80,15 @@ def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> N
     assert len(files) == 2
     ids = set()
     for file in files:  # each job in a run of its own
-        kept = records(file)
-        (run,) = [r.run for r in kept if r.HasField("run")]
+        logged = records(file)
+        (run,) = [r.run for r in logged if r.HasField("run")]
         ids.add(run.run_id)
         assert run.run_group == "keyless"
         assert run.job_type in ("consistent", "function_matching")
         assert list(run.tags) == [run.job_type, "data=digits", "teacher=digits", "student=digits"]
         config = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert config["recipe"]["name"] == run.job_type
-        history = [r.history for r in kept if r.HasField("history")]
+        history = [r.history for r in logged if r.HasField("history")]
         keys = {item.key or item.nested_key[0] for h in history for item in h.item}
         assert {"train/loss", "val/student_top1", "test/student_top1"} <= keys
         shown = {"views", "test/predictions"}
@@ -96,12 +96,12 @@ def test_without_a_key_wandb_logs_offline_and_says_it_once(workplace: Path) -> N
         assert shown <= keys, keys
         media = {path.name.partition("_")[0] for path in file.parent.rglob("*.png")}
         assert media == {"views"}
-        assert any(r.HasField("exit") and r.exit.exit_code == 0 for r in kept)
+        assert any(r.HasField("exit") and r.exit.exit_code == 0 for r in logged)
     assert len(ids) == 2
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> None:
+def test_resumed_run_continues_the_same_wandb_run(workplace: Path) -> None:
     given = (*SHORT, "name=twice", "checkpoint_every=1", "logger.wandb.artifact=true")
     stop = inject("SignalAt", step=2, number=15)
     assert command("train", *given, *stop, cwd=workplace).returncode == 75
@@ -110,14 +110,14 @@ def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> N
     assert len(folders) == 2
     steps, ids, views, artifacts = [], set(), 0, []
     for folder in folders:
-        kept = records(next(folder.glob("*.wandb")))
-        ids |= {r.run.run_id for r in kept if r.HasField("run")}
-        for record in kept:
+        logged = records(next(folder.glob("*.wandb")))
+        ids |= {r.run.run_id for r in logged if r.HasField("run")}
+        for record in logged:
             items = {i.key or i.nested_key[0]: i.value_json for i in record.history.item}
             views += "views" in items
             if "train/loss" in items:
                 steps.append(int(items["trainer/global_step"]))
-        artifacts += [r.request for r in kept if r.HasField("request")]
+        artifacts += [r.request for r in logged if r.HasField("request")]
     assert len(ids) == 1
     assert steps == [2, 4]
     assert views == 1  # of the first step, which was taken once
@@ -129,11 +129,11 @@ def test_a_resumed_run_is_a_second_folder_of_one_wandb_run(workplace: Path) -> N
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    told = done.stdout + done.stderr
-    assert told.count("offline-run-") == 2, told
+    output = done.stdout + done.stderr
+    assert output.count("offline-run-") == 2, output
 
 
-def test_tensorboard_has_what_metrics_csv_has(workplace: Path) -> None:
+def test_tensorboard_logs_each_step_once_after_a_kill(workplace: Path) -> None:
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
@@ -143,14 +143,14 @@ def test_tensorboard_has_what_metrics_csv_has(workplace: Path) -> None:
     code, _, err = command_here("train", *given, cwd=workplace)
     assert (code, err) == (0, "")
     (folder,) = (workplace / "logs" / "board").glob("*/tensorboard")
-    found = event_accumulator.EventAccumulator(str(folder))
-    found.Reload()
-    assert [event.step for event in found.Scalars("train/loss")] == [2, 4]
-    assert "test/student_top1" in found.Tags()["scalars"]
-    assert found.Tags()["images"] == ["views"]
+    events = event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4]
+    assert "test/student_top1" in events.Tags()["scalars"]
+    assert events.Tags()["images"] == ["views"]
 
 
-def test_without_mlflow_one_line_names_the_package(workplace: Path, monkeypatch) -> None:
+def test_missing_mlflow_is_one_line_with_pip_command(workplace: Path, monkeypatch) -> None:
     monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
     given = (*SHORT, "logger=mlflow", "name=no_mlflow")
     code, _, err = command_here("train", *given, cwd=workplace)
@@ -158,7 +158,7 @@ def test_without_mlflow_one_line_names_the_package(workplace: Path, monkeypatch)
     assert err == "error: logger=mlflow: mlflow is not installed; pip install 'funmatch[mlflow]'\n"
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workplace: Path) -> None:
+def test_resumed_run_continues_the_same_mlflow_run(workplace: Path) -> None:
     tracking = pytest.importorskip("mlflow.tracking", reason="needs funmatch[mlflow]")
     given = (*SHORT, "logger=mlflow", "name=flow", "checkpoint_every=1")
     stop = inject("SignalAt", step=2, number=15)
@@ -183,18 +183,18 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workplace: Path) -> None:
     assert not (workplace / "mlruns").exists()
 
 
-def test_a_store_that_cannot_be_opened_is_one_line(workplace: Path) -> None:
+def test_unusable_mlflow_uri_is_one_line(workplace: Path) -> None:
     pytest.importorskip("mlflow", reason="needs funmatch[mlflow]")
     (workplace / "a_file").touch()
-    place = "logger.mlflow.tracking_uri=file:a_file"
-    given = (*SHORT, "logger=mlflow", "name=no_store", place)
+    uri = "logger.mlflow.tracking_uri=file:a_file"
+    given = (*SHORT, "logger=mlflow", "name=no_store", uri)
     code, _, err = command_here("train", *given, cwd=workplace)
     assert code == 1
     assert err.startswith("error: logger.mlflow.tracking_uri=file:///")
     assert err.count("\n") == 1
 
 
-def test_a_store_that_is_lost_does_not_end_the_run(workplace: Path, monkeypatch) -> None:
+def test_lost_mlflow_store_does_not_end_the_run(workplace: Path, monkeypatch) -> None:
     pytest.importorskip("mlflow", reason="needs funmatch[mlflow]")
 
     def fail(*_: object, **__: object) -> None:
@@ -206,7 +206,7 @@ def test_a_store_that_is_lost_does_not_end_the_run(workplace: Path, monkeypatch)
     assert out.count("MLflow: logging stopped (no route); metrics.csv continues") == 1
 
 
-def test_loggers_have_their_names_of_today_and_before(compose) -> None:
+def test_old_and_new_logger_names_are_equivalent(compose) -> None:
     assert compose("logger=csv").logger == compose("logger=none").logger == {}
     assert set(compose("logger=many").logger) == {"wandb", "tensorboard"}
     assert compose("logger=both").logger == compose("logger=many").logger
@@ -236,7 +236,7 @@ def deaf_server() -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.fault(15)
-def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
+def test_unreachable_wandb_server_is_tried_once_per_sweep(
     workplace: Path, deaf_server: str
 ) -> None:
     done = command(
@@ -253,22 +253,24 @@ def test_with_a_key_but_no_server_wandb_gives_up_once_for_all_jobs(
 
 
 @pytest.mark.slow
-def test_a_failed_job_ends_its_wandb_run(workplace: Path) -> None:
+def test_failed_job_ends_its_wandb_run_with_exit_code_1(workplace: Path) -> None:
     fault = inject("FailAt", seed=0)
     arguments = ("-m", "seed=0,1", *SHORT, "name=half", *fault)
     done = command("train", *arguments, cwd=workplace)
     assert done.returncode == 1
     codes = {}
     for file in (workplace / "logs" / "half").glob("*/wandb/offline-run-*/*.wandb"):
-        kept = records(file)
-        (run,) = [r.run for r in kept if r.HasField("run")]
+        logged = records(file)
+        (run,) = [r.run for r in logged if r.HasField("run")]
         codes[run.display_name.split("-")[1]] = [
-            r.exit.exit_code for r in kept if r.HasField("exit")
+            r.exit.exit_code for r in logged if r.HasField("exit")
         ]
     assert codes == {"s0": [1], "s1": [0]}
 
 
-def test_keys_come_from_env_files_too(workplace: Path, deaf_server: str) -> None:
+def test_wandb_key_is_read_from_env_file_and_never_written(
+    workplace: Path, deaf_server: str
+) -> None:
     (workplace / ".env").write_text(f"WANDB_API_KEY={'1' * 40}\nWANDB_BASE_URL={deaf_server}\n")
     try:
         arguments = (*SHORT, "name=dotenv", "logger.wandb.timeout=2")

@@ -1,4 +1,4 @@
-"""What a run logs: on the console as it is printed, in run.log with the time, errors whole."""
+"""Logging of runs to the console and to run.log, and the callbacks of a run."""
 
 import io
 import logging
@@ -21,19 +21,19 @@ STAMP = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) +
 SHORT = (*QUICK, "steps=6", "schedule.warmup_steps=1", "validate_every=3", "checkpoint_every=2")
 
 
-def test_the_console_shows_the_bare_message_errors_on_stderr(capsys) -> None:
+def test_console_prints_bare_messages_and_errors_to_stderr(capsys) -> None:
     logger = logging.getLogger("funmatch.somewhere")
     logger.info("  two %s", "words")
     logger.warning("a warning")
     logger.error("an error")
     logger.info("for the file", extra=log.FILE_ONLY)
     logger.debug("for nobody")
-    said = capsys.readouterr()
-    assert said.out == "  two words\na warning\n"
-    assert said.err == "an error\n"
+    output = capsys.readouterr()
+    assert output.out == "  two words\na warning\n"
+    assert output.err == "an error\n"
 
 
-def test_a_reader_that_has_gone_is_an_error_as_with_print(monkeypatch) -> None:
+def test_closed_stdout_raises_broken_pipe_as_print_does(monkeypatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -43,7 +43,7 @@ def test_a_reader_that_has_gone_is_an_error_as_with_print(monkeypatch) -> None:
         logging.getLogger("funmatch.somewhere").info("x")
 
 
-def test_a_file_gets_every_line_once_and_is_appended_to(tmp_path: Path, capsys) -> None:
+def test_log_file_gets_each_line_once_and_is_appended_to(tmp_path: Path, capsys) -> None:
     logger = logging.getLogger("funmatch.somewhere")
     for text in ("one", "two"):
         with log.to_file(tmp_path), log.to_file(tmp_path):
@@ -59,7 +59,7 @@ def test_a_file_gets_every_line_once_and_is_appended_to(tmp_path: Path, capsys) 
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_cannot_be_written_does_not_end_the_run(tmp_path: Path, capsys) -> None:
+def test_unwritable_log_file_does_not_end_the_run(tmp_path: Path, capsys) -> None:
     with log.to_file(tmp_path / "nowhere"):
         logging.getLogger("funmatch.somewhere").info("on the console")
     full = Path("/dev/full")
@@ -67,12 +67,12 @@ def test_what_cannot_be_written_does_not_end_the_run(tmp_path: Path, capsys) -> 
         (tmp_path / "run.log").symlink_to(full)
         with log.to_file(tmp_path):
             logging.getLogger("funmatch.somewhere").info("too")
-    said = capsys.readouterr()
-    assert said.out.startswith("on the console\n")
-    assert said.err == ""
+    output = capsys.readouterr()
+    assert output.out.startswith("on the console\n")
+    assert output.err == ""
 
 
-def test_an_exception_is_in_the_file_with_its_traceback(tmp_path: Path, capsys) -> None:
+def test_log_file_contains_tracebacks_and_interruptions(tmp_path: Path, capsys) -> None:
     with pytest.raises(ValueError, match="broken"), log.to_file(tmp_path):
         raise ValueError("broken")
     with pytest.raises(Interrupted), log.to_file(tmp_path):
@@ -105,7 +105,7 @@ def test_callbacks_that_change_steps_or_weights_are_refused(compose) -> None:
 # --- real commands -------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
+def test_resumed_run_appends_to_its_log(workplace: Path) -> None:
     progress = "callbacks.progress_log.every_s=0"
     stop = inject("SignalAt", step=4, number=15)
     done = command("train", *SHORT, "name=logged", progress, *stop, cwd=workplace)
@@ -121,9 +121,9 @@ def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
     lines = text.splitlines()
     assert all(STAMP.match(line) for line in lines)
     assert text.count("command: ") == 2
-    going_on = "resuming from step 4 of 6"
-    assert f"  {going_on}\n" in out
-    assert text.count(going_on) == 1
+    resumed = "resuming from step 4 of 6"
+    assert f"  {resumed}\n" in out
+    assert text.count(resumed) == 1
     assert sum(": step " in line for line in lines) == 6
     assert lines[-1].partition("measured: ")[2].startswith('{"student_val_top1": ')
     assert not list(run.directory.glob("*.log.*")) + list(run.directory.glob("train.log"))
@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_and_resumed_has_one_log(workplace: Path) -> None:
     assert len((run.directory / "run.log").read_text()) == size
 
 
-def test_a_failure_is_one_line_on_the_console_and_a_traceback_in_the_log(workplace: Path) -> None:
+def test_failure_is_one_console_line_and_a_logged_traceback(workplace: Path) -> None:
     given = (*SHORT, "name=logged-failure", *inject("FailAt", seed=0))
     code, _, err = command_here("train", *given, cwd=workplace)
     assert code == 1
@@ -145,14 +145,14 @@ def test_a_failure_is_one_line_on_the_console_and_a_traceback_in_the_log(workpla
     assert 'raise RuntimeError("a fault was injected")' in text
 
 
-def test_a_dry_run_writes_no_log(workplace: Path) -> None:
+def test_dry_run_writes_no_log(workplace: Path) -> None:
     assert command_here("train", *SHORT, "name=dry", "dry_run=true", cwd=workplace)[0] == 0
     assert not (workplace / "logs" / "dry").exists()
     assert not list(workplace.glob("*.log"))
 
 
 @pytest.mark.slow
-def test_every_rank_has_a_log_of_its_own(workplace: Path) -> None:
+def test_each_rank_has_its_own_log(workplace: Path) -> None:
     given = (*SHORT, "name=ranked", "trainer.devices=2", *inject("FailAt", seed=0, rank=1))
     done = command("train", *given, cwd=workplace)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Networks and their weights: what is built, what is loaded, and what is refused."""
+"""Network builders, loading of weights, and the network options of the configuration."""
 
 import tarfile
 from collections.abc import Callable
@@ -68,13 +68,13 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         *("deit_tiny_distilled_patch16_224", "levit_128s", "resnetv2_50x1_bit"),
     ],
 )
-def test_a_new_network_answers_alike_to_every_image(name: str) -> None:
+def test_new_timm_network_outputs_zero_logits(name: str) -> None:
     side = 224 if name.startswith("levit") else 64
     net = timm_models.build(name, num_classes=3, side=side).eval()
     assert not net(images(side)).any()
 
 
-def test_a_network_of_one_size_is_built_for_the_side_of_its_views() -> None:
+def test_fixed_size_network_is_built_for_the_view_side() -> None:
     assert (
         timm_models.build("vit_tiny_patch16_224", num_classes=3, side=96).patch_embed.img_size
         == (96,) * 2
@@ -84,7 +84,7 @@ def test_a_network_of_one_size_is_built_for_the_side_of_its_views() -> None:
     )
 
 
-def test_settings_reach_timm() -> None:
+def test_build_passes_settings_to_timm() -> None:
     assert small(in_chans=1)(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
 
 
@@ -100,17 +100,17 @@ def test_settings_reach_timm() -> None:
         ({"norm": "group", "name": "levit_128s"}, "contains BatchNorm1d; choose norm=batch"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(settings: dict, message: str) -> None:
+def test_wrong_timm_settings_are_refused_in_one_line(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         timm_models.build(**{"name": "mobilenetv3_small_050", "num_classes": 3, **settings})
     assert "\n" not in str(error.value)
 
 
-# --- GroupNorm in the place of BatchNorm ---------------------------------------------------------
+# --- GroupNorm instead of BatchNorm --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t", "efficientnet_b0"])
-def test_group_norm_replaces_every_batch_norm_and_keeps_the_rest(name: str) -> None:
+def test_group_norm_replaces_only_batch_norms(name: str) -> None:
     plain, grouped = (
         timm_models.build(name, num_classes=3, norm=norm) for norm in ("batch", "group")
     )
@@ -131,7 +131,7 @@ def test_group_norm_replaces_every_batch_norm_and_keeps_the_rest(name: str) -> N
     assert parameters[0] == parameters[1]
 
 
-def test_group_norm_normalises_within_an_image() -> None:
+def test_group_norm_equals_the_formula_per_image() -> None:
     """Against a loop from the formula, with the activation of the norm that it replaces."""
     net = small(norm="group", groups=4)
     norm = net.bn1
@@ -139,18 +139,18 @@ def test_group_norm_normalises_within_an_image() -> None:
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     features = torch.randn(3, 16, 5, 5, dtype=torch.float32)
-    found = norm(features)
-    for image, answer in zip(features, found, strict=True):
+    outputs = norm(features)
+    for image, output in zip(features, outputs, strict=True):
         for group in range(4):
             part = slice(4 * group, 4 * group + 4)
             values = image[part]
             centred = (values - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt()
             scaled = centred * norm.weight[part, None, None] + norm.bias[part, None, None]
             expected = scaled * (scaled + 3).clamp(0, 6) / 6
-            torch.testing.assert_close(answer[part], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(output[part], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_image_is_answered_alike_alone_and_among_others_while_training() -> None:
+def test_group_norm_output_does_not_depend_on_the_batch() -> None:
     net = scrambled(small(norm="group", drop_rate=0.0)).train()
     batch = images(64)
     torch.testing.assert_close(net(batch)[:1], net(batch[:1]))
@@ -174,7 +174,7 @@ SAVED = pytest.mark.parametrize("save", [as_safetensors, as_pt])
 
 @SAVED
 @pytest.mark.parametrize("build", [small, tiny, lambda: conv.build([8, 8], side=8, num_classes=4)])
-def test_what_was_written_is_read(
+def test_load_restores_saved_weights(
     tmp_path: Path, save: Callable, build: Callable[[], nn.Module]
 ) -> None:
     written, read = scrambled(build()).eval(), build().eval()
@@ -189,7 +189,9 @@ def test_what_was_written_is_read(
 
 @SAVED
 @pytest.mark.parametrize("classes", [5, 7])
-def test_without_its_head_all_else_is_read(tmp_path: Path, save: Callable, classes: int) -> None:
+def test_load_with_zero_head_restores_all_other_weights(
+    tmp_path: Path, save: Callable, classes: int
+) -> None:
     written, read = scrambled(small(num_classes=classes)), small()
     load_weights.load(read, save(written, tmp_path), head="zero")
     assert not read(images()).any()
@@ -198,13 +200,13 @@ def test_without_its_head_all_else_is_read(tmp_path: Path, save: Callable, class
             assert torch.equal(read.state_dict()[name], value), name
 
 
-def test_a_head_that_was_trained_is_zeroed_too(tmp_path: Path) -> None:
+def test_load_with_zero_head_zeroes_a_trained_head(tmp_path: Path) -> None:
     net = scrambled(small())
     load_weights.load(net, as_pt(small(num_classes=3), tmp_path), head="zero")
     assert not net(images()).any()
 
 
-def test_weights_without_a_head_serve_a_new_one(tmp_path: Path) -> None:
+def test_weights_without_head_need_a_zero_head(tmp_path: Path) -> None:
     state = {k: v for k, v in small().state_dict().items() if not k.startswith("classifier.")}
     torch.save(state, tmp_path / "features.pth")
     load_weights.load(small(), tmp_path / "features.pth", head="zero")
@@ -226,7 +228,7 @@ def test_weights_without_a_head_serve_a_new_one(tmp_path: Path) -> None:
         (lambda state: (state.pop("bn1.bias"), state.pop("bn1.weight")), r" \(and 1 more\)$"),
     ],
 )
-def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
+def test_load_names_a_wrong_weight_and_loads_nothing(
     tmp_path: Path, save: Callable, head: str, change: Callable, message: str
 ) -> None:
     source = scrambled(small())
@@ -243,7 +245,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz"])
-def test_damaged_files_are_said_to_be(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_load_refuses_damaged_files(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged, or not a") as error:
@@ -251,7 +253,7 @@ def test_damaged_files_are_said_to_be(tmp_path: Path, suffix: str, content: byte
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_files_that_hold_no_weights(tmp_path: Path) -> None:
+def test_load_refuses_files_without_weights(tmp_path: Path) -> None:
     with (tmp_path / "array.npz").open("wb") as file:
         np.save(file, np.ones(3))
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
@@ -261,7 +263,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
             load_weights.load(tiny(), tmp_path / name)
 
 
-def test_unknown_weights() -> None:
+def test_load_refuses_unknown_weights_and_heads() -> None:
     with pytest.raises(ValueError, match=r"unknown format of weights; .*\.npz.*R152x2_T_pet128"):
         load_weights.load(tiny(), "R152x2_T_cars")
     with pytest.raises(ValueError, match="no such file"):
@@ -274,7 +276,7 @@ def test_unknown_weights() -> None:
 
 
 @pytest.mark.parametrize("path", [TINY, LEGACY])
-def test_a_released_file_by_its_name(
+def test_released_bit_weights_load_by_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: Path
 ) -> None:
     monkeypatch.setenv("FUNMATCH_CACHE", str(tmp_path))
@@ -288,7 +290,7 @@ def test_a_released_file_by_its_name(
 
 @pytest.mark.parametrize("path", [TINY, LEGACY])
 @pytest.mark.parametrize("shape", [(21843,), (1, 21843), (1, 1, 1, 21843), None])
-def test_a_released_file_without_its_head(
+def test_bit_m_weights_load_with_zero_head(
     tmp_path: Path, path: Path, shape: tuple[int, ...] | None
 ) -> None:
     """As of BiT-M: pretrained on 21843 classes."""
@@ -307,7 +309,7 @@ def test_a_released_file_without_its_head(
         load_weights.load(tiny(num_classes=3), tmp_path / "bit_m.npz")
 
 
-def test_a_released_file_that_lacks_more_than_its_head(tmp_path: Path) -> None:
+def test_incomplete_released_weights_are_refused(tmp_path: Path) -> None:
     arrays = dict(np.load(TINY))
     del arrays["norm-pre-head/bias"]
     np.savez(tmp_path / "weights.npz", **arrays)
@@ -319,7 +321,7 @@ def test_a_released_file_that_lacks_more_than_its_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [0.25, 0, -1, 0.75])
-def test_a_width_that_makes_no_32_groups(width: float) -> None:
+def test_bit_width_must_be_a_multiple_of_half(width: float) -> None:
     with pytest.raises(ValueError, match=f"positive multiple of 0.5, got {width}"):
         bit.build((1,), width=width, num_classes=2)
 
@@ -336,17 +338,17 @@ def on_the_hub(tmp_path: Path, name: str, **settings) -> tuple[nn.Module, dict]:
     return published, {"pretrained_cfg_overlay": overlay}
 
 
-def test_weights_of_the_hub(tmp_path: Path) -> None:
-    published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
-    net = small(num_classes=6, **place)
+def test_hub_weights_are_loaded(tmp_path: Path) -> None:
+    published, settings = on_the_hub(tmp_path, "mobilenetv3_small_050")
+    net = small(num_classes=6, **settings)
     assert not net(images()).any()  # to build one fetches nothing
     load_weights.load(net, "hub")
     assert torch.equal(net(images()), published(images()))
 
 
-def test_weights_of_the_hub_without_their_head(tmp_path: Path) -> None:
-    published, place = on_the_hub(tmp_path, "mobilenetv3_small_050")
-    net = small(num_classes=3, **place)
+def test_hub_weights_of_other_classes_need_a_zero_head(tmp_path: Path) -> None:
+    published, settings = on_the_hub(tmp_path, "mobilenetv3_small_050")
+    net = small(num_classes=3, **settings)
     with pytest.raises(ValueError, match=r"weights=hub: .*classifier\.weight has shape"):
         load_weights.load(net, "hub")
     load_weights.load(net, "hub", head="zero")
@@ -354,26 +356,28 @@ def test_weights_of_the_hub_without_their_head(tmp_path: Path) -> None:
     assert torch.equal(net.forward_features(images()), published.forward_features(images()))
 
 
-def test_weights_of_the_hub_at_another_side(tmp_path: Path) -> None:
+def test_hub_weights_are_resized_to_another_side(tmp_path: Path) -> None:
     """timm resizes the position embedding."""
     name = "vit_tiny_patch16_224"
-    _, place = on_the_hub(tmp_path, name, depth=1)
-    net = timm_models.build(name, num_classes=6, side=64, depth=1, **place).eval()
+    _, settings = on_the_hub(tmp_path, name, depth=1)
+    net = timm_models.build(name, num_classes=6, side=64, depth=1, **settings).eval()
     load_weights.load(net, "hub")
     assert net(images(64)).any()
 
 
-def test_group_norm_has_no_weights_on_the_hub() -> None:
+def test_hub_weights_with_group_norm_are_refused() -> None:
     with pytest.raises(ValueError, match=r"norm=group: .* choose norm=batch, or weights=null"):
         load_weights.load(small(norm="group"), "hub")
 
 
-def test_networks_that_are_not_on_the_hub() -> None:
+def test_hub_weights_of_non_timm_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="weights=hub: this network is not from timm"):
         load_weights.load(tiny(), "hub")
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unreachable_hub_is_one_line_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="weights=hub: no weights for mobilenetv3_small_050") as e:
@@ -388,12 +392,12 @@ GIVEN = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": 64, "resize": 80}
 OPEN = dict.fromkeys(GIVEN)
 
 
-def test_what_is_left_open_is_what_timm_says() -> None:
+def test_input_spec_defaults_to_that_of_timm() -> None:
     net = small()
-    found = timm_models.resolve_input_spec(net, **OPEN)
-    assert found["mean"] == [0.485, 0.456, 0.406]
-    assert found["std"] == [0.229, 0.224, 0.225]
-    assert (found["side"], found["resize"]) == (224, 256)
+    spec = timm_models.resolve_input_spec(net, **OPEN)
+    assert spec["mean"] == [0.485, 0.456, 0.406]
+    assert spec["std"] == [0.229, 0.224, 0.225]
+    assert (spec["side"], spec["resize"]) == (224, 256)
     assert (
         timm_models.resolve_input_spec(net, **{**OPEN, "side": 112})["resize"] == 128
     )  # the same share of the crop
@@ -421,7 +425,9 @@ def test_what_is_left_open_is_what_timm_says() -> None:
         ),
     ],
 )
-def test_where_the_classifier_is(net: Callable[[], nn.Module], names: tuple[str, ...]) -> None:
+def test_head_names_are_found_for_each_architecture(
+    net: Callable[[], nn.Module], names: tuple[str, ...]
+) -> None:
     with torch.device("meta"):
         assert heads.names(net()) == names
 
@@ -437,7 +443,7 @@ def packaged(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", LITE_OF_EACH_TIER)
-def test_packaged_weights_classify(name: str) -> None:
+def test_packaged_weights_classify_a_sample_image(name: str) -> None:
     packaged(name)
     net = timm_models.build(f"tf_{name}", num_classes=1000).eval()
     load_weights.load(net, name)
@@ -448,7 +454,7 @@ def test_packaged_weights_classify(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LITE_OF_EACH_TIER)
-def test_packaged_weights_start_another_classifier(name: str) -> None:
+def test_packaged_weights_load_with_zero_head(name: str) -> None:
     packaged(name)
     net = timm_models.build(f"tf_{name}", num_classes=3).eval()
     load_weights.load(net, name, head="zero")
@@ -458,7 +464,7 @@ def test_packaged_weights_start_another_classifier(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the labelled photographs")
-def test_packaged_weights_know_photographs(tmp_path: Path) -> None:
+def test_packaged_weights_classify_labelled_photographs(tmp_path: Path) -> None:
     """94.6 % of all thousand; two hundred of them here."""
     packaged("efficientnet_lite2")
     with tarfile.open(PHOTOGRAPHS) as tar:
@@ -476,7 +482,7 @@ def test_packaged_weights_know_photographs(tmp_path: Path) -> None:
     assert right > 0.9 * 200
 
 
-def test_packaged_weights_of_another_size_do_not_fit() -> None:
+def test_packaged_weights_of_another_size_are_refused() -> None:
     path = packaged("efficientnet_lite2")
     net = timm_models.build("tf_efficientnet_lite0", num_classes=1000)
     with pytest.raises(ValueError, match="has no weight _blocks"):
@@ -511,7 +517,7 @@ def composed(compose: Callable[..., DictConfig], group: str, name: str, *more: s
 
 
 @pytest.mark.parametrize("name", options("model"))
-def test_every_model_is_built_with_the_number_of_weights_of_timms(compose, name: str) -> None:
+def test_every_model_has_the_parameter_count_of_timm(compose, name: str) -> None:
     cfg = composed(compose, "model", name)
     theirs, number = PARAMETERS[name]
     with torch.device("meta"):
@@ -524,7 +530,7 @@ def test_every_model_is_built_with_the_number_of_weights_of_timms(compose, name:
     assert cfg.head == "zero"
 
 
-def test_every_network_is_a_student_a_teacher_and_a_model() -> None:
+def test_every_network_is_a_student_teacher_and_model_option() -> None:
     assert options("student") == options("model")
     assert set(options("model")) < set(options("teacher"))
     assert "digits" in group_options("student")
@@ -533,12 +539,12 @@ def test_every_network_is_a_student_a_teacher_and_a_model() -> None:
 
 
 @pytest.mark.parametrize("name", options("student"))
-def test_a_student_is_its_model(compose, name: str) -> None:
+def test_student_option_equals_the_model_option(compose, name: str) -> None:
     assert composed(compose, "student", name) == composed(compose, "model", name)
 
 
 @pytest.mark.parametrize("name", sorted({*options("student")} - {*LITES}))
-def test_a_student_sees_what_the_data_has(compose, name: str) -> None:
+def test_student_side_and_resize_follow_the_data(compose, name: str) -> None:
     student = composed(compose, "student", name)
     assert (student.side, student.resize) == (128, 160)
     narrower = composed(compose, "student", name, "student.side=96")
@@ -546,7 +552,7 @@ def test_a_student_sees_what_the_data_has(compose, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", options("model"))
-def test_a_teacher_keeps_its_classifier(compose, name: str) -> None:
+def test_teacher_option_keeps_its_head(compose, name: str) -> None:
     teacher = composed(compose, "teacher", name)
     assert teacher.head == "keep"
     assert teacher.made_by is None
@@ -555,8 +561,8 @@ def test_a_teacher_keeps_its_classifier(compose, name: str) -> None:
     with torch.device("meta"):
         net = instantiate(teacher.net)
     keys = ("mean", "std", "side", "resize")
-    found = timm_models.resolve_input_spec(net, **{key: teacher[key] for key in keys})
-    assert found["resize"] >= found["side"]
+    spec = timm_models.resolve_input_spec(net, **{key: teacher[key] for key in keys})
+    assert spec["resize"] >= spec["side"]
 
 
 @pytest.mark.parametrize(
@@ -567,7 +573,7 @@ def test_a_teacher_keeps_its_classifier(compose, name: str) -> None:
         (["data=imagenet", "teacher.side=384"], "R152x2_T_384", 384, 439),
     ],
 )
-def test_the_released_teacher_is_that_of_the_data(
+def test_released_teacher_follows_data_and_side(
     compose, overrides: list[str], weights_: str, side: int, resize: int
 ) -> None:
     teacher = compose("teacher=bit_r152x2", *overrides).teacher

@@ -1,4 +1,4 @@
-"""Notebooks run from top to bottom, and show what they promise."""
+"""The notebooks run and print their expected results."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 from commands import ROOT
 
 # What a reader must find in what is printed.
-SAID = {
+EXPECTED = {
     "01_quickstart.ipynb": ("best on val", "the same answer for 100.00%", "largest difference:"),
     "02_views.ipynb": (),
     "03_sweep.ipynb": ("1500 epochs  function_matching  accuracy 0.9", "calibration error 0."),
@@ -20,7 +20,9 @@ SAID = {
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery, about itself
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")))
-def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs_and_shows_its_results(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
@@ -28,6 +30,6 @@ def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 4
     text = "".join(o["text"] for o in outputs if o["output_type"] == "stream")
-    for words in SAID[name]:
-        assert words in text, text
+    for phrase in EXPECTED[name]:
+        assert phrase in text, text
     assert "error:" not in text

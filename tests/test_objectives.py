@@ -1,4 +1,4 @@
-"""The contract of all objectives: equal gradients however a batch is split, or a refusal."""
+"""Objectives: gradients for split batches, setup, heads, memories and priors."""
 
 import importlib
 import math
@@ -44,12 +44,12 @@ INPUT = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": SIDE, "resize": SIDE}
 
 def classes() -> dict[str, type[Objective]]:
     """Every objective in the package, by its path."""
-    found = {}
+    kinds = {}
     for module in pkgutil.walk_packages(funmatch.objectives.__path__, "funmatch.objectives."):
         for kind in vars(importlib.import_module(module.name)).values():
             if isinstance(kind, type) and issubclass(kind, Objective) and kind is not Objective:
-                found[f"{kind.__module__}.{kind.__qualname__}"] = kind
-    return found
+                kinds[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    return kinds
 
 
 def settings() -> dict[str, Path]:
@@ -60,12 +60,12 @@ def settings() -> dict[str, Path]:
 
 def recipes() -> dict[str, Recipe]:
     """Every recipe of the configuration tree."""
-    found = {}
+    loaded = {}
     for path in sorted((config_directory() / "recipe").glob("*.yaml")):
-        found[path.stem] = instantiate(
+        loaded[path.stem] = instantiate(
             OmegaConf.load(path), min_area=0.3, mild=(12, SIDE), flip=True
         )
-    return found
+    return loaded
 
 
 def student_of(objective: Objective | None) -> Network:
@@ -124,7 +124,7 @@ SPLITS = pytest.mark.parametrize(("size", "ranks"), [(1, 1), (3, 1), (7, 1), (No
 @SPLITS
 @pytest.mark.parametrize("name", list(recipes()))
 @pytest.mark.parametrize("path", list(classes()))
-def test_the_gradient_is_the_same_for_any_split(
+def test_objective_gradient_is_equal_for_any_split(
     path: str, name: str, size: int | None, ranks: int, tmp_path: Path
 ) -> None:
     objective, student, teacher = made(path)
@@ -146,16 +146,16 @@ def test_the_gradient_is_the_same_for_any_split(
         return objective(student(piece.view("student")), targets(piece), piece).total
 
     whole, expected = gradient(both, loss, batches(recipe, 1), None)
-    value, found = gradient(both, loss, batches(recipe, ranks), size)
+    value, split_gradient = gradient(both, loss, batches(recipe, ranks), size)
     assert expected.abs().max() > 1e-3
     assert value == pytest.approx(whole, rel=1e-6)
     # The teacher's float32 logits may differ in the last bit with the size of its batch.
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(split_gradient, expected, rtol=1e-5, atol=1e-7)
 
 
 @SPLITS
 @pytest.mark.parametrize("mixing", [False, True])
-def test_the_gradient_from_labels_is_the_same_for_any_split(
+def test_supervision_gradient_is_equal_for_any_split(
     mixing: bool, size: int | None, ranks: int
 ) -> None:
     recipe = replace(MIXED, mixing=mixing)
@@ -166,12 +166,12 @@ def test_the_gradient_from_labels_is_the_same_for_any_split(
         return learner.loss(piece)[0]
 
     whole, expected = gradient(student.net, loss, batches(recipe, 1), None)
-    value, found = gradient(student.net, loss, batches(recipe, ranks), size)
+    value, split_gradient = gradient(student.net, loss, batches(recipe, ranks), size)
     assert value == pytest.approx(whole, rel=1e-12)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(split_gradient, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_every_objective_has_a_configuration_and_the_other_way_round() -> None:
+def test_objectives_and_configurations_correspond() -> None:
     assert set(classes()) == set(settings())
     assert all(get_class(path) is kind for path, kind in classes().items())
 
@@ -196,7 +196,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_gradient_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+def test_ddp_gradient_of_two_processes_equals_one(tmp_path: Path) -> None:
     mp.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
     objective, student, teacher = made(f"{FunctionMatching.__module__}.FunctionMatching")
 
@@ -214,7 +214,7 @@ def plain(truth: Truth | None = None, **counts: float) -> Batch:
     return Batch(torch.arange(4), truth, 0, {"student": torch.zeros(4, 1)}, counts=counts)
 
 
-def test_a_mean_over_counts_is_that_of_the_global_batch() -> None:
+def test_batch_mean_divides_by_global_counts() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 10.0])
     assert plain().mean(values) == values.mean()
     assert plain(rows=16).mean(values) == 1
@@ -226,7 +226,7 @@ def test_a_mean_over_counts_is_that_of_the_global_batch() -> None:
         plain(masked=5).mean(values, of="tokens")
 
 
-def test_a_mixed_batch_has_no_label_of_its_own() -> None:
+def test_label_of_a_mixed_batch_is_refused() -> None:
     batch = batches(MIXED, 1)[0]
     with pytest.raises(ValueError, match=r"task\.label_loss\(prediction, batch\.truth\)"):
         _ = batch.label
@@ -235,7 +235,7 @@ def test_a_mixed_batch_has_no_label_of_its_own() -> None:
     assert replace(batch, truth=None).label is None
 
 
-def test_the_label_loss_weighs_both_mixing_partners() -> None:
+def test_label_loss_weights_both_mixing_partners() -> None:
     batch = batches(MIXED, 1)[0]
     logits = torch.randn(BATCH, CLASSES, generator=torch.manual_seed(0), requires_grad=True)
     losses = TASK.label_loss(logits, batch.truth)
@@ -254,7 +254,7 @@ def test_the_label_loss_weighs_both_mixing_partners() -> None:
 # --- the objectives themselves -------------------------------------------------------------------
 
 
-def test_squared_error_is_the_formula_with_its_gradient() -> None:
+def test_squared_error_equals_the_formula_and_gradient() -> None:
     generator = torch.manual_seed(0)
     student = torch.randn(4, 3, generator=generator, requires_grad=True)
     teacher = torch.randn(4, 3, generator=generator)
@@ -276,7 +276,7 @@ def context(task: object = TASK) -> Context:
     return Context(task, 20, None, {}, {}, 10, 0, dict)
 
 
-def test_function_matching_refuses_numbers() -> None:
+def test_function_matching_refuses_regression() -> None:
     with pytest.raises(ValueError, match="regression predicts numbers; choose objective=mse"):
         FunctionMatching(1.0).setup(context(Regression()))
 
@@ -288,15 +288,15 @@ class Coupled(FunctionMatching):
 
 
 @pytest.mark.parametrize(
-    ("split", "told"),
+    ("split", "message"),
     [
         ({"micro_batch": 4}, r"^compute\.micro_batch=4: Coupled compares .*; choose null$"),
         ({"ranks": 2}, r"^trainer\.devices: Coupled compares .*, and 2 ranks .*; choose devices=1"),
     ],
 )
-def test_a_loss_over_pairs_of_examples_is_not_split(split: dict[str, int], told: str) -> None:
+def test_objective_that_couples_rows_refuses_splits(split: dict[str, int], message: str) -> None:
     given = {"micro_batch": None, "rows": 8, "ranks": 1, **split}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         refuse_split(Coupled(1.0), **given)
     refuse_split(FunctionMatching(1.0), **given)
     refuse_split(Coupled(1.0), micro_batch=8, rows=8, ranks=1)
@@ -372,7 +372,7 @@ def taught(steps: int, **how: object) -> Distillation:
     return learner
 
 
-def test_setup_knows_the_run() -> None:
+def test_objective_setup_receives_facts_of_the_run() -> None:
     facts = with_all(10).objective.facts
     assert (facts.train_size, facts.total_steps, facts.seed) == (20, 10, 5)
     assert facts.task is TASK
@@ -384,7 +384,7 @@ def test_setup_knows_the_run() -> None:
     assert facts.teacher_weights()["teacher.linear.weight"].any()
 
 
-def test_heads_are_a_function_of_the_seed() -> None:
+def test_objective_heads_depend_only_on_the_seed() -> None:
     torch.manual_seed(99)
     one = with_all(10).objective.head.weight
     torch.manual_seed(98)
@@ -392,7 +392,7 @@ def test_heads_are_a_function_of_the_seed() -> None:
 
 
 @pytest.mark.parametrize("make", [adam.adam, sgd.sgd])
-def test_a_head_has_a_learning_rate_of_its_own(make: Callable) -> None:
+def test_objective_head_has_its_own_learning_rate(make: Callable) -> None:
     learner = with_all(10)
     factors = learner.lr_factors()
     assert factors == {"objective.head": 0.5}
@@ -410,7 +410,7 @@ def test_a_head_has_a_learning_rate_of_its_own(make: Callable) -> None:
     torch.testing.assert_close(learner.objective.head.weight, before * 0.99)
 
 
-def test_wrong_learning_rates_of_heads_are_refused() -> None:
+def test_wrong_lr_factors_of_heads_are_refused() -> None:
     objective = with_all(10).objective
     objective.lr_factors = {"heat": 1.0}
     with pytest.raises(ValueError, match="WithAll has no submodule 'heat'"):
@@ -420,7 +420,7 @@ def test_wrong_learning_rates_of_heads_are_refused() -> None:
         heads_lr(objective, "objective")
 
 
-def test_a_memory_is_restored_exactly_and_is_no_buffer(tmp_path: Path) -> None:
+def test_memory_is_saved_as_extra_state_and_restored_exactly(tmp_path: Path) -> None:
     whole = taught(6)
     part = taught(3, folder=tmp_path)
     assert not torch.equal(part.objective.bank.value, whole.objective.bank.value)
@@ -437,7 +437,7 @@ def test_a_memory_is_restored_exactly_and_is_no_buffer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 3])
-def test_a_prior_counts_once_per_step(size: int | None) -> None:
+def test_prior_counts_once_per_step(size: int | None) -> None:
     """By the gradient of one step of SGD: that of the loss, and the weights themselves."""
     weights = {}
     for prior in (False, True):
@@ -453,7 +453,7 @@ def test_a_prior_counts_once_per_step(size: int | None) -> None:
     torch.testing.assert_close(weights[True], weights[False] - 1e-3 * before, rtol=1e-5, atol=1e-7)
 
 
-def test_a_step_that_is_left_out_does_not_reach_the_memory() -> None:
+def test_skipped_step_does_not_update_the_memory() -> None:
     learner = with_all(10)
     forward = learner.objective.forward
 

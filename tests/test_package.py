@@ -1,4 +1,4 @@
-"""The wheel carries what the command needs, and the command works outside the repository."""
+"""The wheel contains all files, and its command runs outside the repository."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_package_and_configurations(wheel: Path) -> None:
+def test_wheel_contains_package_and_configurations(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "funmatch/conf/paper.csv" in names
     for path in (ROOT / "conf").rglob("*.yaml"):
@@ -30,7 +30,7 @@ def test_the_wheel_holds_package_and_configurations(wheel: Path) -> None:
     assert "train.py" not in names  # the entries stay out
 
 
-def test_the_installed_command_works_anywhere(wheel: Path, tmp_path: Path) -> None:
+def test_installed_command_runs_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
 

@@ -1,4 +1,4 @@
-"""Two processes teach as one."""
+"""Runs on two ranks, compared with runs on one."""
 
 import subprocess
 import sys
@@ -34,13 +34,13 @@ def both(workplace: Path) -> dict[str, Run]:
     return runs
 
 
-def test_two_ranks_end_with_the_weights_of_one(both: dict[str, Run]) -> None:
+def test_two_ranks_train_the_weights_of_one(both: dict[str, Run]) -> None:
     one, two = (safetensors.torch.load_file(run.student) for run in both.values())
     for name in one:  # but for the order in which gradients are summed
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
 
 
-def test_two_ranks_measure_what_one_measures(both: dict[str, Run]) -> None:
+def test_two_ranks_measure_the_metrics_of_one(both: dict[str, Run]) -> None:
     one, two = (run.result for run in both.values())
     for column in ("student_test_top1", "teacher_test_top1", "agreement_top1", "kl_to_teacher"):
         assert two[column] == pytest.approx(one[column], abs=0.01)
@@ -52,17 +52,17 @@ def test_two_ranks_measure_what_one_measures(both: dict[str, Run]) -> None:
         )
 
 
-def test_two_ranks_log_what_one_logs(both: dict[str, Run]) -> None:
+def test_two_ranks_log_the_rows_of_one(both: dict[str, Run]) -> None:
     one, two = (run.metrics.read_text().splitlines() for run in both.values())
     assert len(one) == len(two)
     assert one[0] == two[0]
 
 
 @pytest.mark.fault(7)
-def test_two_ranks_see_what_one_sees(
+def test_two_ranks_see_the_views_of_one(
     workplace: Path, both: dict[str, Run], record_property
 ) -> None:
-    """Row by row: the image, its place in the batch, and the pixels of its mixed view."""
+    """Row by row: the image, its row in the batch, and the pixels of its mixed view."""
     expected = witnessed(workplace / "one-seen", "views")
     assert len(expected) == 40 * 40
     assert witnessed(workplace / "two-seen", "views") == expected
@@ -71,7 +71,7 @@ def test_two_ranks_see_what_one_sees(
 
 @pytest.mark.slow
 @pytest.mark.fault(7)
-def test_two_ranks_then_one_then_two_see_the_same(
+def test_resuming_with_other_rank_counts_sees_the_same_views(
     workplace: Path, both: dict[str, Run], record_property
 ) -> None:
     seen = inject("Witness", path=str(workplace / "changing-seen"))
@@ -81,9 +81,9 @@ def test_two_ranks_then_one_then_two_see_the_same(
         done = command("train", *given, cwd=workplace)
         assert done.returncode == (75 if stop else 0), done.stderr
     expected = witnessed(workplace / "one-seen", "views")
-    found = witnessed(workplace / "changing-seen", "views")
-    left = [int(row[0]) for row in found]
-    assert found == expected, sorted(set(left))
+    views = witnessed(workplace / "changing-seen", "views")
+    left = [int(row[0]) for row in views]
+    assert views == expected, sorted(set(left))
     record_property("figures", f"{len(expected)} views compared")
 
 
@@ -99,17 +99,15 @@ def test_ranks_have_the_same_weights_after_every_step(
 
 @pytest.mark.slow
 @pytest.mark.fault(8)
-def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
-    workplace: Path, record_property
-) -> None:
+def test_nonfinite_step_on_one_rank_is_skipped_by_both(workplace: Path, record_property) -> None:
     seen = inject("Witness", path=str(workplace / "nan-seen"))
     fault = inject("NoNumber", steps="[7,8,21]", rank=1)
     given = ("name=nan", "trainer.log_every_n_steps=1", *TWO, *seen, *fault)
     done = command("train", *SETTINGS, *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
     for step, number in ((7, 1), (8, 2), (21, 3)):
-        told = f"  step {step}: loss or gradient is not finite; skipped ({number})\n"
-        assert done.stdout.count(told) == 1
+        message = f"  step {step}: loss or gradient is not finite; skipped ({number})\n"
+        assert done.stdout.count(message) == 1
     first, second = (dict(witnessed(workplace / "nan-seen", "weights", rank)) for rank in (0, 1))
     assert first == second
     unchanged = [step for step in range(2, 41) if first[step] == first[step - 1]]
@@ -124,27 +122,27 @@ def test_a_step_without_a_number_on_one_rank_is_left_out_by_both(
 
 @pytest.mark.slow
 @pytest.mark.fault(8)
-def test_too_many_in_a_row_end_the_run_on_both(workplace: Path, record_property) -> None:
+def test_too_many_skipped_steps_end_both_ranks(workplace: Path, record_property) -> None:
     fault = inject("NoNumber", steps="[5,7,8,9,10,11]", rank=1)
     given = ("name=nans", "max_skipped=3", "checkpoint_every=6", *TWO, *fault)
     done = command("train", *SETTINGS, *given, cwd=workplace)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    told = "max_skipped=3: at step 10 loss or gradient is not finite, as in the 3 steps before; "
-    assert done.stderr.startswith(f"error: rank 0: {told}") or done.stderr.startswith(
-        f"error: rank 1: {told}"
+    message = "max_skipped=3: at step 10 loss or gradient is not finite, as in the 3 steps before; "
+    assert done.stderr.startswith(f"error: rank 0: {message}") or done.stderr.startswith(
+        f"error: rank 1: {message}"
     )
     # What was skipped is remembered: the same command ends at the same step.
     again = command("train", *SETTINGS, *given, cwd=workplace)
     assert "resuming from step 6 of 40" in again.stdout
-    assert told in again.stderr
+    assert message in again.stderr
     record_property("injected", 5)
 
 
 @pytest.mark.slow
 @pytest.mark.fault(11)
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
+def test_job_failing_on_one_rank_does_not_affect_other_jobs(
     workplace: Path, both: dict[str, Run], rank: int
 ) -> None:
     name, fault = f"failing-rank{rank}", inject("FailAt", seed=1, rank=rank)
@@ -175,7 +173,7 @@ def test_a_job_that_fails_on_one_rank_leaves_the_others_as_they_are(
 
 @pytest.mark.slow
 @pytest.mark.fault(11)
-def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
+def test_failed_teacher_training_ends_all_ranks(tmp_path: Path) -> None:
     """Rank 0 makes it, rank 1 waits for it."""
     settings = ("data=digits", "model=digits_teacher", "steps=20", "optimizer.lr=1e30")
     making = ",".join(f"'{setting}'" for setting in (*settings, "schedule.warmup_steps=1"))
@@ -186,23 +184,23 @@ def test_a_teacher_that_cannot_be_made_ends_all_ranks(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_as_many_processes_are_started_as_the_run_has_devices(tmp_path: Path) -> None:
+def test_process_count_other_than_devices_is_refused(tmp_path: Path) -> None:
     given = (*SETTINGS, *TWO, "name=three")
     done = command("train", *given, cwd=tmp_path, RANK="0", WORLD_SIZE="3")
     assert done.returncode == 1
-    told = "trainer.devices=2: 3 processes were started, not 2 (trainer.num_nodes=1); "
-    assert done.stderr == f"error: {told}start as many, or change these keys\n"
+    message = "trainer.devices=2: 3 processes were started, not 2 (trainer.num_nodes=1); "
+    assert done.stderr == f"error: {message}start as many, or change these keys\n"
 
 
-def test_a_sweep_is_not_started_by_rank(workplace: Path) -> None:
+def test_sweep_started_by_rank_is_refused(workplace: Path) -> None:
     done = command("train", "-m", "seed=0,1", *SETTINGS, cwd=workplace, RANK="0", WORLD_SIZE="2")
     assert done.returncode == 1
-    told = "error: -m: a sweep starts the ranks of each job itself; start it once, not by rank\n"
-    assert done.stderr == told
+    message = "error: -m: a sweep starts the ranks of each job itself; start it once, not by rank\n"
+    assert done.stderr == message
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_too(workplace: Path, both: dict[str, Run]) -> None:
+def test_torchrun_ranks_train_the_same_weights(workplace: Path, both: dict[str, Run]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = [str(ROOT / "src" / "train.py"), *SETTINGS, *TWO, "name=torchrun"]
     done = subprocess.run(

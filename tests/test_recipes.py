@@ -1,4 +1,4 @@
-"""What each network saw, to the pixel, in a real training run of each recipe."""
+"""Recipes: the pixels that student and teacher see in training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +28,12 @@ SEED, STEPS, BATCH, MIN_AREA = 5, 6, 8, 0.3
 def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side: int = 8):
     """Runs a distillation; returns what student and teacher saw in training, step by step."""
     student, teacher = network(student_side, seed=1), network(teacher_side, seed=2)
-    words_of = teacher_of(teacher)
+    ensemble = teacher_of(teacher)
     sides = {"student": student_side, "teacher": teacher_side}
     if isinstance(recipe, Fixed):
         sides.pop("teacher")
-        words = per_image.on_fixed_views(
-            words_of,
+        targets = per_image.on_fixed_views(
+            ensemble,
             source,
             recipe,
             TASK,
@@ -43,15 +43,15 @@ def taught(recipe, source, folder: Path, *, student_side: int = 8, teacher_side:
             device=torch.device("cpu"),
         )
     else:
-        words = online.OnlineTargets(words_of)
+        targets = online.OnlineTargets(ensemble)
     before = list(teacher.net.seen)
     teacher.net.seen.clear()
-    learner = Distillation(student, words, {}, FunctionMatching(2.0), learning(STEPS), TASK)
+    learner = Distillation(student, targets, {}, FunctionMatching(2.0), learning(STEPS), TASK)
     fit(learner, source, recipe, sides=sides, steps=STEPS, batch_size=BATCH, seed=SEED)
     return student.net.seen, teacher.net.seen, before
 
 
-def crops(source, step: int, side: int, law: str, network: str = "student") -> Tensor:
+def crops(source, step: int, side: int, kind: str, network: str = "student") -> Tensor:
     """The views of a step, drawn again from (seed, step) with the pure functions alone."""
     indices = EpochPermutations(len(source), BATCH, SEED).indices(step)
     heights, widths = source.sizes(indices)
@@ -60,7 +60,7 @@ def crops(source, step: int, side: int, law: str, network: str = "student") -> T
         "teacher": (Purpose.TEACHER_BOXES, Purpose.TEACHER_FLIPS),
     }[network]
     rng = geometry.generator(SEED, step, boxes)
-    if law == "inception":
+    if kind == "inception":
         cut = geometry.inception(heights, widths, rng=rng, area=(MIN_AREA, 1.0))
     else:
         cut = geometry.mild(heights, widths, rng=rng)
@@ -74,26 +74,28 @@ def source(request: pytest.FixtureRequest):
     return request.param()
 
 
-@pytest.mark.parametrize("law", ["inception", "mild"])
-def test_consistent_shows_both_the_same_crop(source, law: str, tmp_path: Path) -> None:
-    recipe = Shared(name="consistent", crop=law, min_area=MIN_AREA)
+@pytest.mark.parametrize("kind", ["inception", "mild"])
+def test_consistent_shows_both_networks_the_same_crop(source, kind: str, tmp_path: Path) -> None:
+    recipe = Shared(name="consistent", crop=kind, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
-        torch.testing.assert_close(student[step], crops(source, step, 8, law))
+        torch.testing.assert_close(student[step], crops(source, step, 8, kind))
         assert torch.equal(teacher[step], student[step])
 
 
-@pytest.mark.parametrize("law", ["inception", "mild"])
-def test_independent_noise_shows_each_its_own_crop(source, law: str, tmp_path: Path) -> None:
-    recipe = Independent(name="independent_noise", crop=law, min_area=MIN_AREA)
+@pytest.mark.parametrize("kind", ["inception", "mild"])
+def test_independent_noise_shows_each_network_its_own_crop(
+    source, kind: str, tmp_path: Path
+) -> None:
+    recipe = Independent(name="independent_noise", crop=kind, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
-        torch.testing.assert_close(student[step], crops(source, step, 8, law))
-        torch.testing.assert_close(teacher[step], crops(source, step, 8, law, "teacher"))
+        torch.testing.assert_close(student[step], crops(source, step, 8, kind))
+        torch.testing.assert_close(teacher[step], crops(source, step, 8, kind, "teacher"))
         assert not torch.equal(teacher[step], student[step])
 
 
-def test_function_matching_shows_both_the_same_mixed_crop(source, tmp_path: Path) -> None:
+def test_function_matching_shows_both_networks_the_same_mixed_crop(source, tmp_path: Path) -> None:
     recipe = Shared(name="function_matching", crop="inception", mixing=True, min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path)
     for step in range(STEPS):
@@ -104,7 +106,7 @@ def test_function_matching_shows_both_the_same_mixed_crop(source, tmp_path: Path
         assert torch.equal(teacher[step], student[step])
 
 
-def test_one_geometry_is_rendered_at_the_size_of_each_network(source, tmp_path: Path) -> None:
+def test_shared_crop_is_rendered_at_each_networks_size(source, tmp_path: Path) -> None:
     recipe = Shared(name="consistent", crop="inception", min_area=MIN_AREA)
     student, teacher, _ = taught(recipe, source, tmp_path, student_side=6, teacher_side=10)
     for step in range(STEPS):
@@ -112,9 +114,7 @@ def test_one_geometry_is_rendered_at_the_size_of_each_network(source, tmp_path: 
         torch.testing.assert_close(teacher[step], crops(source, step, 10, "inception"))
 
 
-def test_fixed_teacher_is_asked_once_per_image_and_never_in_training(
-    source, tmp_path: Path
-) -> None:
+def test_fixed_teacher_is_evaluated_once_per_image_before_training(source, tmp_path: Path) -> None:
     recipe = Fixed(name="fixed_teacher", crop="whole", teacher_crop="resize")
     student, teacher, before = taught(recipe, source, tmp_path)
     assert teacher == []
@@ -128,7 +128,7 @@ def test_fixed_teacher_is_asked_once_per_image_and_never_in_training(
         torch.testing.assert_close(student[step], whole[indices].float())
 
 
-def test_fixed_centre_crop_beside_mild_crops(source, tmp_path: Path) -> None:
+def test_fixed_teacher_sees_centre_crops_and_student_mild_crops(source, tmp_path: Path) -> None:
     recipe = Fixed(name="fixed_teacher", crop="mild", teacher_crop="centre")
     student, teacher, before = taught(recipe, source, tmp_path)
     assert teacher == []
@@ -150,8 +150,8 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
     )
     frozen = Frozen(network(8, seed=2))
     arguments = {"seed": SEED, "store": tmp_path, "batch_size": 3, "device": torch.device("cpu")}
-    said_by = Teacher({"teacher": frozen})
-    kept = per_image.on_fixed_views(said_by, source, recipe, TASK, **arguments)
+    teacher_ensemble = Teacher({"teacher": frozen})
+    targets = per_image.on_fixed_views(teacher_ensemble, source, recipe, TASK, **arguments)
 
     every = np.arange(len(source))
     heights, widths = source.sizes(every)
@@ -162,18 +162,18 @@ def test_fixed_inception_ensemble_is_the_mean_prediction(source, tmp_path: Path)
         flips = geometry.flips(
             len(source), rng=geometry.generator(SEED, number, Purpose.TEACHER_FLIPS)
         )
-        for place, image in enumerate(source.images(every)):
-            view = render(image, boxes[place], 8, flip=bool(flips[place]))
-            expected[place] += frozen(view[None].float()).prediction[0].double().softmax(0) / 5
-    said = kept._predictions[0].double().softmax(dim=-1)
-    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-7)
+        for row, image in enumerate(source.images(every)):
+            view = render(image, boxes[row], 8, flip=bool(flips[row]))
+            expected[row] += frozen(view[None].float()).prediction[0].double().softmax(0) / 5
+    probabilities = targets._predictions[0].double().softmax(dim=-1)
+    torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-7)
 
     student, teacher, _ = taught(recipe, source, tmp_path)
     assert teacher == []
     torch.testing.assert_close(student[2], crops(source, 2, 8, "inception"))
 
 
-def test_whole_images_are_never_mirrored_and_flips_can_be_off() -> None:
+def test_whole_images_and_flip_false_are_never_mirrored() -> None:
     heights = widths = np.full(64, 20)
     for recipe in (
         Shared(name="x", crop="whole", flip=True),
@@ -185,7 +185,7 @@ def test_whole_images_are_never_mirrored_and_flips_can_be_off() -> None:
     assert not mirrored.all()
 
 
-def test_recipes_are_paired_on_the_students_crops() -> None:
+def test_all_recipes_draw_the_same_student_crops() -> None:
     heights, widths = np.full(32, 40), np.full(32, 60)
     drawn = [
         recipe.views(3, 11, heights, widths)["student"]
@@ -201,7 +201,7 @@ def test_recipes_are_paired_on_the_students_crops() -> None:
         assert np.array_equal(view.flips, drawn[0].flips)
 
 
-def test_unknown_laws_are_refused() -> None:
+def test_unknown_crops_and_wrong_ensembles_are_refused() -> None:
     with pytest.raises(ValueError, match=r"recipe\.crop must be one of .*got 'huge'"):
         Shared(name="x", crop="huge")
     with pytest.raises(ValueError, match=r"recipe\.teacher_crop must be one of .*got 'huge'"):
@@ -212,7 +212,7 @@ def test_unknown_laws_are_refused() -> None:
         Fixed(name="x", crop="whole", ensemble=0)
 
 
-def test_a_recipe_is_only_what_the_paper_varies(compose: Callable[..., DictConfig]) -> None:
+def test_recipes_change_only_the_recipe_node(compose: Callable[..., DictConfig]) -> None:
     composed = []
     for recipe in RECIPES:
         cfg = compose(f"recipe={recipe}")
@@ -227,7 +227,7 @@ def test_a_recipe_is_only_what_the_paper_varies(compose: Callable[..., DictConfi
     ("teacher_crop", "crop"),
     [("resize", "whole"), ("centre", "mild"), ("inception_ensemble", "inception")],
 )
-def test_the_students_crop_beside_a_fixed_teacher(teacher_crop: str, crop: str) -> None:
+def test_student_crop_defaults_to_match_the_fixed_teacher(teacher_crop: str, crop: str) -> None:
     assert Fixed(name="fixed_teacher", teacher_crop=teacher_crop).student_crop == crop
     assert (
         Fixed(name="fixed_teacher", teacher_crop=teacher_crop, crop="mild").student_crop == "mild"

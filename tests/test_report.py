@@ -1,4 +1,4 @@
-"""A page about real runs, as a browser and a screen reader find it."""
+"""The HTML report, predictions, calibration error, mean curves and example views."""
 
 import base64
 import csv
@@ -82,7 +82,7 @@ def page(logs: Path) -> Page:
     return Page(logs / "report.html")
 
 
-def test_every_picture_is_inside_and_said_in_words(logs: Path, page: Page) -> None:
+def test_report_embeds_every_image_with_alt_text(logs: Path, page: Page) -> None:
     assert len(page.images) == 6 + 4  # figures, and the views of four recipes
     for given in page.images:
         assert len(given["alt"]) > 40
@@ -93,13 +93,13 @@ def test_every_picture_is_inside_and_said_in_words(logs: Path, page: Page) -> No
         assert (logs / f"{name}.png").is_file()
 
 
-def test_every_link_leads_somewhere(page: Page) -> None:
+def test_report_links_lead_to_anchors(page: Page) -> None:
     assert len(page.links) >= 8
     assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
     assert len(set(page.ids)) == len(page.ids)
 
 
-def test_the_page_says_what_the_runs_say(logs: Path, page: Page) -> None:
+def test_report_contains_figures_and_failures_of_the_runs(logs: Path, page: Page) -> None:
     for group in group_runs([logs]):
         if group.completed:
             assert group.text("student_test_top1", "{:.3f}") in page.text
@@ -113,7 +113,7 @@ def test_the_page_says_what_the_runs_say(logs: Path, page: Page) -> None:
     assert "max_skipped=0" in failed["error"]
 
 
-def test_the_commands_repeat_the_runs(logs: Path, page: Page) -> None:
+def test_report_commands_repeat_the_runs(logs: Path, page: Page) -> None:
     assert page.text.count("funmatch train ") == 13
     row = next(row for g in group_runs([logs]) for row in g.rows if row["status"] == "completed")
     script, *overrides = summaries.command(row)
@@ -124,7 +124,7 @@ def test_the_commands_repeat_the_runs(logs: Path, page: Page) -> None:
     assert "finished before" in out
 
 
-def test_what_was_not_measured_has_no_picture(workplace: Path) -> None:
+def test_report_omits_plots_without_data(workplace: Path) -> None:
     logs = workplace / "logs" / "first"  # of one length, with no validation in between
     assert command_here("report", f"runs={logs}", cwd=workplace)[0] == 0
     page = Page(logs / "report.html")
@@ -132,7 +132,7 @@ def test_what_was_not_measured_has_no_picture(workplace: Path) -> None:
     assert not any("against the length" in given["alt"] for given in page.images)
 
 
-def test_predictions_are_those_of_the_networks(logs: Path) -> None:
+def test_predictions_csv_agrees_with_the_summary(logs: Path) -> None:
     row = next(row for g in group_runs([logs]) for row in g.rows if row["status"] == "completed")
     with Run(row["directory"]).predictions.open() as file:
         rows = list(csv.DictReader(file))
@@ -143,7 +143,7 @@ def test_predictions_are_those_of_the_networks(logs: Path) -> None:
     assert agreed == pytest.approx(row["agreement_top1"])
 
 
-def test_predictions_are_gathered_in_the_order_of_the_images() -> None:
+def test_predictions_table_is_in_image_order() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 5, 4, generator=generator)
     label, predictions = torch.tensor([0, 1, 2, 3, 0]), ClassPredictions()
@@ -162,7 +162,7 @@ def test_predictions_are_gathered_in_the_order_of_the_images() -> None:
     assert nothing.table(nothing.compute()).splitlines()[1].endswith(",,")
 
 
-def test_the_calibration_error_is_that_of_torchmetrics(tmp_path: Path) -> None:
+def test_calibration_error_equals_torchmetrics(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     logits = 2 * torch.randn(500, 6, generator=generator)
     label = torch.randint(0, 6, (500,), generator=generator)
@@ -175,7 +175,7 @@ def test_the_calibration_error_is_that_of_torchmetrics(tmp_path: Path) -> None:
     )
 
 
-def test_a_course_is_the_mean_over_seeds(logs: Path) -> None:
+def test_mean_curve_is_the_mean_over_seeds(logs: Path) -> None:
     group = next(
         g for g in group_runs([logs]) if g.recipe == "function_matching" and g.epochs == 20
     )
@@ -203,20 +203,20 @@ def test_a_course_is_the_mean_over_seeds(logs: Path) -> None:
     ],
     ids=lambda recipe: recipe.name,
 )
-def test_samples_are_what_a_run_shows(recipe) -> None:
+def test_example_views_equal_the_views_of_training(recipe) -> None:
     source, sides = array_source(30), {"student": 8, "teacher": 10}
     given = {"batch_size": 12, "seed": 3}
-    found = example_views(source, recipe, sides=sides, **given, step=5, number=4)
+    examples = example_views(source, recipe, sides=sides, **given, step=5, number=4)
     batch = image_stream(source, recipe, sides=sides, **given)[5].mixed()
-    assert list(found) == ["teacher", "student"]
-    expected = {name: batch.view(name)[:4] for name in found}
+    assert list(examples) == ["teacher", "student"]
+    expected = {name: batch.view(name)[:4] for name in examples}
     if isinstance(recipe, Fixed):
         index = batch.index[:4].numpy()
         view = next(iter(recipe.teacher_views(3, *source.sizes(index))))
         expected["teacher"] = render_view(source.images(index), view, 10)
     for name, views in expected.items():
-        assert found[name].dtype == torch.uint8
-        assert torch.equal(found[name], views.round().clamp(0, 255).to(torch.uint8))
-    shown = Image.open(io.BytesIO(contact_sheet(found)))
+        assert examples[name].dtype == torch.uint8
+        assert torch.equal(examples[name], views.round().clamp(0, 255).to(torch.uint8))
+    shown = Image.open(io.BytesIO(contact_sheet(examples)))
     assert shown.width >= 4 * 64
     assert shown.height >= 2 * 64

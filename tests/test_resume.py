@@ -1,4 +1,4 @@
-"""A run that was cut off goes on exactly."""
+"""Resuming of stopped and killed runs, damaged checkpoints and full disks."""
 
 import csv
 import hashlib
@@ -40,9 +40,9 @@ def run_of(workplace: Path, name: str) -> Run:
 def digests(run: Run) -> dict[str, str]:
     """Of all that a run ends with."""
     state = torch.load(run.checkpoints.all()[0], weights_only=True)
-    found = {key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
-    found |= {"best": run.student.read_bytes(), "rows": run.metrics.read_bytes()}
-    return {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in found.items()}
+    contents = {key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers")}
+    contents |= {"best": run.student.read_bytes(), "rows": run.metrics.read_bytes()}
+    return {key: hashlib.sha256(_bytes(value)).hexdigest() for key, value in contents.items()}
 
 
 def _bytes(value: Any) -> bytes:
@@ -64,7 +64,7 @@ def uninterrupted(workplace: Path) -> Run:
 
 @pytest.mark.fault(1)
 @pytest.mark.parametrize("steps", [(73,), pytest.param((1, 50, 73), marks=pytest.mark.slow)])
-def test_run_stopped_by_sigterm_ends_as_if_it_had_not(
+def test_run_resumed_after_sigterm_equals_an_uninterrupted_run(
     workplace: Path, uninterrupted: Run, steps: tuple[int, ...], record_property
 ) -> None:
     """After the first step, after one of a validation, in the midst of an epoch."""
@@ -73,8 +73,8 @@ def test_run_stopped_by_sigterm_ends_as_if_it_had_not(
         fault = inject("SignalAt", step=step, number=15)
         stopped = command("train", *given, *fault, cwd=workplace)
         assert stopped.returncode == 75
-        told = f"interrupted by SIGTERM: saved after step {step} of 90; the same command resumes"
-        assert stopped.stderr == f"{told} (exit code 75)\n"
+        message = f"interrupted by SIGTERM: saved after step {step} of 90; the same command resumes"
+        assert stopped.stderr == f"{message} (exit code 75)\n"
     assert run_of(workplace, f"stopped-{len(steps)}").result["status"] == "running"
     done = command("train", *given, cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
@@ -85,7 +85,7 @@ def test_run_stopped_by_sigterm_ends_as_if_it_had_not(
 
 @pytest.mark.fault(1)
 @pytest.mark.parametrize("steps", [(64,), pytest.param((37, 51, 64), marks=pytest.mark.slow)])
-def test_killed_run_ends_as_if_it_had_not_been(
+def test_run_resumed_after_sigkill_equals_an_uninterrupted_run(
     workplace: Path, uninterrupted: Run, steps: tuple[int, ...], record_property
 ) -> None:
     given = (*SETTINGS, f"name=killed-{len(steps)}")
@@ -104,7 +104,7 @@ def test_killed_run_ends_as_if_it_had_not_been(
     record_property("injected", len(steps))
 
 
-def test_a_requeued_job_begins_each_of_its_runs_anew_once(workplace: Path) -> None:
+def test_requeued_job_restarts_each_run_once_with_resume_never(workplace: Path) -> None:
     given = (*QUICK, "steps=4", "schedule.warmup_steps=1", "name=requeued", "resume=never")
     requeued = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
     # Finished by another job; not reached yet by this one, which was requeued; finished by it.
@@ -114,12 +114,12 @@ def test_a_requeued_job_begins_each_of_its_runs_anew_once(workplace: Path) -> No
         assert ("finished before" in done.stdout) == known
 
 
-def test_two_checkpoints_are_kept(uninterrupted: Run) -> None:
+def test_two_newest_checkpoints_remain(uninterrupted: Run) -> None:
     assert [checkpoint_files.step(path) for path in uninterrupted.checkpoints.all()] == [90, 80]
 
 
 @pytest.mark.fault(12)
-def test_a_checkpoint_holds_no_teacher_and_plain_values_only(uninterrupted: Run) -> None:
+def test_checkpoint_contains_no_teacher_and_only_plain_values(uninterrupted: Run) -> None:
     state = torch.load(uninterrupted.checkpoints.all()[0], weights_only=True)
     assert {key.partition(".")[0] for key in state["state_dict"]} == {"student"}
     learned = sum(key.startswith("student.") for key in state["state_dict"])
@@ -128,7 +128,7 @@ def test_a_checkpoint_holds_no_teacher_and_plain_values_only(uninterrupted: Run)
 
 
 @pytest.mark.fault(1)
-def test_every_step_is_logged_once(uninterrupted: Run) -> None:
+def test_each_step_is_logged_once(uninterrupted: Run) -> None:
     rows = list(csv.DictReader(uninterrupted.metrics.read_text().splitlines()))
     trained = [int(row["step"]) for row in rows if row["train/loss"]]
     validated = [int(row["step"]) for row in rows if row["val/student_top1"]]
@@ -136,7 +136,7 @@ def test_every_step_is_logged_once(uninterrupted: Run) -> None:
     assert validated == [25, 50, 75, 90]  # and after the last step
 
 
-def test_the_same_command_again_gives_the_same_weights(workplace: Path, uninterrupted: Run) -> None:
+def test_repeated_command_trains_the_same_weights(workplace: Path, uninterrupted: Run) -> None:
     before = digests(uninterrupted)
     uninterrupted.student.write_bytes(b"gone")
     done = command("train", *SETTINGS, "name=uninterrupted", "resume=never", cwd=workplace)
@@ -146,7 +146,9 @@ def test_the_same_command_again_gives_the_same_weights(workplace: Path, uninterr
 
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_workers_change_nothing(workplace: Path, uninterrupted: Run, workers: int) -> None:
+def test_number_of_workers_does_not_change_the_run(
+    workplace: Path, uninterrupted: Run, workers: int
+) -> None:
     name, number = f"name=workers{workers}", f"compute.workers={workers}"
     done = command("train", *SETTINGS, name, number, cwd=workplace)
     assert done.returncode == 0, done.stderr
@@ -159,7 +161,7 @@ def test_workers_change_nothing(workplace: Path, uninterrupted: Run, workers: in
     "damage",
     ["one bit flipped", *(pytest.param(d, marks=pytest.mark.slow) for d in ("truncated", "empty"))],
 )
-def test_a_damaged_checkpoint_is_passed_over(
+def test_resume_skips_a_damaged_checkpoint(
     workplace: Path, uninterrupted: Run, damage: str
 ) -> None:
     name = damage.replace(" ", "-")
@@ -173,14 +175,14 @@ def test_a_damaged_checkpoint_is_passed_over(
 
     done = command("train", *SETTINGS, f"name={name}", cwd=workplace)
     assert (done.returncode, done.stderr) == (0, "")
-    place = run.checkpoints.folder.relative_to(workplace)
-    told = f"  {place}/{newest.name} is damaged (its checksum differs); using {place}/{before.name}"
-    assert told in done.stdout
+    relative = run.checkpoints.folder.relative_to(workplace)
+    damaged = f"  {relative}/{newest.name} is damaged (its checksum differs)"
+    assert f"{damaged}; using {relative}/{before.name}" in done.stdout
     assert "resuming from step 50 of 90" in done.stdout
     assert digests(run_of(workplace, name)) == digests(uninterrupted)
 
 
-def test_a_longer_run_begins_where_another_ended(workplace: Path, uninterrupted: Run) -> None:
+def test_longer_run_resumes_from_a_finished_run(workplace: Path, uninterrupted: Run) -> None:
     source = uninterrupted.directory.relative_to(workplace)
     longer = ("steps=150", "name=longer", f"resume={source}")
     before = digests(uninterrupted)
@@ -206,7 +208,7 @@ def test_a_longer_run_begins_where_another_ended(workplace: Path, uninterrupted:
     )
     assert 0 <= step_of(run.student) <= 150
 
-    # It is a run like others: it may be killed, and its source may be gone on with elsewhere.
+    # It is a run like others: it may be killed, and another run may resume from its source.
     shutil.rmtree(run.directory)
     killed = command("train", *SETTINGS, *longer, *inject("SignalAt", step=113), cwd=workplace)
     assert killed.returncode == -9
@@ -239,20 +241,23 @@ def test_resume_from_earlier_checkpoint_drops_later_best_student(
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
-        (("steps=150", "objective.temperature=2"), "objective.temperature (recorded: 5, now: 2); only"),
+        (
+            ("steps=150", "objective.temperature=2"),
+            "objective.temperature (recorded: 5, now: 2); only",
+        ),
         (("steps=90",), "is at step 90 already and this run has 90; give more epochs"),
     ],
 )
-def test_only_the_length_may_differ(
-    workplace: Path, uninterrupted: Run, changed: tuple[str, ...], told: str
+def test_resume_from_a_run_refuses_other_settings_than_the_length(
+    workplace: Path, uninterrupted: Run, changed: tuple[str, ...], message: str
 ) -> None:
     source = f"resume={uninterrupted.directory}"
     done = command("train", *SETTINGS, *changed, "name=refused", source, cwd=workplace)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {source}: ")
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (workplace / "logs" / "refused").exists()
 
@@ -279,7 +284,7 @@ def on_a_small_disk(
 
 @pytest.mark.slow
 @pytest.mark.fault(6)
-def test_a_full_disk_leaves_the_last_checkpoint_whole(workplace: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_last_checkpoint_intact(workplace: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     arguments = [*SETTINGS, "name=full", f"paths.logs={disk}/logs", "checkpoint_every=1"]
     train = f"{sys.executable} {ROOT}/src/train.py {' '.join(arguments)}"
@@ -304,7 +309,7 @@ echo "exit $?" && cp -r {disk}/logs/full {tmp_path}/after
 
 
 @pytest.mark.fault(6)
-def test_a_run_that_could_not_be_saved_does_not_begin(workplace: Path, tmp_path: Path) -> None:
+def test_run_without_space_for_checkpoints_is_refused(workplace: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     arguments = [*SETTINGS, "name=small", f"paths.logs={disk}/logs", "checkpoint_keep=20"]
     script = f"{sys.executable} {ROOT}/src/train.py {' '.join(arguments)}"
@@ -327,7 +332,7 @@ def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tup
         assert killed.returncode == -9, killed.stdout + killed.stderr
         (folder,) = home.glob("logs/often/*/checkpoints")
         in_a_save += bool(list(folder.glob(".*.tmp")))
-        newest = Checkpoints(folder).newest(pytest.fail)  # which is told of damaged ones
+        newest = Checkpoints(folder).newest(pytest.fail)  # called for damaged ones
         rows = (folder.parent / "metrics.csv").read_text().splitlines()
         logged = int(rows[-1].partition(",")[0] or 0) if len(rows) > 1 else 0
         saved = 0 if newest is None else checkpoint_files.step(newest)
@@ -344,7 +349,9 @@ def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tup
 
 
 @pytest.mark.fault(2)
-def test_killed_at_a_random_moment(workplace: Path, tmp_path: Path, record_property) -> None:
+def test_run_killed_at_a_random_moment_resumes_exactly(
+    workplace: Path, tmp_path: Path, record_property
+) -> None:
     in_a_save, lost = killed_at_random(workplace, tmp_path, kills=1, steps=400)
     record_property("injected", 1)
     record_property("figures", f"{in_a_save} within a save, at most {lost} steps lost")
@@ -353,7 +360,9 @@ def test_killed_at_a_random_moment(workplace: Path, tmp_path: Path, record_prope
 @pytest.mark.slow
 @pytest.mark.fault(2)
 @pytest.mark.timeout(1800)
-def test_killed_at_fifty_random_moments(workplace: Path, tmp_path: Path, record_property) -> None:
+def test_run_killed_at_fifty_random_moments_resumes_exactly(
+    workplace: Path, tmp_path: Path, record_property
+) -> None:
     in_a_save, lost = killed_at_random(workplace, tmp_path, kills=50, steps=6000)
     assert in_a_save >= 5
     record_property("injected", 50)
@@ -365,7 +374,7 @@ def test_killed_at_fifty_random_moments(workplace: Path, tmp_path: Path, record_
 @pytest.mark.timeout(900)
 def test_resume_time_does_not_depend_on_step(workplace: Path, record_property) -> None:
     """Reports the time; what it rests on is that no step but the next is drawn."""
-    found = {}
+    durations = {}
     for step in (100, 20_000):
         settings = [*QUICK, "steps=40000", f"name=late{step}", "checkpoint_every=100000"]
         settings += ["validate_every=100000"]
@@ -374,6 +383,6 @@ def test_resume_time_does_not_depend_on_step(workplace: Path, record_property) -
         began = time.monotonic()
         fault = inject("SignalAt", step=step + 1, number=15)
         assert command("train", *settings, *fault, cwd=workplace).returncode == 75
-        found[step] = time.monotonic() - began
-    told = ", ".join(f"from step {step}: {seconds:.1f} s" for step, seconds in found.items())
-    record_property("figures", told)
+        durations[step] = time.monotonic() - began
+    figures = ", ".join(f"from step {step}: {seconds:.1f} s" for step, seconds in durations.items())
+    record_property("figures", figures)

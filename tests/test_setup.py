@@ -1,4 +1,4 @@
-"""make setup installs what the lock says, whatever newer releases an index offers."""
+"""make setup installs exactly the locked versions."""
 
 import hashlib
 import inspect
@@ -64,7 +64,7 @@ def index(tmp_path: Path) -> Path:
         package = {"setuptools/__init__": "", "setuptools/build_meta": backend}
         write_wheel(folder, metadata("setuptools", version), **package)
         write_wheel(folder, metadata("wheel", version))  # what older versions of pip build with
-        # As pytest-cov asks for coverage[toml]: the pin of coverage does not speak of the extra.
+        # As pytest-cov asks for coverage[toml]: the pin of coverage does not name the extra.
         write_wheel(folder, metadata("asks", version, "Requires-Dist: has-extra[more]>=101"))
         extra = ("Provides-Extra: more", "Requires-Dist: extra>=101; extra == 'more'")
         write_wheel(folder, metadata("has_extra", version, *extra))
@@ -110,7 +110,7 @@ def run(project: Path, index: Path, *command: str) -> subprocess.CompletedProces
     )
 
 
-def test_setup_installs_the_lock_and_nothing_newer(project: Path, index: Path) -> None:
+def test_make_setup_installs_only_locked_versions(project: Path, index: Path) -> None:
     setup = ("make", "setup", f"PYTHON={sys.executable}")
     names = ("asks", "built", "extra", "has_extra", "setuptools")
     (project / "requirements.lock").write_text(lock(index, *names))
@@ -127,7 +127,7 @@ def test_setup_installs_the_lock_and_nothing_newer(project: Path, index: Path) -
     assert run(project, index, *setup).stdout == ""  # what is there is used
 
 
-def test_a_lock_that_is_not_complete_is_no_setup(project: Path, index: Path) -> None:
+def test_make_setup_fails_for_an_incomplete_lock(project: Path, index: Path) -> None:
     (project / "requirements.lock").write_text(lock(index, "asks", "extra", "setuptools"))
     failed = run(project, index, "make", "setup", f"PYTHON={sys.executable}")
     assert failed.returncode != 0
@@ -135,7 +135,7 @@ def test_a_lock_that_is_not_complete_is_no_setup(project: Path, index: Path) -> 
     assert not (project / ".venv" / "requirements.lock").exists()  # the next setup begins anew
 
 
-def test_the_lock_pins_what_builds_packages() -> None:
+def test_lock_pins_the_build_requirements() -> None:
     pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert {"setuptools", *project["build-system"]["requires"]} <= set(pinned)

@@ -1,4 +1,4 @@
-"""Shampoo from the library: the law of the decay, and a state that plain tensors can carry."""
+"""Shampoo: weight decay, blocks and restored state."""
 
 import io
 import subprocess
@@ -55,7 +55,7 @@ def stored(*parts: dict) -> tuple[dict, ...]:
     return torch.load(file, weights_only=True)
 
 
-def test_a_quadratic_is_brought_down() -> None:
+def test_shampoo_minimises_an_ill_conditioned_quadratic() -> None:
     """Of an ill-conditioned matrix equation, whose curvatures lie 400 apart."""
     torch.manual_seed(0)
     module = nn.Linear(6, 6, bias=False)
@@ -77,7 +77,7 @@ def test_a_quadratic_is_brought_down() -> None:
 
 
 @pytest.mark.parametrize("lr", [1e-3, 0.03])
-def test_decay_follows_the_schedule_and_not_lr(lr: float) -> None:
+def test_shampoo_decay_follows_the_schedule_and_not_lr(lr: float) -> None:
     """With a zero gradient a step at s takes off s wd of a weight; norms and biases stay."""
     module = layers()
     expected = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -94,7 +94,7 @@ def test_decay_follows_the_schedule_and_not_lr(lr: float) -> None:
         torch.testing.assert_close(parameter.detach(), expected[name])
 
 
-def test_a_stored_state_continues_identically() -> None:
+def test_shampoo_restored_state_continues_identically() -> None:
     """3 steps, a file, 3 steps more are 6 steps, to the last bit."""
     straight = layers()
     go(straight, optimizer(straight), range(6))
@@ -112,7 +112,7 @@ def test_a_stored_state_continues_identically() -> None:
         assert torch.equal(one, other)
 
 
-def test_a_state_that_was_not_loaded_would_be_noticed() -> None:
+def test_shampoo_without_restored_state_continues_differently() -> None:
     """Else the test above could not fail: the first steps alone do not decide the last ones."""
     straight = layers()
     go(straight, optimizer(straight), range(6))
@@ -123,7 +123,7 @@ def test_a_state_that_was_not_loaded_would_be_noticed() -> None:
     assert not any(torch.equal(one, other) for one, other in pairs)
 
 
-def test_a_state_is_not_shared_with_the_optimiser_it_came_from() -> None:
+def test_shampoo_loaded_state_is_a_copy() -> None:
     module = layers()
     learner = optimizer(module)
     go(module, learner, range(2))
@@ -143,7 +143,7 @@ def test_a_state_is_not_shared_with_the_optimiser_it_came_from() -> None:
         assert torch.equal(one, same)
 
 
-def test_layers_are_cut_into_blocks() -> None:
+def test_shampoo_splits_layers_into_blocks() -> None:
     """No preconditioner is larger than a block: a root of 2048 x 2048 at each step costs hours."""
     module = layers()
     learner = optimizer(module)
@@ -160,12 +160,12 @@ def test_layers_are_cut_into_blocks() -> None:
     ("settings", "line"),
     [({"lr": 0.0}, "lr must be positive, got 0.0"), ({"wd": -1.0}, "wd must not be negative")],
 )
-def test_what_cannot_work_is_refused(settings: dict[str, float], line: str) -> None:
+def test_shampoo_refuses_wrong_lr_and_wd(settings: dict[str, float], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         optimizer(nn.Linear(2, 2), **settings)
 
 
-def test_the_configuration_builds_it(compose: Callable) -> None:
+def test_configuration_builds_shampoo(compose: Callable) -> None:
     from funmatch.experiment import fitting
     from funmatch.experiment.build import build
 
@@ -177,7 +177,7 @@ def test_the_configuration_builds_it(compose: Callable) -> None:
     assert learning.schedule(900) == 0.5  # of the warm-up of 1800 steps
 
 
-def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
+def test_missing_shampoo_package_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "sys.modules['pytorch_optimizer'] = None\n"  # what Python itself takes for not there

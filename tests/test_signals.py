@@ -1,4 +1,4 @@
-"""Whoever is asked to stop saves first, on all ranks after the same step."""
+"""Signals and max_time: runs save and exit on all ranks after the same step."""
 
 import os
 import re
@@ -46,19 +46,19 @@ def training(workplace: Path, name: str, *more: str) -> Iterator[Process]:
 
 def ranks(process: Process) -> list[int]:
     """The processes of the ranks, in their order."""
-    found = {}
+    pids = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if f"\nPPid:\t{process.pid}\n" in (folder / "status").read_text():
-                told = dict(
+                variables = dict(
                     item.split(b"=", 1)
                     for item in (folder / "environ").read_bytes().split(b"\0")
                     if b"=" in item
                 )
-                found[int(told[b"RANK"])] = int(folder.name)
+                pids[int(variables[b"RANK"])] = int(folder.name)
         except (OSError, KeyError):
             continue
-    return [found[rank] for rank in sorted(found)]
+    return [pids[rank] for rank in sorted(pids)]
 
 
 def gone(pid: int) -> bool:
@@ -105,7 +105,7 @@ def leaves_together(workplace: Path, number: signal.Signals, to: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.fault(3)
-def test_both_ranks_leave_after_the_same_step(workplace: Path, record_property) -> None:
+def test_both_ranks_stop_after_the_same_step(workplace: Path, record_property) -> None:
     seconds = leaves_together(workplace, signal.SIGTERM, "rank 1")
     record_property("figures", f"{seconds:.1f} s")
 
@@ -132,8 +132,8 @@ def test_workers_ignore_signals_to_their_process_group(
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == CODES[number]
-    told = f"interrupted by {number.name}: saved after step {saved_step(workplace, name)} of"
-    assert errors.startswith(told), errors
+    message = f"interrupted by {number.name}: saved after step {saved_step(workplace, name)} of"
+    assert errors.startswith(message), errors
     assert errors.count("\n") == 1
 
 
@@ -158,7 +158,7 @@ def test_ranks_save_when_their_command_is_killed(workplace: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.fault(3)
-def test_a_rank_that_is_killed_ends_the_run_in_one_line(workplace: Path) -> None:
+def test_killed_rank_ends_the_run_in_one_line(workplace: Path) -> None:
     with training(workplace, "one-rank-less", "trainer.devices=2") as process:
         both = ranks(process)
         os.kill(both[1], signal.SIGKILL)
@@ -169,7 +169,7 @@ def test_a_rank_that_is_killed_ends_the_run_in_one_line(workplace: Path) -> None
 
 
 @pytest.mark.fault(3)
-def test_a_second_ctrl_c_does_not_wait(workplace: Path) -> None:
+def test_second_ctrl_c_exits_without_waiting(workplace: Path) -> None:
     with training(workplace, "impatient", *inject("Slow", seconds=60, after=9)) as process:
         time.sleep(1)  # it sleeps in a step
         began = time.monotonic()
@@ -179,8 +179,8 @@ def test_a_second_ctrl_c_does_not_wait(workplace: Path) -> None:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert time.monotonic() - began < 30
-    told = "what was saved is kept; the same command resumes (exit code 130)"
-    assert errors == f"interrupted by SIGINT: {told}\n"
+    message = "what was saved is kept; the same command resumes (exit code 130)"
+    assert errors == f"interrupted by SIGINT: {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,13 @@ def test_max_time_is_not_exceeded(workplace: Path, devices: int, seconds: int) -
     given = (f"name={name}", f"max_time=0:00:{seconds}", f"trainer.devices={devices}")
     done = command("train", *LONG, *given, cwd=workplace)
     assert done.returncode == 75
-    place = f"saved after step {saved_step(workplace, name)} of 100000"
-    told = rf"interrupted by max_time: {place}; .*\n"
-    assert re.fullmatch(told, done.stderr), done.stderr
+    saved = f"saved after step {saved_step(workplace, name)} of 100000"
+    pattern = rf"interrupted by max_time: {saved}; .*\n"
+    assert re.fullmatch(pattern, done.stderr), done.stderr
 
 
 @pytest.mark.slow
-def test_max_time_before_ranks_have_started(workplace: Path) -> None:
+def test_max_time_may_expire_before_ranks_have_started(workplace: Path) -> None:
     given = ("name=early", "max_time=0:00:01", "trainer.devices=2")
     done = command("train", *LONG, *given, cwd=workplace)
     assert done.returncode == 75
@@ -205,7 +205,7 @@ def test_max_time_before_ranks_have_started(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_stops_as_a_whole(workplace: Path) -> None:
+def test_max_time_stops_the_whole_sweep(workplace: Path) -> None:
     arguments = ("-m", *LONG, "name=stopped-sweep", "seed=0,1", "max_time=0:00:12")
     done = command("train", *arguments, cwd=workplace)
     assert done.returncode == 75

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM: run, preempted, requeued, as an array."""
+"""Jobs on a temporary SLURM cluster: preempted, requeued, arrays."""
 
 import csv
 import os
@@ -34,8 +34,8 @@ SLOW = ("+callbacks.slow._target_=faults.Slow", "+callbacks.slow.seconds=0.05")
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    with cluster.running() as found:
-        yield found
+    with cluster.running() as running_cluster:
+        yield running_cluster
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def equal(one: Run, other: Run) -> bool:
     )
 
 
-def test_a_job_preempted_three_times_ends_as_one_that_was_not(
+def test_preempted_job_equals_an_uninterrupted_run(
     slurm: Cluster, tree: Path, record_property
 ) -> None:
     settings = ("steps=400", "checkpoint_every=100000")  # only what is saved on leaving
@@ -115,10 +115,10 @@ def test_a_job_preempted_three_times_ends_as_one_that_was_not(
             time.sleep(0.2)
         preempt(slurm, tree, job)
     ended = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED")
-    said = (tree / f"logs/slurm/{job}.out").read_text()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), said
-    saved = [int(step) for step in re.findall(r"saved after step (\d+) of 400", said)]
-    assert [int(step) for step in re.findall(r"resuming from step (\d+) of 400", said)] == saved
+    output = (tree / f"logs/slurm/{job}.out").read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), output
+    saved = [int(step) for step in re.findall(r"saved after step (\d+) of 400", output)]
+    assert [int(step) for step in re.findall(r"resuming from step (\d+) of 400", output)] == saved
     assert len(saved) == 3
     assert equal(run_of(tree, "preempted"), run_of(tree, "calm"))
     assert logged(run_of(tree, "preempted")) == list(range(5, 401, 5))
@@ -131,9 +131,7 @@ def test_a_job_preempted_three_times_ends_as_one_that_was_not(
     record_property("figures", f"left after steps {saved}, the same weights to the last bit")
 
 
-def test_two_ranks_leave_before_their_time_is_over_and_come_back(
-    slurm: Cluster, tree: Path
-) -> None:
+def test_two_ranks_stop_before_the_time_limit_and_are_requeued(slurm: Cluster, tree: Path) -> None:
     settings = ("steps=900", "checkpoint_every=100000", "logger=none")
     train(tree, "name=two-calm", *settings, "trainer.devices=2")
     job = submit(
@@ -141,27 +139,25 @@ def test_two_ranks_leave_before_their_time_is_over_and_come_back(
         **{"SLURM_RANKS": "2", "SLURM_TIME": "2", "SLURM_OPTIONS": "--signal=B:USR1@80"},
     )
     ended = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", patience=600)
-    said = (tree / f"logs/slurm/{job}.out").read_text()
-    assert ended["JobState"] == "COMPLETED", f"{said}\n{ended}\n{slurm.log}"
+    output = (tree / f"logs/slurm/{job}.out").read_text()
+    assert ended["JobState"] == "COMPLETED", f"{output}\n{ended}\n{slurm.log}"
     assert int(ended["Restarts"]) >= 1
-    assert "interrupted by SIGUSR1: saved after step" in said
+    assert "interrupted by SIGUSR1: saved after step" in output
     assert equal(run_of(tree, "two"), run_of(tree, "two-calm"))
 
 
-def test_an_array_runs_one_recipe_for_each_index_and_one_may_fail(
-    slurm: Cluster, tree: Path
-) -> None:
+def test_array_runs_one_recipe_per_index_despite_a_failure(slurm: Cluster, tree: Path) -> None:
     settings = ("steps=20", "schedule.warmup_steps=2", "logger=none")
     recipes = "fixed_teacher,nonsense,consistent"
     given = ("name=array", "seed=0,1", *settings)
     job = submit(slurm, tree, "slurm-sweep", *given, RECIPES=recipes)
     states = {}
     for index in range(3):
-        found = slurm.wait(f"{job}_{index}", "COMPLETED", "FAILED")
-        states[index] = (found["JobState"], found["ExitCode"])
+        state = slurm.wait(f"{job}_{index}", "COMPLETED", "FAILED")
+        states[index] = (state["JobState"], state["ExitCode"])
     assert states == {0: ("COMPLETED", "0:0"), 1: ("FAILED", "1:0"), 2: ("COMPLETED", "0:0")}
-    told = (tree / f"logs/slurm/{job}_1.out").read_text()
-    assert "error: recipe=nonsense: no such recipe; choose" in told
+    output = (tree / f"logs/slurm/{job}_1.out").read_text()
+    assert "error: recipe=nonsense: no such recipe; choose" in output
     with (tree / "logs/array/summary.csv").open() as file:
         rows = [(row["recipe"], row["seed"], row["status"]) for row in csv.DictReader(file)]
     assert sorted(rows) == [
@@ -172,7 +168,7 @@ def test_an_array_runs_one_recipe_for_each_index_and_one_may_fail(
     assert equal(Run(tree / "logs/array" / alone.directory.name), alone)
 
 
-def test_an_installed_package_submits_from_anywhere(
+def test_installed_package_submits_from_any_directory(
     slurm: Cluster, tree: Path, tmp_path: Path
 ) -> None:
     site, home = tmp_path / "site", tmp_path / "home"
@@ -199,7 +195,7 @@ def test_an_installed_package_submits_from_anywhere(
     assert Run(next(home.glob("logs/installed/*"))).completed
 
 
-def test_a_rank_that_is_killed_takes_the_job_with_it(slurm: Cluster, tree: Path) -> None:
+def test_killed_rank_fails_the_job(slurm: Cluster, tree: Path) -> None:
     settings = ("steps=5000", "checkpoint_every=20", "logger=none")
     job = submit(*(slurm, tree, "slurm-train", "name=killed", *settings, *SLOW), SLURM_RANKS="2")
     slurm.wait(job, "RUNNING")
@@ -217,7 +213,7 @@ def test_a_rank_that_is_killed_takes_the_job_with_it(slurm: Cluster, tree: Path)
     assert time.monotonic() - began < 60
 
 
-def test_the_state_of_jobs_is_shown(slurm: Cluster, tree: Path) -> None:
+def test_make_slurm_status_lists_jobs(slurm: Cluster, tree: Path) -> None:
     environ = {**environment(tree), **slurm.environment}
     done = subprocess.run(
         ["make", "slurm-status"], cwd=tree, env=environ, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Where images and labels come from: files, several sources as one; and labels in plenty."""
+"""Image sources: files, concatenated sources, splits and device decoding."""
 
 import pickle
 from pathlib import Path
@@ -23,7 +23,7 @@ from trees import plant, refused
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
 
 
-def test_photographs_are_the_pixels_of_their_files(tmp_path: Path) -> None:
+def test_image_files_return_the_pixels_of_their_files(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
     listing = torchvision_layouts.pets(root).test
     source = ImageFiles(listing, ("a", "b", "c"))
@@ -38,17 +38,17 @@ def test_photographs_are_the_pixels_of_their_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
-def test_images_of_any_mode_are_rgb(mode: str, tmp_path: Path) -> None:
+def test_decoded_images_of_any_mode_are_rgb(mode: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (6, 5), (200, 100, 50)).convert(mode)
     path = tmp_path / "wrong_suffix.jpg"  # what a file is, its content tells
     image.save(path, "TIFF" if mode == "CMYK" else "PNG")
-    found = decoded(path)
-    assert found.shape == (3, 5, 6)
-    assert found.dtype == torch.uint8
-    assert torch.equal(found[:, 0, 0], torch.tensor(image.convert("RGB").getpixel((0, 0))))
+    pixels = decoded(path)
+    assert pixels.shape == (3, 5, 6)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels[:, 0, 0], torch.tensor(image.convert("RGB").getpixel((0, 0))))
 
 
-def test_a_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
+def test_palette_with_transparency_decodes_without_warning(tmp_path: Path) -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
@@ -56,19 +56,19 @@ def test_a_palette_with_transparency_gives_no_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
-def test_a_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None:
+def test_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
     source = builders.pets(str(root)).test
     path = root / "oxford-iiit-pet/images/Bengal_12.jpg"
     path.write_bytes(path.read_bytes()[:400] if content is None else content)
-    place = torchvision_layouts.pets(root).test.names.index("oxford-iiit-pet/images/Bengal_12.jpg")
-    line = refused(lambda: source.images(np.array([0, place])))
+    row = torchvision_layouts.pets(root).test.names.index("oxford-iiit-pet/images/Bengal_12.jpg")
+    line = refused(lambda: source.images(np.array([0, row])))
     assert line.startswith(f"{path}: cannot be read as an image")
     path.unlink()
-    assert f"{path}: " in refused(lambda: source.sizes(np.array([place])))
+    assert f"{path}: " in refused(lambda: source.sizes(np.array([row])))
 
 
-def test_photographs_travel_to_workers(tmp_path: Path) -> None:
+def test_image_files_can_be_pickled(tmp_path: Path) -> None:
     source = builders.food101(str(plant(tmp_path, "food101"))).train
     other = pickle.loads(pickle.dumps(source))
     indices = np.array([3, 20])
@@ -78,31 +78,31 @@ def test_photographs_travel_to_workers(tmp_path: Path) -> None:
     assert other.classes == source.classes
 
 
-def test_photographs_of_imagenets_size_are_small() -> None:
+def test_pickled_image_files_take_65_bytes_per_name() -> None:
     names = tuple(f"train/n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(50_000))
     source = ImageFiles(FileList(Path("x"), names, np.zeros(50_000, dtype=np.int64)), ("a",))
     assert len(pickle.dumps(source)) < 65 * len(names)
     assert source.name(49_999) == names[-1]
 
 
-def test_a_fingerprint_follows_names_sizes_and_labels(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_names_sizes_and_labels(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
     listing = torchvision_layouts.pets(root).test
 
-    def found(listing: FileList) -> str:
+    def fingerprint_of(listing: FileList) -> str:
         return ImageFiles(listing, ()).fingerprint()
 
-    before = found(listing)
-    assert found(torchvision_layouts.pets(root).test) == before
-    assert found(FileList(root, listing.names, 1 - listing.labels)) != before
-    assert found(FileList(root, listing.names, None)) != before
-    assert found(listing.take(np.arange(len(listing))[::-1])) != before
+    before = fingerprint_of(listing)
+    assert fingerprint_of(torchvision_layouts.pets(root).test) == before
+    assert fingerprint_of(FileList(root, listing.names, 1 - listing.labels)) != before
+    assert fingerprint_of(FileList(root, listing.names, None)) != before
+    assert fingerprint_of(listing.take(np.arange(len(listing))[::-1])) != before
     with (root / listing.names[0]).open("ab") as file:
         file.write(b"x")
-    assert found(listing) != before
+    assert fingerprint_of(listing) != before
 
 
-def test_joined_sources_are_one_after_the_other() -> None:
+def test_concat_source_appends_its_sources() -> None:
     tensors, mixed = array_source(5), MixedSizes(4)
     joined = ConcatSource([tensors, mixed, array_source(3, side=20, seed=9)])
     assert len(joined) == 12
@@ -125,13 +125,13 @@ def test_joined_sources_are_one_after_the_other() -> None:
     assert joined.fingerprint() != ConcatSource([mixed, tensors]).fingerprint()
 
 
-def test_grey_and_colour_are_not_joined() -> None:
+def test_concat_source_refuses_different_channels() -> None:
     grey = ArraySource(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), None, [])
     with pytest.raises(ValueError, match=r"\[3, 1\] channels cannot be concatenated"):
         ConcatSource([array_source(3), grey])
 
 
-def test_an_unknown_part_is_refused_with_what_there_is() -> None:
+def test_unknown_split_is_refused_with_the_choices() -> None:
     splits = Splits(array_source(), array_source(), array_source(), {"v2": array_source(4)})
     assert len(splits.part("v2")) == 4
     with pytest.raises(ValueError, match="split=real: this data set has train, val, test, v2"):
@@ -139,7 +139,7 @@ def test_an_unknown_part_is_refused_with_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
-def test_fidelity_counts_what_has_a_label(several: bool) -> None:
+def test_fidelity_counts_only_labelled_images(several: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 40, 5, generator=generator)
     label = torch.randint(0, 5, (40,), generator=generator)
@@ -155,15 +155,17 @@ def test_fidelity_counts_what_has_a_label(several: bool) -> None:
     fidelity = Fidelity()
     for rows in (slice(0, 3), slice(3, 27), slice(27, 40)):  # the first batch may have none at all
         fidelity.update(student[rows], teacher[rows], label[rows])
-    found = fidelity.compute()
+    metrics = fidelity.compute()
     for name, values in right.items():
-        assert found[name] == pytest.approx(np.mean(values))
+        assert metrics[name] == pytest.approx(np.mean(values))
     agree = (student.argmax(-1) == teacher.argmax(-1)).float().mean()
-    assert found["agreement_top1"] == pytest.approx(agree.item())  # of all, with a label or without
+    assert metrics["agreement_top1"] == pytest.approx(
+        agree.item()
+    )  # of all, with a label or without
 
 
 @pytest.mark.skipif(image_files.codec is None, reason="torchcodec is not there")
-def test_files_decoded_on_the_device_are_the_same_images(tmp_path: Path) -> None:
+def test_decoding_on_the_device_gives_the_same_images(tmp_path: Path) -> None:
     """Here the device is the CPU, whose pixels are equal; those of a GPU may differ."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
     turned = Image.Exif()
@@ -178,8 +180,8 @@ def test_files_decoded_on_the_device_are_the_same_images(tmp_path: Path) -> None
     every = np.arange(len(names))
     files = source.encoded(every)
     assert [file.ndim for file in files] == [1, 3, 1, 3, 3]  # what only Pillow can, it does
-    found = image_files.on_device(files, torch.device("cpu"))
-    for here, there in zip(source.images(every), found, strict=True):
+    device_images = image_files.on_device(files, torch.device("cpu"))
+    for here, there in zip(source.images(every), device_images, strict=True):
         assert torch.equal(here, there)
     here, late = (
         image_stream(

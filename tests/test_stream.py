@@ -1,4 +1,4 @@
-"""The stream: endless, from any step, the same whatever the ranks."""
+"""The training stream: permutations, ranks and batches; evaluation streams."""
 
 import itertools
 import pickle
@@ -24,7 +24,7 @@ def stream(source, recipe=MIXED, *, rank: int = 0, ranks: int = 1, seed: int = 3
     )
 
 
-def test_order_runs_on_across_the_borders_of_epochs() -> None:
+def test_permutations_continue_across_epoch_boundaries() -> None:
     order = EpochPermutations(size=10, batch_size=4, seed=0)
     seen = np.concatenate([order.indices(step) for step in range(25)])  # ten epochs
     for epoch in seen.reshape(10, 10):
@@ -32,7 +32,7 @@ def test_order_runs_on_across_the_borders_of_epochs() -> None:
     assert len({tuple(epoch) for epoch in seen.reshape(10, 10)}) == 10  # each in another order
 
 
-def test_order_does_not_depend_on_which_steps_were_asked_before() -> None:
+def test_permutations_do_not_depend_on_access_order() -> None:
     forward, backward = EpochPermutations(10, 4, seed=1), EpochPermutations(10, 4, seed=1)
     expected = [forward.indices(step) for step in range(12)]
     for step in reversed(range(12)):
@@ -40,7 +40,7 @@ def test_order_does_not_depend_on_which_steps_were_asked_before() -> None:
     assert not np.array_equal(EpochPermutations(10, 4, seed=2).indices(0), expected[0])
 
 
-def test_a_late_step_costs_no_more_than_an_early_one() -> None:
+def test_late_steps_are_drawn_in_constant_time() -> None:
     """O(1): nothing before the step is drawn, so 10^12 steps are no obstacle."""
     assert len(EpochPermutations(10, 4, seed=1).indices(10**12)) == 4
     assert stream(array_source())[10**9].views["student"].shape == (9, 3, 8, 8)
@@ -65,14 +65,14 @@ def test_ranks_share_one_global_batch(source, recipe, ranks: int) -> None:
                 assert torch.equal(torch.cat([take(p) for p in parts]), take(whole))
 
 
-def test_the_partner_is_the_image_before_and_its_label_too() -> None:
+def test_partner_label_is_that_of_the_previous_image() -> None:
     mixed = stream(array_source())[0].mixed()
     assert torch.equal(mixed.truth.partner, mixed.truth.label.roll(1))
     assert mixed.view("student").is_floating_point()
     assert len(mixed.view("student")) == len(mixed.index) == 8
 
 
-def test_a_network_without_a_view_of_its_own_sees_the_students() -> None:
+def test_networks_of_equal_side_share_one_view() -> None:
     recipe = Shared(name="consistent", crop="mild")
     batch = image_stream(
         array_source(), recipe, sides={"student": 8, "teacher": 8}, batch_size=4, seed=0
@@ -82,23 +82,23 @@ def test_a_network_without_a_view_of_its_own_sees_the_students() -> None:
         assert same.views["teacher"] is same.views["student"]
 
 
-def test_ranks_must_divide_the_batch() -> None:
+def test_batch_size_must_be_divisible_by_ranks() -> None:
     with pytest.raises(ValueError, match="batch_size=8 is not divisible by 3 ranks"):
         stream(array_source(), ranks=3)
 
 
-def test_a_batch_must_not_be_larger_than_the_data() -> None:
+def test_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size=21 is more than the 20 images"):
         stream(array_source(), batch=21)
 
 
-def test_steps_are_those_left_but_their_length_is_the_whole_run() -> None:
+def test_steps_iterate_the_rest_and_have_the_total_length() -> None:
     steps = Steps(7, 10)
     assert list(steps) == [7, 8, 9]
     assert len(steps) == 10
 
 
-def test_a_batch_moves_as_one() -> None:
+def test_batch_to_moves_all_tensors() -> None:
     rendered = stream(array_source())[0].to("meta")
     batch = stream(array_source())[0].mixed().to("meta")
     tensors = [rendered.index, rendered.label, *rendered.views.values()]
@@ -106,7 +106,7 @@ def test_a_batch_moves_as_one() -> None:
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
-def test_a_network_for_which_no_view_was_drawn_is_an_error() -> None:
+def test_view_of_an_unknown_network_raises() -> None:
     with pytest.raises(KeyError, match="assistant"):
         stream(array_source())[0].mixed().view("assistant")
 
@@ -127,7 +127,7 @@ class Tokens:
         )
 
 
-def test_a_stream_takes_whatever_draws_batches() -> None:
+def test_stream_accepts_any_batch_drawer() -> None:
     shares = [Stream(Tokens(), batch_size=8, seed=0, rank=r, ranks=2)[3].mixed() for r in (0, 1)]
     tokens = torch.cat([share.view("student")[:, 0] for share in shares])
     assert torch.equal(tokens, torch.from_numpy(EpochPermutations(20, 8, seed=0).indices(3)))

@@ -1,4 +1,4 @@
-"""Tasks: what a prediction means; and a second one, regression, through the real commands."""
+"""Tasks: metrics, descriptions, labels in views, and regression runs."""
 
 import csv
 import json
@@ -48,20 +48,20 @@ def labels(task, rows: int = 11) -> Tensor:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_figures_do_not_depend_on_how_examples_are_batched(task) -> None:
+def test_metrics_do_not_depend_on_batching(task) -> None:
     student, teacher, label = predictions(task), predictions(task, seed=1), labels(task)
     whole, parts = task.metrics(), task.metrics()
     whole.update(student, teacher, label)
     for rows in (slice(0, 1), slice(1, 8), slice(8, 11)):
         parts.update(student[rows], teacher[rows], label[rows])
-    found, expected = parts.compute(), whole.compute()
-    assert found.keys() == expected.keys()
+    in_parts, expected = parts.compute(), whole.compute()
+    assert in_parts.keys() == expected.keys()
     for name, value in expected.items():
-        assert float(found[name]) == pytest.approx(float(value), rel=1e-5)
+        assert float(in_parts[name]) == pytest.approx(float(value), rel=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_description_names_figures_that_are_measured(task) -> None:
+def test_description_names_measured_metrics(task) -> None:
     named = task.description
     metrics = task.metrics()
     metrics.update(predictions(task), predictions(task, seed=1), labels(task))
@@ -74,7 +74,7 @@ def test_a_description_names_figures_that_are_measured(task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_without_labels_or_a_teacher_the_rest_is_measured(task) -> None:
+def test_metrics_without_labels_or_teacher_omit_the_others(task) -> None:
     unlabelled, untaught = task.metrics(), task.metrics()
     unlabelled.update(predictions(task), predictions(task, seed=1), None)
     untaught.update(predictions(task), None, labels(task))
@@ -86,37 +86,37 @@ def test_without_labels_or_a_teacher_the_rest_is_measured(task) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_stored_prediction_is_read_back(task) -> None:
-    found = predictions(task)
-    assert torch.equal(task.from_rows(task.to_rows(found)), found)
-    assert task.relative_difference(task.to_rows(found), task.to_rows(found)) == 0
+def test_prediction_round_trips_through_rows(task) -> None:
+    prediction = predictions(task)
+    assert torch.equal(task.from_rows(task.to_rows(prediction)), prediction)
+    assert task.relative_difference(task.to_rows(prediction), task.to_rows(prediction)) == 0
     other = predictions(task, seed=1)
-    assert task.relative_difference(task.to_rows(found), task.to_rows(other)) > 0.5
+    assert task.relative_difference(task.to_rows(prediction), task.to_rows(other)) > 0.5
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_mean_of_equal_teachers_is_each_of_them(task) -> None:
+def test_mean_of_equal_predictions_is_the_prediction(task) -> None:
     same = predictions(task)
     for mean in task.means.values():
-        found = mean(torch.stack([same, same]), torch.tensor([1.0, 3.0]), temperature=2.0)
-        shift = (found - same)[:, :1] if isinstance(task, Classification) else 0.0
-        torch.testing.assert_close(found - shift, same)  # logits count up to a shift
+        combined = mean(torch.stack([same, same]), torch.tensor([1.0, 3.0]), temperature=2.0)
+        shift = (combined - same)[:, :1] if isinstance(task, Classification) else 0.0
+        torch.testing.assert_close(combined - shift, same)  # logits count up to a shift
 
 
 @pytest.mark.parametrize("description", [CLASSIFICATION, DESCRIPTION])
-def test_a_description_survives_json(description: TaskDescription) -> None:
+def test_description_round_trips_through_json(description: TaskDescription) -> None:
     row = {"task": json.loads(json.dumps(description.as_json()))}
     assert TaskDescription.of(row) == description
 
 
-def test_a_summary_from_before_there_were_tasks_is_of_classification(tmp_path: Path) -> None:
+def test_summary_without_task_is_classification(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"status": "completed", "seed": 0, "settings": {}}')
     for row in (Run(tmp_path).result, *summaries.collect([tmp_path])):
         assert TaskDescription.of(row) == CLASSIFICATION
     assert columns(CLASSIFICATION, CLASSIFICATION) == columns(CLASSIFICATION)
 
 
-def test_a_figure_knows_which_way_is_better() -> None:
+def test_figure_knows_which_direction_is_better() -> None:
     more, less = CLASSIFICATION.score, DESCRIPTION.score
     assert more.improves(0.9, on=0.8)
     assert less.improves(0.1, on=0.2)
@@ -141,19 +141,21 @@ def corner(label: Tensor, view: View, side: int) -> Tensor:
 
 def dots() -> ArraySource:
     """A white pixel somewhere in each image, and its centre as the label."""
-    places = torch.from_numpy(np.random.default_rng(0).integers(6, 10, (20, 2)))
+    positions = torch.from_numpy(np.random.default_rng(0).integers(6, 10, (20, 2)))
     images = torch.zeros(20, 1, 16, 16, dtype=torch.uint8)
-    images[torch.arange(20), 0, places[:, 0], places[:, 1]] = 255
-    return ArraySource(images, places.float() + 0.5, ())
+    images[torch.arange(20), 0, positions[:, 0], positions[:, 1]] = 255
+    return ArraySource(images, positions.float() + 0.5, ())
 
 
 def centre_of(views: Tensor) -> Tensor:
     weight = views[:, 0].float() / views[:, 0].float().sum(dim=(1, 2), keepdim=True)
-    place = torch.arange(views.shape[-1]) + 0.5
-    return torch.stack([(weight.sum(2) * place).sum(1), (weight.sum(1) * place).sum(1)], dim=1)
+    position = torch.arange(views.shape[-1]) + 0.5
+    return torch.stack(
+        [(weight.sum(2) * position).sum(1), (weight.sum(1) * position).sum(1)], dim=1
+    )
 
 
-def test_a_point_is_found_where_its_view_shows_it() -> None:
+def test_point_labels_follow_the_view() -> None:
     recipe = Shared(name="x", crop="mild", mild=(16, 12), flip=False)
     given = {"sides": {"student": 12}, "batch_size": 20, "seed": 0, "truth_in_view": corner}
     batch = image_stream(dots(), recipe, **given)[3].mixed()
@@ -167,24 +169,24 @@ def test_a_point_is_found_where_its_view_shows_it() -> None:
 # --- regression ----------------------------------------------------------------------------------
 
 
-def test_the_metrics_of_a_regressor_are_those_of_scikit_learn() -> None:
+def test_regression_metrics_equal_scikit_learn() -> None:
     task = Regression()
     student, teacher, label = predictions(task), predictions(task, seed=1), labels(task)
     metrics = task.metrics()
     metrics.update(student, teacher, label[:, 0])
-    found = {name: float(value) for name, value in metrics.compute().items()}
-    assert found["student_mae"] == pytest.approx(mean_absolute_error(label, student), rel=1e-5)
-    assert found["teacher_mae"] == pytest.approx(mean_absolute_error(label, teacher), rel=1e-5)
-    assert found["student_r2"] == pytest.approx(r2_score(label, student), rel=1e-4)
-    assert found["teacher_r2"] == pytest.approx(r2_score(label, teacher), rel=1e-4)
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    assert values["student_mae"] == pytest.approx(mean_absolute_error(label, student), rel=1e-5)
+    assert values["teacher_mae"] == pytest.approx(mean_absolute_error(label, teacher), rel=1e-5)
+    assert values["student_r2"] == pytest.approx(r2_score(label, student), rel=1e-4)
+    assert values["teacher_r2"] == pytest.approx(r2_score(label, teacher), rel=1e-4)
     rmse = math.sqrt(statistics.fmean(((student - teacher) ** 2).flatten().tolist()))
-    assert found["rmse_to_teacher"] == pytest.approx(rmse, rel=1e-5)
+    assert values["rmse_to_teacher"] == pytest.approx(rmse, rel=1e-5)
     constant = task.metrics()
     constant.update(student, None, torch.ones(11))
     assert set(constant.compute()) == {"student_mae"}  # of no variance none is explained
 
 
-def test_the_loss_of_a_regressor_is_the_squared_error_with_its_gradient() -> None:
+def test_regression_loss_is_squared_error_with_its_gradient() -> None:
     task = Regression(3)
     prediction, label = predictions(task).requires_grad_(), labels(task)
     losses = task.example_loss(prediction, label)
@@ -197,7 +199,7 @@ def test_the_loss_of_a_regressor_is_the_squared_error_with_its_gradient() -> Non
     torch.testing.assert_close(prediction.grad, 2 * (prediction.detach() - label) / 11)
 
 
-def test_the_ink_of_digits_is_standardised_over_all_training_images() -> None:
+def test_digits_ink_is_standardised_over_all_training_images() -> None:
     everything, few = digits.ink(), digits.ink(images_per_class=10)
     label = everything.train.labels(np.arange(1077))
     assert float(label.mean()) == pytest.approx(0, abs=1e-5)
@@ -240,7 +242,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_sweep_of_regressors_leaves_its_table_and_figures(home: Path) -> None:
+def test_regression_sweep_writes_table_and_figures(home: Path) -> None:
     groups = group_runs([home / "logs" / "sweep"])
     assert [(g.recipe, len(g.completed)) for g in groups] == [
         ("fixed_teacher", 2),
@@ -269,18 +271,18 @@ def test_a_sweep_of_regressors_leaves_its_table_and_figures(home: Path) -> None:
     assert not (home / "logs/sweep/calibration.png").exists()
 
 
-def test_the_best_regressor_on_val_is_the_one_of_least_error(home: Path) -> None:
+def test_best_regressor_on_val_has_the_least_error(home: Path) -> None:
     for path in (home / "logs/sweep").glob("*/summary.json"):
         run = Run(path.parent)
         with run.metrics.open() as file:
-            found = [row for row in csv.DictReader(file) if row["val/student_mae"]]
-        errors = {int(row["step"]): float(row["val/student_mae"]) for row in found}
+            rows = [row for row in csv.DictReader(file) if row["val/student_mae"]]
+        errors = {int(row["step"]): float(row["val/student_mae"]) for row in rows}
         assert len(errors) == 3
         assert run.result["student_val_mae"] == pytest.approx(min(errors.values()))
         assert errors[step_of(run.student)] == min(errors.values())
 
 
-def test_the_predictions_of_a_regressor_are_in_its_table(home: Path) -> None:
+def test_regression_predictions_csv_agrees_with_the_summary(home: Path) -> None:
     run = Run(next((home / "logs/sweep").glob("consistent-s0-*")))
     with run.predictions.open() as file:
         rows = list(csv.DictReader(file))
@@ -290,7 +292,7 @@ def test_the_predictions_of_a_regressor_are_in_its_table(home: Path) -> None:
     assert error == pytest.approx(run.result["student_test_mae"], rel=1e-4)
 
 
-def test_a_regressor_of_labels_and_one_evaluated_again(home: Path) -> None:
+def test_regression_label_baseline_and_evaluate(home: Path) -> None:
     (row,) = (row for g in group_runs([home / "logs/labels"]) for row in g.rows)
     assert 0 < row["student_test_mae"] < 0.75
     assert row["teacher_test_mae"] is None
@@ -304,7 +306,7 @@ def test_a_regressor_of_labels_and_one_evaluated_again(home: Path) -> None:
 @pytest.mark.parametrize(
     "recipe", [pytest.param("fixed_teacher", marks=pytest.mark.slow), "function_matching"]
 )
-def test_a_killed_regressor_ends_as_if_it_had_not_been(home: Path, recipe: str) -> None:
+def test_killed_regression_run_resumes_exactly(home: Path, recipe: str) -> None:
     given = (*INK, *SHORT, f"recipe={recipe}", "name=killed")
     killed = command("train", *given, *inject("SignalAt", step=70), cwd=home)
     assert killed.returncode != 0
@@ -319,12 +321,12 @@ def test_a_killed_regressor_ends_as_if_it_had_not_been(home: Path, recipe: str) 
 
 
 def test_objectives_and_teachers_of_another_task_are_refused(home: Path) -> None:
-    for given, told in {
+    for given, message in {
         ("data=digits_ink", "teacher=digits_ink"): "choose objective=mse",
         ("data=digits_ink", "objective=mse"): "teacher.classes=10: data=digits_ink has 1 classes",
     }.items():
         done = command("train", *QUICK, *SHORT, *given, "name=refused", cwd=home)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
-        assert told in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""A teacher is made by the first command that needs it, once, and wholly or not at all."""
+"""Teachers that are trained once by the first command that needs them."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return teacher(path)
 
 
-def test_two_concurrent_commands_make_the_teacher_once(tmp_path: Path, plain: Run) -> None:
+def test_concurrent_commands_train_the_teacher_once(tmp_path: Path, plain: Run) -> None:
     both = [start("train", *STUDENT, f"seed={seed}", cwd=tmp_path) for seed in (0, 1)]
     for process in both:
         _, errors = process.communicate(timeout=240)
@@ -43,9 +43,7 @@ def test_two_concurrent_commands_make_the_teacher_once(tmp_path: Path, plain: Ru
     assert len([row for row in rows if row.startswith("50,") and row.split(",")[1]]) == 1
 
 
-def test_a_killed_training_leaves_no_teacher_and_is_gone_on_with(
-    tmp_path: Path, plain: Run
-) -> None:
+def test_killed_teacher_training_is_resumed(tmp_path: Path, plain: Run) -> None:
     process = start("train", *STUDENT, cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "logs").glob("teachers/*/checkpoints/*.ckpt")):
@@ -66,7 +64,7 @@ ASSISTANT = ("student=digits", "data.images_per_class=null", "steps=60", "valida
 ASSISTANT += ("schedule.warmup_steps=5", "student.net.widths=[24,32]", TEACHER)
 
 
-def test_a_distilled_teacher_is_made_from_its_own_teacher_first(tmp_path: Path, plain: Run) -> None:
+def test_distilled_teacher_trains_its_own_teacher_first(tmp_path: Path, plain: Run) -> None:
     overrides = json.dumps(ASSISTANT)
     made_by = ("teacher.made_by.command=train", f"teacher.made_by.overrides={overrides}")
     given = (*STUDENT[:2], "teacher.net.widths=[24,32]", *made_by, *QUICK)
@@ -86,7 +84,7 @@ def test_a_distilled_teacher_is_made_from_its_own_teacher_first(tmp_path: Path, 
     assert "it once" not in out
 
 
-def test_a_teacher_that_would_teach_itself_is_refused(tmp_path: Path) -> None:
+def test_circular_teacher_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own" / "teacher" / "circular.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(
@@ -103,7 +101,7 @@ def test_a_teacher_that_would_teach_itself_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, plain: Run) -> None:
+def test_unfit_teacher_weights_are_one_line(tmp_path: Path, plain: Run) -> None:
     wrong = f"teacher.weights={plain.student}", "teacher.net.widths=[16,64]"
     done = command("train", "steps=4", "schedule.warmup_steps=1", *QUICK, *wrong, cwd=tmp_path)
     assert done.returncode == 1
@@ -111,11 +109,11 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path: Path, plain: Run) -> Non
     assert done.stderr.count("\n") == 1
 
 
-def test_a_file_serves_as_teacher(tmp_path: Path, plain: Run) -> None:
+def test_weights_file_serves_as_teacher(tmp_path: Path, plain: Run) -> None:
     given = (*STUDENT[:2], *QUICK, f"teacher.weights={plain.student}")
     done = command("train", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "logs" / "teachers").exists()
     (summary,) = (tmp_path / "logs").glob("digits/*/summary.json")
-    found = Run(summary.parent).result["teacher_test_top1"]
-    assert found == pytest.approx(plain.result["student_test_top1"])
+    accuracy = Run(summary.parent).result["teacher_test_top1"]
+    assert accuracy == pytest.approx(plain.result["student_test_top1"])

@@ -1,4 +1,4 @@
-"""Every argument of Lightning's Trainer is honoured or refused, and counts where it should."""
+"""Arguments of Lightning's Trainer: passed on, refused, and part of the identity."""
 
 import csv
 import inspect
@@ -74,7 +74,7 @@ def _default_flags(compose) -> Any:
     configure_torch(build(compose(CPU)))
 
 
-def test_every_argument_of_the_trainer_is_passed_on_or_refused() -> None:
+def test_every_trainer_argument_is_passed_on_or_refused() -> None:
     known = {*trainer_arguments.PASSED_ON, *trainer_arguments.REFUSED}
     assert known == set(SIGNATURE)
     assert not {*trainer_arguments.PASSED_ON} & {*trainer_arguments.REFUSED}
@@ -82,14 +82,14 @@ def test_every_argument_of_the_trainer_is_passed_on_or_refused() -> None:
 
 
 @pytest.mark.parametrize("name", HONOURED)
-def test_an_argument_reaches_the_trainer(compose, tmp_path: Path, name: str) -> None:
+def test_trainer_argument_reaches_lightning(compose, tmp_path: Path, name: str) -> None:
     text, seen, expected = HONOURED[name]
     cfg = compose(CPU, f"trainer.{name}={text}".split()[0], *text.split()[1:])
     assert seen(built(cfg, tmp_path)) == expected
 
 
 @pytest.mark.parametrize("name", trainer_arguments.REFUSED)
-def test_an_argument_that_a_run_decides_is_refused_with_the_key_to_use(compose, name: str) -> None:
+def test_refused_trainer_argument_names_the_key_to_use(compose, name: str) -> None:
     for given in (f"trainer.{name}=1", f"+trainer.{name}=1"):
         with pytest.raises(UserError, match=rf"trainer\.{name}=1: ") as error:
             validation.check(compose(given))
@@ -97,13 +97,13 @@ def test_an_argument_that_a_run_decides_is_refused_with_the_key_to_use(compose, 
 
 
 @pytest.mark.parametrize("name", [name for name in HONOURED if name != "accelerator"])
-def test_only_what_can_change_the_result_is_in_the_identity(compose, name: str) -> None:
+def test_only_trainer_arguments_that_change_results_are_in_the_identity(compose, name: str) -> None:
     text = HONOURED[name][0].split()[0]
     changed = identity.run_id(compose(f"trainer.{name}={text}")) != identity.run_id(compose())
     assert changed == (name in IN_IDENTITY)
 
 
-def test_the_trainers_defaults_leave_the_identity_as_it_is(compose) -> None:
+def test_trainer_defaults_do_not_change_the_identity(compose) -> None:
     for given in ("deterministic=false", "sync_batchnorm=false", "limit_val_batches=1.0",
                   "limit_test_batches=null", "overfit_batches=null"):  # fmt: skip
         assert identity.run_id(compose(f"trainer.{given}")) == identity.run_id(compose()), given
@@ -136,14 +136,14 @@ REFUSED_VALUES = {
 
 
 @pytest.mark.parametrize("given", REFUSED_VALUES)
-def test_a_value_that_cannot_work_is_refused_in_one_line(compose, given: str) -> None:
+def test_wrong_trainer_value_is_refused_in_one_line(compose, given: str) -> None:
     with pytest.raises(ValueError, match=r"^trainer\.") as error:
         validation.check(compose(*given.split()))
     assert REFUSED_VALUES[given] in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_ddp_strategy_and_a_profiler_may_be_given_by_target(compose, tmp_path: Path) -> None:
+def test_ddp_strategy_and_profiler_may_be_given_by_target(compose, tmp_path: Path) -> None:
     strategy = "{_target_:lightning.pytorch.strategies.DDPStrategy,gradient_as_bucket_view:true}"
     profiler = "{_target_:lightning.pytorch.profilers.AdvancedProfiler,line_count_restriction:5}"
     cfg = compose(CPU, "trainer.devices=2", f"trainer.strategy={strategy}",
@@ -153,7 +153,7 @@ def test_a_ddp_strategy_and_a_profiler_may_be_given_by_target(compose, tmp_path:
     assert trainer.profiler.line_count_restriction == 5
 
 
-def test_the_options_of_the_group_are_what_their_names_say(compose) -> None:
+def test_trainer_group_options_set_their_arguments(compose) -> None:
     assert compose("trainer=auto").trainer == compose().trainer
     assert compose("trainer=cpu").trainer.accelerator == "cpu"
     assert compose("trainer=gpu").trainer.accelerator == "gpu"
@@ -161,7 +161,7 @@ def test_the_options_of_the_group_are_what_their_names_say(compose) -> None:
     assert (ddp.accelerator, ddp.devices, ddp.strategy) == ("gpu", "auto", "ddp")
 
 
-def test_flags_of_one_job_do_not_stay_for_the_next(compose) -> None:
+def test_torch_flags_are_reset_for_the_next_job(compose) -> None:
     both = ("trainer.deterministic=true", "trainer.benchmark=true")
     configure_torch(build(compose(CPU, *both)))
     assert torch.are_deterministic_algorithms_enabled()
@@ -170,7 +170,7 @@ def test_flags_of_one_job_do_not_stay_for_the_next(compose) -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_repeated_steps_are_the_first_batches_under_their_own_numbers() -> None:
+def test_repeated_steps_repeat_the_first_batches() -> None:
     recipe = Shared(name="r", crop="inception", mixing=True, min_area=0.3, mild=(12, 8), flip=True)
     stream = image_stream(array_source(), recipe, sides={"student": 8}, batch_size=6, seed=0)
     repeated = RepeatedSteps(stream, 2)
@@ -187,7 +187,7 @@ def test_repeated_steps_are_the_first_batches_under_their_own_numbers() -> None:
 SHORT = (*QUICK, "steps=6", "schedule.warmup_steps=1", "validate_every=3", "batch_size=20")
 
 
-def test_a_real_run_profiles_limits_its_validation_and_repeats_a_batch(workplace: Path) -> None:
+def test_run_with_profiler_validation_limit_and_overfit_batches(workplace: Path) -> None:
     given = ("name=lightning", "trainer.profiler=simple", "trainer.limit_val_batches=2",
              "trainer.overfit_batches=1", "trainer.log_every_n_steps=1", "optimizer.lr=0.003",
              "trainer.deterministic=true", "trainer.enable_model_summary=true")  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_real_run_profiles_limits_its_validation_and_repeats_a_batch(workplace
     assert losses == sorted(losses, reverse=True)  # of one batch
 
 
-def test_old_spellings_are_refused_by_every_command(tmp_path: Path) -> None:
+def test_renamed_trainer_keys_are_refused_by_every_command(tmp_path: Path) -> None:
     for script, *given in (
         ("train", "trainer.workers=2"),
         ("evaluate", "run=x", "trainer.workers=2"),
@@ -223,9 +223,7 @@ def column(path: Path, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("script", ["train", "finetune"])
-def test_fast_dev_run_goes_the_whole_way_in_a_handful_of_steps(
-    workplace: Path, script: str
-) -> None:
+def test_fast_dev_run_completes_in_five_steps(workplace: Path, script: str) -> None:
     given = ("compute.threads=1", CPU, "debug=fast_dev_run", f"name=fast_{script}")
     for _ in range(2):  # the second time anew
         code, out, err = command_here(script, *given, cwd=workplace)
@@ -238,7 +236,7 @@ def test_fast_dev_run_goes_the_whole_way_in_a_handful_of_steps(
     assert not list(run.directory.glob("wandb")) + list(run.directory.glob("tensorboard"))
 
 
-def test_overfit_learns_the_views_of_one_step_and_resumes_exactly(workplace: Path) -> None:
+def test_overfit_learns_one_batch_and_resumes_exactly(workplace: Path) -> None:
     given = ("compute.threads=1", CPU, "debug=overfit", "steps=60", "validate_every=60",
              "checkpoint_every=30")  # fmt: skip
     code, _, err = command_here("train", *given, "name=overfit", cwd=workplace)
@@ -255,7 +253,7 @@ def test_overfit_learns_the_views_of_one_step_and_resumes_exactly(workplace: Pat
     assert again.student.read_bytes() == run.student.read_bytes()
 
 
-def test_a_debug_option_wins_over_an_experiment_and_the_command_line_over_both(compose) -> None:
+def test_debug_overrides_experiment_and_command_line_overrides_both(compose) -> None:
     given = ("experiment=pets_3k", "debug=profile")
     cfg = compose(*given)
     assert (cfg.steps, cfg.epochs, cfg.name, cfg.logger) == (100, None, "debug", {})

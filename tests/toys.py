@@ -146,7 +146,7 @@ def fit(
     seed: int = 0,
     folder: Path | None = None,
 ) -> Trainer:
-    """Trains on the real data module with the real trainer; saves the last state if told where."""
+    """Trains with the real data module and trainer; saves the last state in the folder, if any."""
     views = (EvaluationViews(array_source(6, seed=s), resize=8, side=8) for s in (1, 2))
     splits = Splits(source, *views)
     data = DataModule(

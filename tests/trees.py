@@ -36,12 +36,12 @@ def parts(listings: DatasetFiles) -> list[FileList]:
 
 def pairs(*listings: FileList) -> list[tuple[str, int]]:
     """Absolute paths with labels."""
-    found: list[tuple[str, int]] = []
+    listed: list[tuple[str, int]] = []
     for part in listings:
         assert part.labels is not None
         paths = [str(part.root / name) for name in part.names]
-        found += zip(paths, part.labels.tolist(), strict=True)
-    return found
+        listed += zip(paths, part.labels.tolist(), strict=True)
+    return listed
 
 
 def photograph(path: Path, *, label: int = 0, number: int = 0) -> None:
@@ -129,8 +129,8 @@ def imagenet(root: Path) -> None:
             path = root / "train" / wnid / f"{wnid}_{number}.JPEG"
             photograph(path, label=label, number=number)
         for number in range(4):
-            place = 1 + number * len(WNIDS) + (label + number) % len(WNIDS)
-            path = root / "val" / wnid / f"ILSVRC2012_val_{place:08d}.JPEG"
+            folder = 1 + number * len(WNIDS) + (label + number) % len(WNIDS)
+            path = root / "val" / wnid / f"ILSVRC2012_val_{folder:08d}.JPEG"
             photograph(path, label=label, number=100 + number)
 
 

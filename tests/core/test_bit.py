@@ -1,3 +1,5 @@
+"""BiT networks and the import of released weights."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def tiny(**settings: str) -> nn.Module:
 
 
 def scrambled(model: nn.Module) -> nn.Module:
-    """Every weight at random, so that two in each other's place would show."""
+    """Every weight at random, so that two swapped ones would show."""
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -47,7 +49,7 @@ def test_imported_teacher_gives_the_logits_of_the_released_code(
     torch.testing.assert_close(model(images).detach(), expected, rtol=0, atol=1e-4)
 
 
-def test_root_padding_of_the_released_code_is_not_timms(reference: Callable) -> None:
+def test_zero_root_padding_changes_the_released_logits(reference: Callable) -> None:
     """Zeros around the root pooling move the logits by 0.025: far more than rounding."""
     images, expected = first_batch(reference)
     model = tiny(root_padding="zero")
@@ -56,7 +58,7 @@ def test_root_padding_of_the_released_code_is_not_timms(reference: Callable) -> 
 
 
 def stored(model: nn.Module, depth: tuple[int, ...], style: str) -> dict[str, NDArray]:
-    """The weights of a network under the authors' names, written out place by place."""
+    """The weights of a network under the authors' names, written out one by one."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     arrays = {}
 
@@ -98,7 +100,7 @@ def stored(model: nn.Module, depth: tuple[int, ...], style: str) -> dict[str, ND
     ("depth", "width", "classes"),
     [((1,), 0.5, 3), ((1, 2), 1, 10), ((11,), 0.5, 2), ((1, 1, 2, 1), 0.5, 7)],
 )
-def test_import_puts_every_weight_in_its_place(
+def test_load_npz_restores_every_weight(
     tmp_path: Path, style: str, depth: tuple[int, ...], width: float, classes: int
 ) -> None:
     written = scrambled(bit.build(depth, width=width, num_classes=classes))
@@ -109,7 +111,7 @@ def test_import_puts_every_weight_in_its_place(
         assert torch.equal(read.state_dict()[name], value), name
 
 
-def test_import_keeps_the_dtype_of_the_network() -> None:
+def test_load_npz_keeps_the_dtype_of_the_network() -> None:
     model = tiny().double()
     bit.load_npz(model, TINY)
     assert {value.dtype for value in model.state_dict().values()} == {torch.float64}
@@ -149,7 +151,7 @@ LEGACY_CONV = "resnet/block2/unit01/b/standardized_conv2d/kernel"
         ("legacy", reshaped(LEGACY_CONV, (64, 64, 3, 3)), f"{LEGACY_CONV} has shape"),  # not OIHW
     ],
 )
-def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
+def test_load_npz_names_a_wrong_weight_and_loads_nothing(
     tmp_path: Path, style: str, damage: Callable, message: str
 ) -> None:
     arrays = stored(scrambled(tiny()), (2, 1), style)
@@ -164,17 +166,17 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(
 
 
 @pytest.mark.parametrize("depth", [(1, 1), (2, 2), (2, 1, 1)])
-def test_another_depth_is_refused(depth: tuple[int, ...]) -> None:
+def test_load_npz_refuses_weights_of_another_depth(depth: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"(weight|no weight) block"):
         bit.load_npz(bit.build(depth, width=0.5, num_classes=10), TINY)
 
 
-def test_another_network_is_refused() -> None:
+def test_load_npz_refuses_other_architectures() -> None:
     with pytest.raises(ValueError, match=r"conv1\.weight is not a parameter of a BiT"):
         bit.load_npz(timm.create_model("resnet18"), TINY)
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_load_npz_raises_for_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         bit.load_npz(tiny(), tmp_path / "none.npz")
 
@@ -182,7 +184,7 @@ def test_missing_file(tmp_path: Path) -> None:
 # --- the network ---------------------------------------------------------------------------------
 
 
-def test_resnet_50_is_timms() -> None:
+def test_resnet_50_has_the_parameters_of_timm() -> None:
     """Names and shapes of all weights, without memory for them."""
     with torch.device("meta"):
         ours = bit.build((3, 4, 6, 3), num_classes=10)
@@ -193,7 +195,7 @@ def test_resnet_50_is_timms() -> None:
 
 
 @pytest.mark.parametrize(("root_padding", "same"), [("zero", True), ("infinite", False)])
-def test_only_the_stem_padded_with_zeros_is_timms(root_padding: str, same: bool) -> None:
+def test_only_the_zero_padded_stem_equals_that_of_timm(root_padding: str, same: bool) -> None:
     theirs = timm.create_model("resnetv2_50x1_bit", num_classes=10)
     ours = bit.build((1,), num_classes=10, root_padding=root_padding)
     ours.stem.load_state_dict(theirs.stem.state_dict())
@@ -203,7 +205,7 @@ def test_only_the_stem_padded_with_zeros_is_timms(root_padding: str, same: bool)
     assert torch.equal(a[..., 1:-1, 1:-1], b[..., 1:-1, 1:-1])  # it is the border that differs
 
 
-def test_infinite_root_padding_pools_the_image_alone() -> None:
+def test_infinite_root_padding_pools_only_image_pixels() -> None:
     """Where all inputs are negative, a zero around them would win the maximum."""
     pool = bit.build((1,), width=0.5, num_classes=2).stem.pool
     assert (pool(torch.full((1, 32, 8, 8), -1.0)) == -1).all()
@@ -225,6 +227,6 @@ def test_head_starts_at_zero() -> None:
     assert not model(torch.randn(2, 3, 32, 32)).any()
 
 
-def test_unknown_root_padding() -> None:
+def test_unknown_root_padding_is_refused() -> None:
     with pytest.raises(ValueError, match="one of infinite, zero, got 'one'"):
         tiny(root_padding="one")

@@ -1,3 +1,5 @@
+"""Distances between predictions: reference, formula, gradient and refusals."""
+
 import math
 from collections.abc import Callable
 from functools import partial
@@ -42,10 +44,12 @@ def logits() -> tuple[Tensor, Tensor]:
         *((f"agree_top{k}", partial(losses.agreement, k=k)) for k in (1, 5)),
     ],
 )
-def test_equals_the_released_code(reference: Callable, key: str, distance: Callable) -> None:
+def test_distance_equals_the_released_code(
+    reference: Callable, key: str, distance: Callable
+) -> None:
     stored = reference("distances.npz")
-    found = distance(torch.from_numpy(stored["student"]), torch.from_numpy(stored["teacher"]))
-    torch.testing.assert_close(found, torch.from_numpy(stored[key]).float(), rtol=1e-5, atol=0)
+    loss = distance(torch.from_numpy(stored["student"]), torch.from_numpy(stored["teacher"]))
+    torch.testing.assert_close(loss, torch.from_numpy(stored[key]).float(), rtol=1e-5, atol=0)
 
 
 # --- the formulas, as loops over plain numbers ---------------------------------------------------
@@ -77,7 +81,9 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_equals_the_formula_example_by_example(name: str, logits: tuple[Tensor, Tensor]) -> None:
+def test_distance_equals_its_formula_for_each_example(
+    name: str, logits: tuple[Tensor, Tensor]
+) -> None:
     student, teacher = logits
     pairs = zip(student.tolist(), teacher.tolist(), strict=True)
     expected = torch.tensor([LOOPS[name](z, v) for z, v in pairs], dtype=torch.float64)
@@ -91,13 +97,13 @@ def test_agreement_is_membership_among_the_k_largest(k: int, logits: tuple[Tenso
     for z, v in zip(student.tolist(), teacher.tolist(), strict=True):
         ranked = sorted(range(7), key=lambda c: -z[c])
         expected.append(float(v.index(max(v)) in ranked[:k]))
-    found = losses.agreement(student, teacher, k=k)
-    assert found.tolist() == expected
-    assert found.dtype == torch.float32
-    assert not found.requires_grad
+    agreements = losses.agreement(student, teacher, k=k)
+    assert agreements.tolist() == expected
+    assert agreements.dtype == torch.float32
+    assert not agreements.requires_grad
 
 
-def test_agreement_asks_for_the_teachers_best_among_the_students_best() -> None:
+def test_agreement_counts_the_teachers_top1_in_the_students_top_k() -> None:
     """Not the other way round: the two differ here."""
     student, teacher = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1.0, 3.0, 2.0]])
     assert losses.agreement(student, teacher, k=2).item() == 1
@@ -127,7 +133,7 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_gradient_identity(name: str, logits: tuple[Tensor, Tensor]) -> None:
+def test_distance_has_its_analytic_gradient(name: str, logits: tuple[Tensor, Tensor]) -> None:
     student, teacher = logits
     DISTANCES[name](student, teacher).sum().backward()
     torch.testing.assert_close(student.grad, GRADIENTS[name](student.detach(), teacher))
@@ -143,7 +149,7 @@ def test_teacher_receives_no_gradient(distance: Callable, logits: tuple[Tensor, 
 
 
 @pytest.mark.parametrize("name", [name for name in DISTANCES if name != "hard"])
-def test_coinciding_logits_give_zero_and_a_zero_gradient(name: str) -> None:
+def test_equal_logits_give_zero_loss_and_gradient(name: str) -> None:
     """The root of a euclidean distance has an infinite slope at 0: a student may start there."""
     student = torch.tensor([[1.0, -2.0, 0.5]], requires_grad=True)
     loss = DISTANCES[name](student, student.detach().clone())
@@ -153,7 +159,7 @@ def test_coinciding_logits_give_zero_and_a_zero_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kl_where_the_teacher_rules_classes_out(temperature: float) -> None:
+def test_kl_ignores_classes_of_zero_teacher_probability(temperature: float) -> None:
     """A masked class (logit -inf) adds nothing to the loss, and pushes the student's logit down."""
     student = torch.tensor([[0.5, -1.0, 2.0, 0.0]], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([[1.0, -math.inf, 0.0, -math.inf]], dtype=torch.float64)
@@ -168,7 +174,9 @@ def test_kl_where_the_teacher_rules_classes_out(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["kl", "kl_t4", "hard", "log_softmax_euclidean"])
-def test_a_shift_of_the_logits_changes_nothing(name: str, logits: tuple[Tensor, Tensor]) -> None:
+def test_distance_is_invariant_to_a_shift_of_the_logits(
+    name: str, logits: tuple[Tensor, Tensor]
+) -> None:
     student, teacher = logits
     shift = torch.linspace(-50, 1000, 5, dtype=torch.float64)[:, None]
     shifted = DISTANCES[name](student + shift, teacher - shift)
@@ -176,19 +184,19 @@ def test_a_shift_of_the_logits_changes_nothing(name: str, logits: tuple[Tensor, 
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf])
-def test_temperature_must_be_positive(temperature: float, logits: tuple[Tensor, Tensor]) -> None:
+def test_kl_temperature_must_be_positive(temperature: float, logits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
         losses.kl_divergence(*logits, temperature=temperature)
 
 
 @pytest.mark.parametrize("k", [-1, 0, 8])
-def test_k_must_lie_within_the_classes(k: int, logits: tuple[Tensor, Tensor]) -> None:
+def test_agreement_k_must_lie_within_the_classes(k: int, logits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match=f"between 1 and the 7 classes, got {k}"):
         losses.agreement(*logits, k=k)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])
-def test_hard_shares_the_smoothing_among_all_other_classes(
+def test_hard_spreads_smoothing_over_all_other_classes(
     smoothing: float, logits: tuple[Tensor, Tensor]
 ) -> None:
     student, teacher = logits
@@ -201,6 +209,6 @@ def test_hard_shares_the_smoothing_among_all_other_classes(
         assert loss.item() == pytest.approx(nats, rel=1e-4)
 
 
-def test_smoothing_must_leave_something_to_the_class(logits: tuple[Tensor, Tensor]) -> None:
+def test_hard_smoothing_must_be_below_one(logits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"smoothing must lie in \[0, 1\), got 1"):
         losses.hard(*logits, smoothing=1)

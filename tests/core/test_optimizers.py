@@ -1,3 +1,5 @@
+"""Adam and SGD with schedule-coupled weight decay."""
+
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -38,7 +40,7 @@ def noise(module: nn.Module, steps: int, seed: int = 0) -> list[list[np.ndarray]
     ("momentum_dtype", "kernel_key", "tolerance"),
     [(None, "kernel", 2e-6), (torch.bfloat16, "kernel_bf16_momentum", 2e-3)],
 )
-def test_equals_the_released_code(
+def test_adam_equals_the_released_code(
     reference: Callable, momentum_dtype: torch.dtype | None, kernel_key: str, tolerance: float
 ) -> None:
     stored = reference("adam_trajectory.npz")
@@ -67,7 +69,7 @@ def test_equals_the_released_code(
 # --- the formula ---------------------------------------------------------------------------------
 
 
-def test_equals_the_formula() -> None:
+def test_adam_equals_the_formula() -> None:
     """w <- w - s (lr adam(g) + wd w), one weight, plain numbers, none of them at its default."""
     lr, wd, beta1, beta2, eps = 0.03, 0.02, 0.8, 0.95, 1e-3
     module = nn.Linear(1, 1, bias=False).double()
@@ -85,7 +87,7 @@ def test_equals_the_formula() -> None:
 
 @pytest.mark.parametrize("lr", [1e-4, 0.003, 1.0])
 @momentum_dtypes
-def test_decay_follows_the_schedule_and_not_lr(
+def test_adam_decay_follows_the_schedule_and_not_lr(
     lr: float, momentum_dtype: torch.dtype | None
 ) -> None:
     """With a zero gradient a step takes off wd * lr_now / lr_start, whatever lr is."""
@@ -116,7 +118,7 @@ def test_decay_follows_the_schedule_and_not_lr(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_only_weights_of_convolutions_and_linear_layers_decay(
+def test_adam_decays_only_convolution_and_linear_weights(
     module: nn.Module, decayed: set[str]
 ) -> None:
     before = {name: p.detach().clone().fill_(2.0) for name, p in module.named_parameters()}
@@ -130,7 +132,7 @@ def test_only_weights_of_convolutions_and_linear_layers_decay(
 # --- which parameters, which numbers -------------------------------------------------------------
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_adam_omits_frozen_parameters() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     module[0].requires_grad_(False)
     groups = adam(module, lr=0.1, wd=0.1).param_groups
@@ -139,7 +141,7 @@ def test_frozen_parameters_are_left_out() -> None:
     assert {id(p) for p in held} == {id(p) for p in module[1].parameters()}
 
 
-def test_a_shared_weight_is_updated_once() -> None:
+def test_adam_updates_a_shared_weight_once() -> None:
     module = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     module[1].weight = module[0].weight
     held = [p for group in adam(module, lr=0.1, wd=0.1).param_groups for p in group["params"]]
@@ -147,13 +149,13 @@ def test_a_shared_weight_is_updated_once() -> None:
 
 
 @pytest.mark.parametrize("lr", [0, 0.0, -0.1, math.nan])
-def test_lr_must_be_positive(lr: float) -> None:
+def test_adam_lr_must_be_positive(lr: float) -> None:
     with pytest.raises(ValueError, match=f"lr must be positive, got {lr}"):
         adam(nn.Linear(1, 1), lr=lr, wd=0.1)
 
 
 @pytest.mark.parametrize("wd", [-1e-4, math.nan])
-def test_wd_must_not_be_negative(wd: float) -> None:
+def test_adam_wd_must_not_be_negative(wd: float) -> None:
     with pytest.raises(ValueError, match=f"wd must not be negative, got {wd}"):
         adam(nn.Linear(1, 1), lr=0.1, wd=wd)
 
@@ -161,7 +163,7 @@ def test_wd_must_not_be_negative(wd: float) -> None:
 # --- state ---------------------------------------------------------------------------------------
 
 
-def test_only_the_first_moment_is_kept_in_bfloat16() -> None:
+def test_adam_stores_only_the_first_moment_in_bfloat16() -> None:
     module = nn.Linear(3, 2)
     optimizer = adam(module, lr=0.1, wd=0.1, momentum_dtype=torch.bfloat16)
     list(updates(module, optimizer, noise(module, 2)))
@@ -195,12 +197,12 @@ def assert_continues(build: Callable[[nn.Module], torch.optim.Optimizer]) -> Non
 
 
 @momentum_dtypes
-def test_a_stored_state_continues_identically(momentum_dtype: torch.dtype | None) -> None:
+def test_adam_restored_state_continues_identically(momentum_dtype: torch.dtype | None) -> None:
     assert_continues(lambda m: adam(m, lr=0.1, wd=0.1, momentum_dtype=momentum_dtype))
 
 
 @momentum_dtypes
-def test_step_evaluates_the_closure(momentum_dtype: torch.dtype | None) -> None:
+def test_adam_step_evaluates_the_closure(momentum_dtype: torch.dtype | None) -> None:
     """Lightning takes its steps through a closure."""
     module = nn.Linear(1, 1, bias=False)
     before = module.weight.item()
@@ -237,7 +239,7 @@ def test_sgd_equals_the_formula(nesterov: bool) -> None:
 
 
 @pytest.mark.parametrize("lr", [1e-4, 0.003, 1.0])
-def test_decay_of_sgd_follows_the_schedule_and_not_lr(lr: float) -> None:
+def test_sgd_decay_follows_the_schedule_and_not_lr(lr: float) -> None:
     module = nn.Linear(3, 2, bias=False).double()
     optimizer = sgd(module, lr=lr, wd=0.1)
     expected = module.weight.detach().clone()
@@ -248,7 +250,7 @@ def test_decay_of_sgd_follows_the_schedule_and_not_lr(lr: float) -> None:
         torch.testing.assert_close(weight, expected)
 
 
-def test_norms_and_biases_do_not_decay_under_sgd() -> None:
+def test_sgd_does_not_decay_norms_and_biases() -> None:
     module = nn.Sequential(nn.Conv2d(2, 3, 1), nn.GroupNorm(1, 3), nn.Linear(3, 2))
     with torch.no_grad():
         for parameter in module.parameters():
@@ -259,7 +261,7 @@ def test_norms_and_biases_do_not_decay_under_sgd() -> None:
         assert torch.all(parameter == (1.0 if name in ("0.weight", "2.weight") else 2.0)), name
 
 
-def test_sgd_decays_after_the_gradient_was_taken() -> None:
+def test_sgd_decays_after_the_closure_computed_the_gradient() -> None:
     """Lightning computes the gradient in a closure: at the weights as they were, also at first."""
     lr, wd, mu = 0.1, 0.05, 0.9
     module = nn.Linear(1, 1, bias=False).double()
@@ -280,7 +282,7 @@ def test_sgd_decays_after_the_gradient_was_taken() -> None:
 
 
 @nesterovs
-def test_a_stored_state_of_sgd_continues_identically(nesterov: bool) -> None:
+def test_sgd_restored_state_continues_identically(nesterov: bool) -> None:
     assert_continues(lambda m: sgd(m, lr=0.1, wd=0.1, momentum=0.7, nesterov=nesterov))
 
 
@@ -292,6 +294,6 @@ def test_a_stored_state_of_sgd_continues_identically(nesterov: bool) -> None:
         ({"lr": 0.1, "wd": -0.1}, "wd must not be negative, got -0.1"),
     ],
 )
-def test_sgd_refuses_what_cannot_work(settings: dict[str, float], line: str) -> None:
+def test_sgd_refuses_wrong_lr_and_wd(settings: dict[str, float], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         sgd(nn.Linear(1, 1), **settings)

@@ -1,4 +1,4 @@
-"""Six steps of function matching against the released code: all parts of the core at once."""
+"""Six training steps of function matching against the released code."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def imported(name: str) -> nn.Module:
     return model
 
 
-def test_steps_equal_the_released_code(reference: Callable) -> None:
+def test_six_training_steps_equal_the_released_code(reference: Callable) -> None:
     stored = reference("function_matching_steps.npz")
     batches = torch.from_numpy(stored["images"]).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     lengths = {key: int(stored[key]) for key in ("total_steps", "warmup_steps")}

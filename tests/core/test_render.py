@@ -1,3 +1,5 @@
+"""Rendering of crops and evaluation views."""
+
 import math
 from collections.abc import Callable
 
@@ -34,17 +36,19 @@ def difference(first: Tensor, second: Tensor) -> int:
         ("eval_view_32", lambda image, box: evaluation_view(image, resize=40, crop=32)),
     ],
 )
-def test_equals_the_released_code(reference: Callable, key: str, view: Callable) -> None:
+def test_render_equals_the_released_code(reference: Callable, key: str, view: Callable) -> None:
     stored = reference("preprocess.npz")
-    found = view(torch.from_numpy(stored["image"]).permute(2, 0, 1), stored["crop_box"])
-    assert difference(found, torch.from_numpy(stored[key]).permute(2, 0, 1)) == 0
+    rendered = view(torch.from_numpy(stored["image"]).permute(2, 0, 1), stored["crop_box"])
+    assert difference(rendered, torch.from_numpy(stored[key]).permute(2, 0, 1)) == 0
 
 
-def test_area_resize_equals_the_released_code(reference: Callable) -> None:
+def test_evaluation_view_area_resize_equals_the_released_code(reference: Callable) -> None:
     stored = reference("preprocess.npz")
-    found = evaluation_view(torch.from_numpy(stored["image"]).permute(2, 0, 1), resize=40, crop=40)
+    rendered = evaluation_view(
+        torch.from_numpy(stored["image"]).permute(2, 0, 1), resize=40, crop=40
+    )
     expected = torch.from_numpy(stored["resize_small_40_area"]).permute(2, 0, 1)
-    assert difference(found, expected[:, :, 7:47]) == 0  # the middle 40 of 54 columns
+    assert difference(rendered, expected[:, :, 7:47]) == 0  # the middle 40 of 54 columns
 
 
 # --- integer boxes -------------------------------------------------------------------------------
@@ -54,7 +58,7 @@ def test_area_resize_equals_the_released_code(reference: Callable) -> None:
 @pytest.mark.parametrize(
     "box", [(0, 0, 41, 60), (11, 23, 30, 17), (40, 59, 1, 1), (3, 0, 5, 60), (9, 30, 32, 30)]
 )
-def test_integer_box_is_cut_out_and_resized(box: tuple[int, ...], size: int) -> None:
+def test_integer_box_is_cropped_then_resized(box: tuple[int, ...], size: int) -> None:
     image = picture(3, 41, 60)
     top, left, height, width = box
     crop = image[None, :, top : top + height, left : left + width].float()
@@ -62,12 +66,12 @@ def test_integer_box_is_cut_out_and_resized(box: tuple[int, ...], size: int) -> 
     assert difference(render(image, box, size), resized[0].to(torch.uint8)) <= 1
 
 
-def test_a_view_of_the_same_size_is_the_crop_itself() -> None:
+def test_view_of_the_box_size_is_the_crop() -> None:
     image = picture(3, 41, 60)
     assert torch.equal(render(image, (5, 11, 16, 16), 16), image[:, 5:21, 11:27])
 
 
-def test_grey_levels_are_truncated() -> None:
+def test_render_truncates_grey_levels() -> None:
     """The released code casts to uint8; rounding would lift the mean picture by half a level."""
     image = torch.tensor([[[0, 255]]], dtype=torch.uint8)  # 1x2: means lie at the quarters
     assert render(image, (0, 0, 1, 2), 4)[0, 0].tolist() == [0, 63, 191, 255]
@@ -80,7 +84,7 @@ def test_grey_levels_are_truncated() -> None:
 @pytest.mark.parametrize(
     "box", [(0.0, 0.0, 41.0, 60.0), (2.25, 7.5, 20.1, 33.3), (0, 0.1, 3.7, 0.4), (30.7, 50, 10, 9)]
 )
-def test_fractional_box_is_a_window_on_the_image(box: tuple[float, ...], size: int) -> None:
+def test_fractional_box_samples_the_image_as_a_window(box: tuple[float, ...], size: int) -> None:
     image = picture(3, 41, 60)
     top, left, height, width = box
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) / size
@@ -93,7 +97,7 @@ def test_fractional_box_is_a_window_on_the_image(box: tuple[float, ...], size: i
     assert difference(render(image, box, size), expected[0].to(torch.uint8)) <= 1
 
 
-def test_only_a_window_sees_the_pixels_next_to_it() -> None:
+def test_only_fractional_boxes_read_pixels_outside() -> None:
     """The dtype of the box decides; enlarged, the two differ along the border and nowhere else."""
     image = picture(1, 40, 40)
     box = np.array([10, 12, 16, 16])
@@ -110,7 +114,7 @@ def test_only_a_window_sees_the_pixels_next_to_it() -> None:
     assert difference(render(changed, box.astype(np.float64), 64), window) > 10
 
 
-def test_on_the_whole_image_both_kinds_agree() -> None:
+def test_integer_and_fractional_boxes_agree_on_the_whole_image() -> None:
     image = picture(3, 23, 37)
     assert torch.equal(render(image, (0, 0, 23, 37), 50), render(image, (0.0, 0.0, 23.0, 37.0), 50))
 
@@ -127,7 +131,7 @@ def test_flip_mirrors_the_view(box: tuple[float, ...], size: int) -> None:
 
 @pytest.mark.parametrize("size", [16, 48])
 @pytest.mark.parametrize("kind", ["inception", "mild"])
-def test_batch_equals_the_single_form(kind: str, size: int) -> None:
+def test_render_batch_equals_render_for_each_image(kind: str, size: int) -> None:
     n = 24
     images, rng = picture(n, 3, 37, 29), geometry.generator(0, 0)
     boxes = getattr(geometry, kind)([37] * n, [29] * n, rng=rng)
@@ -141,7 +145,7 @@ def test_batch_equals_the_single_form(kind: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_channels_are_rendered_alone(channels: int) -> None:
+def test_channels_are_rendered_independently(channels: int) -> None:
     image = picture(channels, 20, 25)
     view = render(image, (2, 3, 14, 15), 9)
     for c in range(channels):
@@ -155,7 +159,7 @@ def test_channels_are_rendered_alone(channels: int) -> None:
     ("height", "width", "resize", "crop"),
     [(20, 30, 8, 8), (30, 20, 8, 5), (21, 33, 7, 3), (11, 11, 9, 9), (10, 14, 16, 13)],
 )
-def test_evaluation_pixel_is_the_mean_of_what_it_covers(
+def test_evaluation_pixel_is_the_mean_of_the_area_it_covers(
     height: int, width: int, resize: int, crop: int
 ) -> None:
     """Exactly: on a grid so fine that both images divide it, in whole numbers."""
@@ -165,9 +169,9 @@ def test_evaluation_pixel_is_the_mean_of_what_it_covers(
     sums = fine.reshape(3, h, height, w, width).sum(axis=(2, 4))
     top, left = (h - crop) // 2, (w - crop) // 2
     expected = (sums // (height * width))[:, top : top + crop, left : left + crop]
-    found = evaluation_view(image, resize=resize, crop=crop)
-    assert found.dtype == torch.uint8
-    assert difference(found, torch.from_numpy(expected)) == 0
+    view = evaluation_view(image, resize=resize, crop=crop)
+    assert view.dtype == torch.uint8
+    assert difference(view, torch.from_numpy(expected)) == 0
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5])
@@ -182,8 +186,8 @@ def test_evaluation_view_is_an_average_pool_at_integer_ratios(factor: int) -> No
 def test_evaluation_view_keeps_a_constant_picture(size: tuple[int, int]) -> None:
     """A mean a rounding error below its grey level must not be truncated to the one below."""
     levels = torch.arange(256, dtype=torch.uint8)[:, None, None].expand(-1, *size)
-    found = evaluation_view(levels, resize=40, crop=32)
-    assert torch.equal(found, levels[:, :1, :1].expand(-1, 32, 32))
+    views = evaluation_view(levels, resize=40, crop=32)
+    assert torch.equal(views, levels[:, :1, :1].expand(-1, 32, 32))
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ def test_evaluation_view_keeps_a_constant_picture(size: tuple[int, int]) -> None
         (0, -0.1, 5, 5), (math.nan, 0, 5, 5), (0, 0, 5, math.inf),
     ],
 )  # fmt: skip
-def test_boxes_must_lie_within_the_image(box: tuple[float, ...]) -> None:
+def test_boxes_outside_the_image_are_refused(box: tuple[float, ...]) -> None:
     image = picture(3, 10, 20)
     with pytest.raises(ValueError, match="is not within 10x20 px"):
         render(image, box, 8)
@@ -206,7 +210,7 @@ def test_boxes_must_lie_within_the_image(box: tuple[float, ...]) -> None:
         render_batch(torch.stack([image, image]), boxes, 8, [False, False])
 
 
-def test_a_box_may_end_a_rounding_error_beyond_the_image() -> None:
+def test_box_may_exceed_the_image_by_a_rounding_error() -> None:
     """Fractions of a side need not add up to the side to the last bit."""
     image = picture(3, 10, 20)
     view = render(image, (0.0, 0.0, 10 + 1e-9, 20.0), 8)
@@ -214,6 +218,6 @@ def test_a_box_may_end_a_rounding_error_beyond_the_image() -> None:
 
 
 @pytest.mark.parametrize("crop", [-1, 0, 41])
-def test_evaluation_crop_must_fit(crop: int) -> None:
+def test_evaluation_crop_larger_than_resize_is_refused(crop: int) -> None:
     with pytest.raises(ValueError, match=rf"crop must lie in \(0, resize=40\], got {crop}"):
         evaluation_view(picture(3, 50, 60), resize=40, crop=crop)

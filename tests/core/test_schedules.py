@@ -1,3 +1,5 @@
+"""Learning-rate schedules: cosine, quadratic, staircase and the BiT-HyperRule."""
+
 import math
 from collections.abc import Callable
 
@@ -12,38 +14,38 @@ from funmatch.optim.schedules import (
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_equals_the_released_code(reference: Callable, case: int) -> None:
+def test_warmup_cosine_equals_the_released_code(reference: Callable, case: int) -> None:
     stored = reference("cosine_schedule.json")[case]
     lengths = {"total_steps": stored["total_steps"], "warmup_steps": stored["warmup_steps"]}
-    found = [warmup_cosine(step, **lengths) for step in stored["steps"]]
-    assert found == pytest.approx(stored["multiplier"], abs=1e-6)
+    multipliers = [warmup_cosine(step, **lengths) for step in stored["steps"]]
+    assert multipliers == pytest.approx(stored["multiplier"], abs=1e-6)
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (7, 0), (7, 1), (60, 20), (60, 59)])
-def test_equals_the_formula(total: int, warmup: int) -> None:
+def test_warmup_cosine_equals_the_formula(total: int, warmup: int) -> None:
     """The cosine in its half-angle form; the warm-up as a case of its own, as cosine(0) is 1."""
     for step in range(total + 1):
         if step < warmup:
             expected = step / warmup
         else:
             expected = math.cos(math.pi / 2 * (step - warmup) / (total - warmup)) ** 2
-        found = warmup_cosine(step, total_steps=total, warmup_steps=warmup)
-        assert found == pytest.approx(expected, abs=1e-12)
+        multiplier = warmup_cosine(step, total_steps=total, warmup_steps=warmup)
+        assert multiplier == pytest.approx(expected, abs=1e-12)
 
 
-def test_first_update_is_null_only_under_a_warmup() -> None:
+def test_warmup_cosine_starts_at_zero_only_with_warmup() -> None:
     assert warmup_cosine(0, total_steps=10, warmup_steps=3) == 0
     assert warmup_cosine(0, total_steps=10, warmup_steps=0) == 1
 
 
 @pytest.mark.parametrize("step", [10, 11, 20, 1000])
-def test_stays_at_zero_beyond_the_end(step: int) -> None:
-    """The cosine alone would rise again: a run that goes on too long must not start to learn."""
+def test_warmup_cosine_stays_at_zero_after_the_end(step: int) -> None:
+    """The cosine alone would rise again: a run past its last step must not start to learn."""
     assert warmup_cosine(step, total_steps=10, warmup_steps=3) == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize("warmup", [-1, 10, 11])
-def test_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None:
+def test_cosine_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None:
     with pytest.raises(ValueError, match=rf"must lie in \[0, 10\), got {warmup}"):
         warmup_cosine(0, total_steps=10, warmup_steps=warmup)
 
@@ -55,12 +57,12 @@ def test_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None:
 def test_quadratic_equals_the_formula(total: int, warmup: int) -> None:
     for step in range(total + 1):
         expected = step / warmup if step < warmup else ((total - step) / (total - warmup)) ** 2
-        found = warmup_quadratic(step, total_steps=total, warmup_steps=warmup)
-        assert found == pytest.approx(expected, abs=1e-12)
+        multiplier = warmup_quadratic(step, total_steps=total, warmup_steps=warmup)
+        assert multiplier == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("step", [10, 11, 20, 1000])
-def test_quadratic_stays_at_zero_beyond_the_end(step: int) -> None:
+def test_quadratic_stays_at_zero_after_the_end(step: int) -> None:
     """The square alone would rise again."""
     assert warmup_quadratic(step, total_steps=10, warmup_steps=3) == 0
 
@@ -93,19 +95,21 @@ def test_staircase_equals_the_released_rule_of_bit() -> None:
     for supports in ([100, 200, 300, 400, 500], [500, 3000, 6000, 9000, 10_000]):
         warmup, *milestones, total = supports
         for step in [*range(0, total + 50, 7), *(s + d for s in supports for d in (-1, 0, 1))]:
-            found = warmup_staircase(
+            multiplier = warmup_staircase(
                 step, total_steps=total, warmup_steps=warmup, milestones=milestones
             )
-            assert 0.003 * found == pytest.approx(released(step, supports) or 0.0, rel=1e-12)
+            assert 0.003 * multiplier == pytest.approx(released(step, supports) or 0.0, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("step", "expected"),
     [(0, 0.0), (1, 0.5), (2, 1.0), (5, 1.0), (6, 0.5), (8, 0.5), (9, 0.25), (11, 0.25), (12, 0.0)],
 )
-def test_staircase_steps_down_after_a_milestone_not_at_it(step: int, expected: float) -> None:
-    found = warmup_staircase(step, total_steps=12, warmup_steps=2, milestones=[5, 8], factor=0.5)
-    assert found == pytest.approx(expected)
+def test_staircase_drops_one_step_after_a_milestone(step: int, expected: float) -> None:
+    multiplier = warmup_staircase(
+        step, total_steps=12, warmup_steps=2, milestones=[5, 8], factor=0.5
+    )
+    assert multiplier == pytest.approx(expected)
 
 
 def test_staircase_without_warmup_begins_at_one() -> None:
@@ -118,7 +122,7 @@ def test_staircase_stays_at_zero_from_the_end(step: int) -> None:
 
 
 @pytest.mark.parametrize("milestones", [[5, 5], [7, 5], [2, 5], [1], [5, 12], [13]])
-def test_milestones_must_rise_between_warmup_and_end(milestones: list[int]) -> None:
+def test_staircase_milestones_must_increase_between_warmup_and_end(milestones: list[int]) -> None:
     with pytest.raises(ValueError, match="must increase between warmup_steps=2 and 12") as caught:
         warmup_staircase(0, total_steps=12, warmup_steps=2, milestones=milestones)
     assert str(caught.value).endswith(f"got {milestones}")
@@ -141,5 +145,7 @@ def test_staircase_warmup_must_be_shorter_than_the_schedule(warmup: int) -> None
         (1_281_167, (500, 6000, 12_000, 18_000, 20_000)),
     ],
 )
-def test_hyperrule_by_the_number_of_images(images: int, expected: tuple[int, ...]) -> None:
+def test_bit_hyperrule_depends_on_the_number_of_images(
+    images: int, expected: tuple[int, ...]
+) -> None:
     assert bit_hyperrule(images) == expected

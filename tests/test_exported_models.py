@@ -1,4 +1,4 @@
-"""Teachers from elsewhere: exported files, functions of the user's."""
+"""Exported models and user functions as teachers and students."""
 
 import io
 import json
@@ -75,14 +75,14 @@ WRITERS: dict[str, Callable[[nn.Module, Path], object]] = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("programs")
+    folder = tmp_path_factory.mktemp("exported")
     for name, write in WRITERS.items():
         write(classifier(), folder / name)
     return folder
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_program_says_what_the_network_said(written: Path, name: str) -> None:
+def test_exported_model_predicts_as_its_network(written: Path, name: str) -> None:
     program, net = ExportedModel(written / name), classifier()
     assert program.rows == {"four.pt2": 4, "one.onnx": 1}.get(name)
     for rows in (1, 4, 7):
@@ -93,22 +93,22 @@ def test_a_program_says_what_the_network_said(written: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["any.pt2", "traced.pt", "any.onnx"])
-def test_a_program_computes_as_it_was_exported(written: Path, name: str) -> None:
+def test_exported_model_keeps_its_precision_as_a_bfloat16_teacher(written: Path, name: str) -> None:
     """Also as a teacher in bfloat16."""
     inputs = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": SIDE, "resize": SIDE}
     pixels = (images(4) * 255).to(torch.uint8)
-    said = [
+    predictions = [
         Frozen(Network(net, **inputs), dtype=dtype)(pixels).prediction
         for net, dtype in (
             (ExportedModel(written / name), torch.bfloat16),
             (classifier(), torch.float32),
         )
     ]
-    assert said[0].dtype == torch.float32
-    torch.testing.assert_close(*said, atol=0.02, rtol=0)  # the pixels are rounded
+    assert predictions[0].dtype == torch.float32
+    torch.testing.assert_close(*predictions, atol=0.02, rtol=0)  # the pixels are rounded
 
 
-def test_fingerprints_are_of_the_files(written: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_file_content_and_output(written: Path, tmp_path: Path) -> None:
     def fingerprint(path: Path, **more: str) -> str:
         net = ExportedModel(path, **more)
         return Frozen(
@@ -122,13 +122,13 @@ def test_fingerprints_are_of_the_files(written: Path, tmp_path: Path) -> None:
     assert len({*others, fingerprint(copy, output="probabilities")}) == len(WRITERS)
 
 
-def test_probabilities_become_logits(tmp_path: Path) -> None:
+def test_probability_outputs_are_converted_to_logits(tmp_path: Path) -> None:
     path = tmp_path / "probable.pt"
     torch.jit.save(torch.jit.trace(probable().eval(), images(2)), path)
     with torch.no_grad():
         expected = classifier()(images(5)).softmax(1)
-    found = ExportedModel(path, output="probabilities")(images(5)).softmax(1)
-    torch.testing.assert_close(found, expected)
+    probabilities = ExportedModel(path, output="probabilities")(images(5)).softmax(1)
+    torch.testing.assert_close(probabilities, expected)
 
 
 class Harm:
@@ -143,26 +143,26 @@ class Harm:
 
 @pytest.mark.fault(13)
 @pytest.mark.parametrize(
-    "place",
+    "member",
     ["data/sample_inputs/model.pt", "data/weights/weight_0", "data/constants/opaque_obj_0"],
 )
-def test_foreign_code_in_a_program_is_not_run(written: Path, tmp_path: Path, place: str) -> None:
+def test_code_in_an_exported_program_is_not_run(written: Path, tmp_path: Path, member: str) -> None:
     mark, path = tmp_path / "harm", tmp_path / "harmful.pt2"
     buffer = io.BytesIO()
     torch.save(Harm(mark), buffer)
-    payload = pickle.dumps(Harm(mark)) if "opaque" in place else buffer.getvalue()
+    payload = pickle.dumps(Harm(mark)) if "opaque" in member else buffer.getvalue()
     with zipfile.ZipFile(written / "any.pt2") as whole, zipfile.ZipFile(path, "w") as harmful:
         top = whole.namelist()[0].partition("/")[0]
         for name in whole.namelist():
             content = whole.read(name)
             if name.endswith("model_weights_config.json"):
-                told = json.loads(content)
-                for entry in told["config"].values():
+                weights_config = json.loads(content)
+                for entry in weights_config["config"].values():
                     entry["use_pickle"] = entry["path_name"] == "weight_0"
-                content = json.dumps(told).encode()
-            harmful.writestr(name, payload if name == f"{top}/{place}" else content)
-        if "opaque" in place:
-            harmful.writestr(f"{top}/{place}", payload)
+                content = json.dumps(weights_config).encode()
+            harmful.writestr(name, payload if name == f"{top}/{member}" else content)
+        if "opaque" in member:
+            harmful.writestr(f"{top}/{member}", payload)
     with pytest.raises(ValueError, match=r"refused|damaged"):
         ExportedModel(path)
     assert not mark.exists()
@@ -172,7 +172,7 @@ def test_foreign_code_in_a_program_is_not_run(written: Path, tmp_path: Path, pla
 @pytest.mark.parametrize(
     "name", ["DATA/constants/opaque_obj_0", "data/aotinductor/model/x.so", "data/weights/x.py"]
 )
-def test_a_program_holds_nothing_but_a_graph_and_tensors(
+def test_exported_program_with_other_content_is_refused(
     written: Path, tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / "more.pt2"
@@ -183,7 +183,7 @@ def test_a_program_holds_nothing_but_a_graph_and_tensors(
         ExportedModel(path)
 
 
-def test_weights_beside_an_onnx_file_are_part_of_it(
+def test_external_onnx_weights_are_part_of_the_identity(
     tmp_path: Path, compose: Callable[..., DictConfig]
 ) -> None:
     """The run and its teacher's fingerprint are others when only the weights are."""
@@ -211,7 +211,7 @@ def test_weights_beside_an_onnx_file_are_part_of_it(
         ExportedModel(far)
 
 
-def test_files_that_are_no_programs(tmp_path: Path) -> None:
+def test_damaged_missing_or_unknown_model_files_are_refused(tmp_path: Path) -> None:
     for name in ("broken.onnx", "broken.pt2", "broken.pt"):
         (tmp_path / name).write_bytes(b"nothing")
         with pytest.raises(ValueError, match="damaged, or not a "):
@@ -222,17 +222,18 @@ def test_files_that_are_no_programs(tmp_path: Path) -> None:
         ExportedModel(tmp_path / "broken.h5")
 
 
-def test_functions_are_called_with_what_they_take() -> None:
-    assert from_path("test_programs:classifier", num_classes=5)(images(2)).shape == (2, 5)
-    assert isinstance(from_path("test_programs:probable", num_classes=5), nn.Sequential)
-    for path, told in {
-        "test_programs:nothing": "returns a str, not a torch.nn.Module",
-        "test_programs:failing": r"the function failed \(RuntimeError: no licence for this\)",
-        "test_programs:SIDE": "is a int, not a function",
-        "test_programs:missing": "has no attribute 'missing'; give package.module:function",
+def test_from_path_calls_the_function_with_its_parameters() -> None:
+    assert from_path("test_exported_models:classifier", num_classes=5)(images(2)).shape == (2, 5)
+    assert isinstance(from_path("test_exported_models:probable", num_classes=5), nn.Sequential)
+    module = "test_exported_models"
+    for path, message in {
+        f"{module}:nothing": "returns a str, not a torch.nn.Module",
+        f"{module}:failing": r"the function failed \(RuntimeError: no licence for this\)",
+        f"{module}:SIDE": "is a int, not a function",
+        f"{module}:missing": "has no attribute 'missing'; give package.module:function",
         "no_such_package:f": "No module named 'no_such_package'",
     }.items():
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             from_path(path, num_classes=5)
 
 
@@ -241,7 +242,7 @@ def test_functions_are_called_with_what_they_take() -> None:
 HALF = "[0.5,0.5,0.5]"
 NORMAL = (f"teacher.mean={HALF}", f"teacher.std={HALF}")
 STUDENT = (
-    *("student=module", "student.path=test_programs:classifier"),
+    *("student=module", "student.path=test_exported_models:classifier"),
     *(f"student.mean={HALF}", f"student.std={HALF}"),
 )
 
@@ -257,12 +258,16 @@ def train(home: Path, photos: Path, *overrides: str) -> tuple[int, str, str]:
     return command_here("train", *given, *more, *STUDENT, *overrides, cwd=home)
 
 
-def test_every_kind_of_teacher_teaches_the_same(
+def test_every_kind_of_teacher_gives_the_same_figures(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     kinds = {
-        "module": ("teacher=module", "teacher.path=test_programs:classifier", "teacher.side=32"),
+        "module": (
+            "teacher=module",
+            "teacher.path=test_exported_models:classifier",
+            "teacher.side=32",
+        ),
         "onnx": ("teacher=program", f"teacher.path={written}/any.onnx"),
         "torch": ("teacher=program", f"teacher.path={written}/any.pt2"),
         "script": ("teacher=program", f"teacher.path={written}/traced.pt", "teacher.side=32"),
@@ -280,10 +285,10 @@ def test_every_kind_of_teacher_teaches_the_same(
     assert len({row["teacher_fingerprint"] for row in figures.values()}) == len(kinds)
 
 
-def test_a_run_is_of_the_program_not_of_its_place(
+def test_run_identity_depends_on_the_program_not_its_path(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     elsewhere = tmp_path / "moved.onnx"
     elsewhere.write_bytes((written / "one.onnx").read_bytes())
     for path in (written / "one.onnx", elsewhere):
@@ -293,22 +298,26 @@ def test_a_run_is_of_the_program_not_of_its_place(
 
 
 @pytest.mark.fault(16)
-def test_what_does_not_fit_is_found_before_training(
+def test_unfit_teacher_is_refused_before_training(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = "teacher.path=test_programs"
+    path = "teacher.path=test_exported_models"
     module, side = ("teacher=module", *NORMAL), "teacher.side=32"
     program = ("teacher=program", f"teacher.path={written}/any.onnx")
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
     thousand = "teacher.net.num_classes=1000"
-    for given, told in {
+    for given, message in {
         (*module, f"{path}:classifier", side, thousand): "error: teacher.classes=3: the network "
         "gives 1000 for each image; data=folder has 3 classes; without labels "
         "teacher.classes=1000 teaches all that the teacher knows",
         (*module, f"{path}:probable", side): "error: teacher: gives probabilities, as after a",
         (*program, *NORMAL, "teacher.side=48"): "error: teacher: does not take images of 3 x 48 x",
         program: "error: teacher.mean=null: the network has no default for it; give a value",
-        (*module, f"{path}:nothing", side): "error: teacher.path=test_programs:nothing: returns a",
+        (
+            *module,
+            f"{path}:nothing",
+            side,
+        ): "error: teacher.path=test_exported_models:nothing: returns a",
         ("teacher=program", "teacher.path=x.onnx"): "error: teacher.path=x.onnx: no such file",
         (*module, "teacher.path=x"): "error: teacher.path=x: give package.module:function",
         (*module, "teacher.path=os:getcwd"): "error: teacher.net.path=os:getcwd: a configuration "
@@ -318,7 +327,7 @@ def test_what_does_not_fit_is_found_before_training(
     }.items():
         code, _, err = train(tmp_path, photos, *given, "name=refused")
         assert code == 1
-        assert err.startswith(told), err
+        assert err.startswith(message), err
         assert err.count("\n") == 1
     assert not list(tmp_path.glob("logs/refused/*/metrics.csv"))
 
@@ -332,16 +341,16 @@ class Colours(nn.Module):
         return -30 * apart.square().sum(-1)
 
 
-def test_another_normalisation_that_is_clearly_better_is_named(
+def test_better_input_normalisation_is_suggested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part, each in (("train", 12), ("val", 16), ("test", 4)):
         small.photographs(tmp_path / "images" / part, each)
-    monkeypatch.setenv("FUNMATCH_ALLOW", "test_programs")
-    given = ("teacher=module", "teacher.path=test_programs:Colours", "teacher.side=32")
-    told = "  teacher: right on 16 of 48 val images, and on 36 with mean="
+    monkeypatch.setenv("FUNMATCH_ALLOW", "test_exported_models")
+    given = ("teacher=module", "teacher.path=test_exported_models:Colours", "teacher.side=32")
+    message = "  teacher: right on 16 of 48 val images, and on 36 with mean="
     for mean, expected in (("[0,0,0]", 0), ("[-2,2,3]", 1)):
         more = (f"teacher.mean={mean}", "teacher.std=[1,1,1]", f"name=normal{expected}")
         code, out, _ = train(tmp_path, tmp_path / "images", *given, *more)
         assert code == 0
-        assert out.count(told) == expected, out
+        assert out.count(message) == expected, out

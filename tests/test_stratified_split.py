@@ -1,4 +1,4 @@
-"""Splits: the same everywhere, of the sizes of the paper."""
+"""Stratified splits, and the stored split of SUN397."""
 
 import hashlib
 from pathlib import Path
@@ -27,35 +27,35 @@ def parts(listings: DatasetFiles) -> list[FileList]:
         (100, 7, (0.29,), (71, 29)),
     ],
 )
-def test_the_seeded_split_has_the_papers_sizes_and_every_class_its_share(
+def test_split_has_the_papers_sizes_and_is_stratified(
     total: int, classes: int, shares: tuple[float, ...], sizes: tuple[int, ...]
 ) -> None:
     labels = np.sort(np.random.default_rng(0).integers(0, classes, total))
     names = tuple(f"{label}/{i}" for i, label in enumerate(labels))
-    found = stratified_split.split(FileList(Path(), names, labels), *shares)
-    assert tuple(map(len, found)) == sizes
-    assert len(set().union(*(part.names for part in found))) == total
+    split_lists = stratified_split.split(FileList(Path(), names, labels), *shares)
+    assert tuple(map(len, split_lists)) == sizes
+    assert len(set().union(*(part.names for part in split_lists))) == total
     counts = np.bincount(labels)
-    for part, share in zip(found[1:], shares, strict=True):
+    for part, share in zip(split_lists[1:], shares, strict=True):
         assert np.abs(np.bincount(part.labels, minlength=classes) - share * counts).max() < 2
 
 
-def test_the_seeded_split_does_not_depend_on_the_order() -> None:
+def test_split_does_not_depend_on_the_order_of_names() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 5, 200)
     names = [f"{i}.jpg" for i in range(200)]
 
     def split(order, seed: int = 0) -> list[set[str]]:
-        found = stratified_split.stratified(
+        indices = stratified_split.stratified(
             [names[i] for i in order], labels[order], [20, 31], seed=seed
         )
-        return [{names[order[i]] for i in part} for part in found]
+        return [{names[order[i]] for i in part} for part in indices]
 
     assert split(np.arange(200)) == split(rng.permutation(200))
     assert split(np.arange(200)) != split(np.arange(200), seed=1)
 
 
-def test_the_seeded_split_is_the_order_of_a_hash_of_the_name() -> None:
+def test_split_orders_images_by_the_hash_of_their_names() -> None:
     """Written from the rule: not one image may change sides, or runs cannot be compared."""
     names = [f"{i}.jpg" for i in range(12)]
     parts = stratified_split.stratified(names, np.arange(12) % 3, [3, 6])
@@ -69,7 +69,7 @@ def test_the_seeded_split_is_the_order_of_a_hash_of_the_name() -> None:
     assert [part.tolist() for part in parts] == [sorted(part) for part in expected]
 
 
-def test_every_class_keeps_an_image_for_training_where_it_can() -> None:
+def test_split_leaves_each_class_a_training_image_if_possible() -> None:
     labels = np.repeat(np.arange(10), 2)
     names = [str(i) for i in range(20)]
     train, val, test = stratified_split.stratified(names, labels, [6, 4])
@@ -82,7 +82,7 @@ def test_every_class_keeps_an_image_for_training_where_it_can() -> None:
         stratified_split.stratified(names, labels, [15, 6])
 
 
-def test_the_stored_split_of_sun397_has_the_papers_sizes() -> None:
+def test_stored_sun397_split_has_the_papers_sizes() -> None:
     letters = "".join(part.letters for part in stratified_split.stored("sun397").values())
     assert [letters.count(letter) for letter in "tve"] == [76_128, 10_875, 21_750]
     assert len(stratified_split.stored("sun397")) == 397
@@ -91,14 +91,14 @@ def test_the_stored_split_of_sun397_has_the_papers_sizes() -> None:
 BIOLOGY = (ROOT / "tests" / "sun397_biology_laboratory.txt").read_text().splitlines()
 
 
-def test_an_official_class_of_sun397_is_known_by_its_names() -> None:
+def test_stored_sun397_class_matches_only_its_official_names() -> None:
     part = stratified_split.stored("sun397")["b/biology_laboratory"]
     assert part.fits(BIOLOGY)
     assert not part.fits(BIOLOGY[:-1])
     assert not part.fits([*BIOLOGY[:-1], "b/biology_laboratory/sun_zzzzzzzzzzzzzzzz.jpg"])
 
 
-def test_a_sun397_with_some_official_classes_is_not_whole(tmp_path: Path) -> None:
+def test_incomplete_sun397_is_refused(tmp_path: Path) -> None:
     root = plant(tmp_path, "sun397")
     for name in BIOLOGY:
         trees.photograph(root / "SUN397" / name)
@@ -109,7 +109,7 @@ def test_a_sun397_with_some_official_classes_is_not_whole(tmp_path: Path) -> Non
     assert "a/abbey has 10 images, not the 484 of the official list" in line
 
 
-def test_a_whole_sun397_is_split_as_it_was_stored(
+def test_complete_sun397_uses_the_stored_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = plant(tmp_path, "sun397")
@@ -122,16 +122,16 @@ def test_a_whole_sun397_is_split_as_it_was_stored(
     monkeypatch.setattr(stratified_split, "stored", {"sun397": official}.__getitem__)
     # In the true archive, but in no part.
     trees.photograph(root / "SUN397/c/church/outdoor/sun_bhenjvsvrtumjuri.jpg")
-    found = torchvision_layouts.sun397(root)
-    assert tuple(map(len, parts(found))) == (24, 3, 3)
-    assert found.val.names[0] == "SUN397/a/abbey/sun_mine1.jpg"
-    assert found.test.names[2] == "SUN397/c/church/outdoor/sun_mine2.jpg"
+    files = torchvision_layouts.sun397(root)
+    assert tuple(map(len, parts(files))) == (24, 3, 3)
+    assert files.val.names[0] == "SUN397/a/abbey/sun_mine1.jpg"
+    assert files.test.names[2] == "SUN397/c/church/outdoor/sun_mine2.jpg"
     (root / "SUN397/b/bar/sun_mine4.jpg").unlink()
     assert "b/bar has 9 images, not the 10" in refused(lambda: torchvision_layouts.sun397(root))
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         (
             "a/abbey",
@@ -139,10 +139,12 @@ def test_a_whole_sun397_is_split_as_it_was_stored(
         )
     ],
 )
-def test_a_sun397_without_a_class(file: str, said: str, tmp_path: Path) -> None:
+def test_sun397_with_missing_or_unknown_class_is_refused(
+    file: str, message: str, tmp_path: Path
+) -> None:
     root = plant(tmp_path, "sun397")
     (root / "SUN397" / file).rename(root / "gone")
-    assert said in refused(lambda: torchvision_layouts.sun397(root))
+    assert message in refused(lambda: torchvision_layouts.sun397(root))
     trees.photograph(root / "SUN397/z/zoo/sun_mine.jpg")
     assert "the class of SUN397/z/zoo/sun_mine.jpg is not" in refused(
         lambda: torchvision_layouts.sun397(root)

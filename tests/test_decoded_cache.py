@@ -1,4 +1,4 @@
-"""Images that are decoded once: in one run of pixels, in a file that all processes share."""
+"""Packed images, the cache of decoded images, its modes, and the image decoders."""
 
 import os
 import pickle
@@ -60,7 +60,7 @@ def album(root: Path, count: int) -> None:
             picture.convert(mode).save(path, quality=90)
 
 
-def found(root: Path) -> ImageFiles:
+def files_below(root: Path) -> ImageFiles:
     """All images of a folder, not looked at yet."""
     names = tuple(images_below(root))
     return ImageFiles(FileList(root, names, np.arange(len(names)) % 3), ("a", "b", "c"))
@@ -99,11 +99,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(root: Path) -> ImageFiles:
-    return found(root)
+    return files_below(root)
 
 
 @pytest.fixture(scope="module")
-def kept(source: ImageFiles, tmp_path_factory: pytest.TempPathFactory) -> Cached:
+def cached_source(source: ImageFiles, tmp_path_factory: pytest.TempPathFactory) -> Cached:
     return cached(source, tmp_path_factory.mktemp("kept"))
 
 
@@ -115,7 +115,7 @@ def noise(count: int) -> list[torch.Tensor]:
     return list(toys.MixedSizes(count).images(np.arange(count)))
 
 
-def test_images_of_any_size_are_one_run_of_pixels() -> None:
+def test_images_of_mixed_sizes_are_packed_and_restored() -> None:
     several = noise(5)
     images = Images.of(several)
     assert len(images) == 5
@@ -128,7 +128,7 @@ def test_images_of_any_size_are_one_run_of_pixels() -> None:
     assert equal(images, several)
 
 
-def test_to_take_images_copies_no_pixel() -> None:
+def test_images_take_copies_no_pixels() -> None:
     several = noise(5)
     images = Images.of(several)
     for rows in (np.array([3, 0, 3]), slice(1, 4), np.array([], dtype=np.int64)):
@@ -139,15 +139,15 @@ def test_to_take_images_copies_no_pixel() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 96, 300])  # 20 views in one, in 3 and in 20 parts
-@pytest.mark.parametrize("law", ["inception", "mild"])
-def test_a_batch_is_rendered_as_its_images_are_one_by_one(law: str, size: int) -> None:
+@pytest.mark.parametrize("kind", ["inception", "mild"])
+def test_render_batch_of_mixed_sizes_equals_render_of_each_image(kind: str, size: int) -> None:
     images = Images.of(noise(25)).take(np.random.default_rng(1).permutation(25)[:20])
     rng = np.random.default_rng(2)
-    if law == "inception":
+    if kind == "inception":
         boxes = geometry.inception(images.heights, images.widths, rng=rng, area=(0.1, 1.0))
     else:
         boxes = geometry.mild(images.heights, images.widths, rng=rng, resize=20, crop=16)
-    assert np.issubdtype(boxes.dtype, np.integer) == (law == "inception")
+    assert np.issubdtype(boxes.dtype, np.integer) == (kind == "inception")
     flips = rng.random(20) < 0.5
     views = render_batch(images, boxes, size, flips)
     expected = [
@@ -160,19 +160,19 @@ def test_a_batch_is_rendered_as_its_images_are_one_by_one(law: str, size: int) -
 # --- a cached source -----------------------------------------------------------------------------
 
 
-def test_a_cached_source_is_its_source(source: ImageFiles, kept: Cached) -> None:
-    assert isinstance(kept, Cached)
-    assert len(kept) == len(source)
-    assert kept.classes == source.classes
-    assert kept.fingerprint() == source.fingerprint()
+def test_cached_source_equals_its_source(source: ImageFiles, cached_source: Cached) -> None:
+    assert isinstance(cached_source, Cached)
+    assert len(cached_source) == len(source)
+    assert cached_source.classes == source.classes
+    assert cached_source.fingerprint() == source.fingerprint()
     for indices in (everything(source), np.array([7, 0, 23, 7])):
-        assert equal(kept.images(indices), source.images(indices))
-        assert np.array_equal(kept.sizes(indices), source.sizes(indices))
-        assert torch.equal(kept.labels(indices), source.labels(indices))
+        assert equal(cached_source.images(indices), source.images(indices))
+        assert np.array_equal(cached_source.sizes(indices), source.sizes(indices))
+        assert torch.equal(cached_source.labels(indices), source.labels(indices))
     assert len({tuple(size) for size in np.stack(source.sizes(everything(source)), 1)}) > 5
 
 
-def test_images_without_labels_are_cached(tmp_path: Path) -> None:
+def test_cache_accepts_images_without_labels(tmp_path: Path) -> None:
     plain = toys.MixedSizes(5)
     there = cached(plain, tmp_path)
     assert there.labels(np.array([0])) is None
@@ -196,13 +196,13 @@ def same(one: RenderedBatch | Batch, other: RenderedBatch | Batch) -> bool:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_every_view_of_a_recipe_is_the_same(
-    source: ImageFiles, kept: Cached, recipe: Recipe
+def test_cached_source_yields_the_same_views_for_each_recipe(
+    source: ImageFiles, cached_source: Cached, recipe: Recipe
 ) -> None:
     form = {"sides": {"student": 8, "teacher": 12}, "batch_size": 10, "seed": 3}
-    plain, fast = (toys.image_stream(images, recipe, **form) for images in (source, kept))
-    late = toys.image_stream(kept, recipe, **form, placement=Placement("device"))
-    images = kept.images(everything(kept))
+    plain, fast = (toys.image_stream(images, recipe, **form) for images in (source, cached_source))
+    late = toys.image_stream(cached_source, recipe, **form, placement=Placement("device"))
+    images = cached_source.images(everything(cached_source))
     for step in range(6):
         expected, planned = plain[step], late[step]
         assert expected.views
@@ -211,19 +211,19 @@ def test_every_view_of_a_recipe_is_the_same(
         assert same(planned.rendered(images.take(planned.index.numpy())), expected)
 
 
-def test_a_cache_travels_without_its_pixels(source: ImageFiles, kept: Cached) -> None:
-    kept.images(everything(kept))
-    content = pickle.dumps(kept)
+def test_pickled_cache_contains_no_pixels(source: ImageFiles, cached_source: Cached) -> None:
+    cached_source.images(everything(cached_source))
+    content = pickle.dumps(cached_source)
     assert len(content) < len(pickle.dumps(source)) + 500
     other = pickle.loads(content)
-    assert equal(other.images(everything(kept)), source.images(everything(source)))
+    assert equal(other.images(everything(cached_source)), source.images(everything(source)))
     assert other.fingerprint() == source.fingerprint()
 
 
-def test_spawned_workers_read_a_cache(source: ImageFiles, kept: Cached) -> None:
+def test_spawned_workers_read_the_cache(source: ImageFiles, cached_source: Cached) -> None:
     form = {"sides": {"student": 8}, "batch_size": 10, "seed": 3}
     loader = DataLoader(
-        toys.image_stream(kept, RECIPES[0], **form),
+        toys.image_stream(cached_source, RECIPES[0], **form),
         batch_size=None,
         sampler=Steps(0, 4),
         num_workers=2,
@@ -235,7 +235,9 @@ def test_spawned_workers_read_a_cache(source: ImageFiles, kept: Cached) -> None:
     assert all(same(batch, plain[step]) for step, batch in enumerate(batches))
 
 
-def test_evaluation_views_from_a_cache(source: ImageFiles, tmp_path: Path) -> None:
+def test_evaluation_views_are_cached_per_resize_and_side(
+    source: ImageFiles, tmp_path: Path
+) -> None:
     views = EvaluationViews(source, resize=20, side=16)
     there = cached(views, tmp_path)
     assert there.sizes(np.array([0, 1]))[0].tolist() == [16, 16]
@@ -246,8 +248,10 @@ def test_evaluation_views_from_a_cache(source: ImageFiles, tmp_path: Path) -> No
     assert len(list(tmp_path.glob("*/pixels.bin"))) == 2  # each has its own
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the law of Linux for private mappings")
-def test_a_cache_may_be_larger_than_the_memory_of_the_machine(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the limit on private mappings is that of Linux"
+)
+def test_cache_may_be_larger_than_memory(tmp_path: Path) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with Path("/proc/meminfo").open() as file:
         memory += 1024 * next(int(line.split()[1]) for line in file if "SwapTotal" in line)
@@ -274,18 +278,18 @@ def private():
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 def brightness(rows):
-    return sum(int(image.sum()) for image in kept.images(rows))
+    return sum(int(image.sum()) for image in cache.images(rows))
 
 root, store = map(Path, sys.argv[1:])
 source = ImageFiles(FileList(root, tuple(images_below(root)), None), ())
 everything = np.arange(len(source))
 print("ready", flush=True)
 input()
-kept = cached(source, store)
+cache = cached(source, store)
 brightness(everything[:20])  # so that the code is in memory
-del kept
+del cache
 before = private() if sys.platform == "linux" else 0
-kept = cached(source, store)
+cache = cached(source, store)
 total = brightness(everything)
 print("read", flush=True)
 input()  # until all have
@@ -294,7 +298,7 @@ print(total, private() - before if sys.platform == "linux" else 0, flush=True)
 
 
 class Reader:
-    """A process that asks for a cache when it is told to."""
+    """A process that opens a cache when it gets a line on stdin."""
 
     def __init__(self, root: Path, store: Path) -> None:
         path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests"))
@@ -306,16 +310,16 @@ class Reader:
             text=True,
         )
 
-    def until(self, word: str) -> list[str]:
-        """What it says before the word."""
-        return list(iter(self._line, word))
+    def until(self, mark: str) -> list[str]:
+        """The lines that it prints before the mark."""
+        return list(iter(self._line, mark))
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
     def last(self) -> list[int]:
-        return [int(word) for word in self._line().split()]
+        return [int(mark) for mark in self._line().split()]
 
     def _line(self) -> str:
         line = self.process.stdout.readline()
@@ -324,9 +328,9 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A process is killed while it builds 100 MB; then three ask for them at once."""
-    home = tmp_path_factory.mktemp("story")
+def concurrent_readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """One process is killed while it builds 100 MB; then three build them at once."""
+    home = tmp_path_factory.mktemp("concurrent")
     (home / "album").mkdir()
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8))
@@ -340,7 +344,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         victim, *others = readers
         if hasattr(os, "sched_setaffinity"):  # on one core it takes a second
             os.sched_setaffinity(victim.process.pid, [min(os.sched_getaffinity(0))])
-        victim.go_on()
+        victim.resume()
         while not any(file.stat().st_size for file in home.glob("kept/*/pixels.bin")):
             assert victim.process.poll() is None
             time.sleep(0.001)
@@ -348,47 +352,50 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         victim.process.wait()
         left = sorted(path.name for path in (home / "kept").iterdir())
         for reader in others:
-            reader.go_on()
-        said = [reader.until("read") for reader in others]
+            reader.resume()
+        printed = [reader.until("read") for reader in others]
         for reader in others:
-            reader.go_on()
+            reader.resume()
         last = [reader.last() for reader in others]
         ended = [reader.process.wait() for reader in others]
-        yield SimpleNamespace(home=home, left=left, said=said, last=last, ended=ended)
+        yield SimpleNamespace(home=home, left=left, printed=printed, last=last, ended=ended)
     finally:
         for reader in readers:
             reader.process.kill()
             reader.process.communicate()
 
 
-def test_killed_while_building_leaves_no_cache(story: SimpleNamespace) -> None:
-    assert len(story.left) == 2
-    assert re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp", story.left[0])
-    assert re.fullmatch(r"[0-9a-f]{16}\.lock", story.left[1])
+def test_killed_build_leaves_no_cache(concurrent_readers: SimpleNamespace) -> None:
+    assert len(concurrent_readers.left) == 2
+    assert re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp", concurrent_readers.left[0])
+    assert re.fullmatch(r"[0-9a-f]{16}\.lock", concurrent_readers.left[1])
 
 
-def test_the_first_of_several_processes_builds_for_all(story: SimpleNamespace) -> None:
-    assert story.ended == [0, 0, 0]
-    assert sorted(map(len, story.said)) == [0, 0, 2]
-    opening, made = max(story.said, key=len)
+def test_concurrent_processes_build_the_cache_once(concurrent_readers: SimpleNamespace) -> None:
+    assert concurrent_readers.ended == [0, 0, 0]
+    assert sorted(map(len, concurrent_readers.printed)) == [0, 0, 2]
+    opening, made = max(concurrent_readers.printed, key=len)
     assert opening.startswith("cache: 300 images, 0.108 GB decoded, in ")
     assert made.startswith("cache: built in ")
-    name = story.left[1].removesuffix(".lock")
-    assert sorted(path.name for path in (story.home / "kept").iterdir()) == [name, f"{name}.lock"]
-    total = 300 * int(decoded(story.home / "album" / "000.jpg").sum())
-    assert [reader[0] for reader in story.last] == [total] * 3
+    name = concurrent_readers.left[1].removesuffix(".lock")
+    assert sorted(path.name for path in (concurrent_readers.home / "kept").iterdir()) == [
+        name,
+        f"{name}.lock",
+    ]
+    total = 300 * int(decoded(concurrent_readers.home / "album" / "000.jpg").sum())
+    assert [reader[0] for reader in concurrent_readers.last] == [total] * 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="smaps_rollup is of Linux")
-def test_readers_share_the_memory_of_a_cache(story: SimpleNamespace) -> None:
-    (pixels,) = story.home.glob("kept/*/pixels.bin")
+def test_reading_processes_share_the_memory_of_a_cache(concurrent_readers: SimpleNamespace) -> None:
+    (pixels,) = concurrent_readers.home.glob("kept/*/pixels.bin")
     assert pixels.stat().st_size == 108_000_000
-    assert max(kilobytes for _, kilobytes in story.last) < 27_000
+    assert max(kilobytes for _, kilobytes in concurrent_readers.last) < 27_000
 
 
-def test_a_build_that_fails_leaves_nothing(root: Path, tmp_path: Path) -> None:
+def test_failed_build_leaves_no_cache(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "album")
-    source = found(tmp_path / "album")
+    source = files_below(tmp_path / "album")
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))  # as if the disk were full
     try:
@@ -399,7 +406,7 @@ def test_a_build_that_fails_leaves_nothing(root: Path, tmp_path: Path) -> None:
     last = tmp_path / "album" / source.name(len(source) - 1)
     whole = last.read_bytes()
     cut_off(last, 300)
-    line = refused(lambda: cached(found(tmp_path / "album"), tmp_path / "kept"))
+    line = refused(lambda: cached(files_below(tmp_path / "album"), tmp_path / "kept"))
     assert line.startswith(f"{last}: cannot be read as an image")
     assert all(path.suffix == ".lock" for path in (tmp_path / "kept").iterdir())
     last.write_bytes(whole)
@@ -414,9 +421,9 @@ def cut_off(path: Path, size: int) -> None:
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
 
 
-def overwrite(path: Path, place: int) -> None:
+def overwrite(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
 
 
@@ -436,7 +443,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_cache_is_made_again(
+def test_damaged_cache_is_rebuilt(
     damage: Callable[[Path], object],
     source: ImageFiles,
     tmp_path: Path,
@@ -447,16 +454,16 @@ def test_a_damaged_cache_is_made_again(
     damage(folder)
     capsys.readouterr()
     there = cached(source, tmp_path)
-    said = capsys.readouterr().out
-    assert f"  cache: {folder} does not match its source; rebuilding it\n" in said
-    assert "  cache: built in " in said
+    output = capsys.readouterr().out
+    assert f"  cache: {folder} does not match its source; rebuilding it\n" in output
+    assert "  cache: built in " in output
     assert equal(there.images(everything(source)), source.images(everything(source)))
     cached(source, tmp_path)
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("size", [(20, 20), (21, 19)], ids=["of its size", "of another size"])
-def test_an_image_that_was_replaced_is_decoded_again(
+def test_cache_of_a_replaced_image_is_rebuilt(
     size: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(16):  # so all of them are compared
@@ -465,11 +472,11 @@ def test_an_image_that_was_replaced_is_decoded_again(
         path.write_bytes(path.read_bytes().ljust(4000, b"\0"))
     Image.new("RGB", (20, 20), (9, 99, 199)).save(path := tmp_path / "album" / "11.jpg")
     cut_off(path, 4000)
-    before = cached(found(path.parent), tmp_path / "kept")
+    before = cached(files_below(path.parent), tmp_path / "kept")
     colour = before.images(np.array([11])).image(0)[:, 0, 0].tolist()
     Image.new("RGB", size, (199, 9, 99)).save(path)
     cut_off(path, 4000)
-    now = found(path.parent)
+    now = files_below(path.parent)
     assert now.fingerprint() == before.fingerprint()  # by their size in bytes they are the same
     capsys.readouterr()
     there = cached(now, tmp_path / "kept")
@@ -478,7 +485,7 @@ def test_an_image_that_was_replaced_is_decoded_again(
     assert there.images(np.array([11])).image(0)[:, 0, 0].tolist() != colour
 
 
-def test_a_damaged_image_is_found_when_it_is_read_first(
+def test_damaged_cached_image_is_detected_on_first_read(
     source: ImageFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cached(source, tmp_path)
@@ -509,8 +516,8 @@ def configured(
     def call(mode: str, *more: str) -> tuple[Splits, bool]:
         data = ("data=folder", f"data.root={root}", "data.split=[1,0,0]", "data.classes=3")
         run = ("steps=100", "batch_size=8", "validate_every=10", "trainer.accelerator=cpu")
-        place = f"paths.cache={tmp_path}/kept"
-        cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", place, *more)
+        store = f"paths.cache={tmp_path}/kept"
+        cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", store, *more)
         splits = Splits(source, source, source)
         task = datasets.build_task(build(cfg).data)
         return cache_policy.apply_cache(build(cfg), splits, toys.network(), task)
@@ -522,7 +529,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
 
 
-def test_without_room_a_cache_is_refused_in_one_line(
+def test_cache_without_disk_space_is_refused_in_one_line(
     configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_room(monkeypatch)
@@ -537,7 +544,7 @@ def test_without_room_a_cache_is_refused_in_one_line(
     assert not (tmp_path / "kept").exists()
 
 
-def test_auto_takes_what_pays_and_fits(
+def test_auto_caches_only_if_images_repeat_and_fit(
     source: ImageFiles, configured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     no_room(monkeypatch)
@@ -559,7 +566,7 @@ def test_auto_takes_what_pays_and_fits(
     assert len(both.val.images(np.array([0])).image(0)[0]) == 8
 
 
-def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_cache_needs_no_disk_space(configured, monkeypatch: pytest.MonkeyPatch) -> None:
     configured("disk")
     no_room(monkeypatch)
     for mode in ("disk", "auto"):
@@ -568,25 +575,25 @@ def test_a_cache_that_is_there_needs_no_room(configured, monkeypatch: pytest.Mon
         assert isinstance(there.val, Cached)
 
 
-def test_what_is_in_memory_already_goes_to_no_disk(compose, tmp_path: Path) -> None:
+def test_in_memory_sources_are_not_cached_on_disk(compose, tmp_path: Path) -> None:
     cfg = compose("data.cache=device", f"paths.cache={tmp_path}/kept", "trainer.accelerator=cpu")
     digits = toys.array_source()
-    found, placement = cache_policy.apply_cache(
+    splits, placement = cache_policy.apply_cache(
         build(cfg), Splits(digits, digits, digits), toys.network(), toys.TASK
     )
-    assert found.train is digits
+    assert splits.train is digits
     assert placement == Placement("device")
     assert not (tmp_path / "kept").exists()
 
 
-def test_another_place_is_refused(compose) -> None:
+def test_unknown_cache_mode_is_refused(compose) -> None:
     with pytest.raises(UserError, match=r"^data\.cache=tape: .*none.*disk.*device.*auto"):
         validation.check(compose("data.cache=tape"))
 
 
 # --- real runs -----------------------------------------------------------------------------------
 
-# Of each run, where it keeps its images, in which store, and what else it is told.
+# Of each run: cache mode, store, further settings.
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "none": ("none", "none", {}),
     "disk": ("disk", "disk", {}),
@@ -622,8 +629,8 @@ def trained(home: Path, names: Iterable[str]) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def said(home: Path) -> dict[str, list[str]]:
-    """What each run says of its cache."""
+def messages(home: Path) -> dict[str, list[str]]:
+    """The messages of each run about its cache."""
     done = trained(home, RUNS)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -632,7 +639,7 @@ def said(home: Path) -> dict[str, list[str]]:
     return dict(zip(RUNS, lines, strict=True))
 
 
-def test_where_images_are_kept_changes_no_result(said, home: Path) -> None:
+def test_cache_mode_does_not_change_results(messages, home: Path) -> None:
     plain, *others = (only_run(home, name) for name in RUNS if name != "dry")
     assert len(others) == 5
     for run in others:
@@ -642,19 +649,19 @@ def test_where_images_are_kept_changes_no_result(said, home: Path) -> None:
     assert len(plain.metrics.read_text().splitlines()) > 3
 
 
-def test_images_are_decoded_once_and_the_run_says_so(said, home: Path) -> None:
+def test_run_reports_each_cache_that_it_builds(messages, home: Path) -> None:
     for mode in ("disk", "device", "auto"):
-        opening, made, of_val, made_too = said[mode]
+        opening, made, of_val, made_too = messages[mode]
         assert re.match(rf"  cache: 36 images, \S+ GB decoded, in kept/{mode}/", opening)
         assert re.match(rf"  cache: 12 images, \S+ GB decoded, in kept/{mode}/", of_val)
         assert made.startswith("  cache: built in ")
         assert made_too.startswith("  cache: built in ")
     for name in ("none", "dry", "disk_in_workers", "device_in_workers"):
-        assert said[name] == []
+        assert messages[name] == []
     assert sorted(path.name for path in (home / "kept").iterdir()) == ["auto", "device", "disk"]
 
 
-def test_another_process_reads_what_is_there_and_names_what_is_damaged(said, home: Path) -> None:
+def test_later_process_reuses_the_cache_and_names_a_damaged_one(messages, home: Path) -> None:
     store = home / "kept/damaged"
     shutil.copytree(home / "kept/disk", store)
     train = builders.folder(str(home / "images")).train
@@ -663,8 +670,10 @@ def test_another_process_reads_what_is_there_and_names_what_is_damaged(said, hom
     done = trained(home, LATER)
     assert done.returncode == 1
     assert "cache:" not in done.stdout
-    place = folder.relative_to(home)
-    assert done.stderr == f"error: cache: {place} is damaged; remove it, the next run rebuilds it\n"
+    damaged = folder.relative_to(home)
+    assert (
+        done.stderr == f"error: cache: {damaged} is damaged; remove it, the next run rebuilds it\n"
+    )
     assert only_run(home, "damaged").result["status"] == "failed"
     students = [only_run(home, name).student.read_bytes() for name in ("none", "again")]
     assert students[0] == students[1]
@@ -708,7 +717,7 @@ def picture(path: Path, mode: str = "RGB", **form: Any) -> Path:
 
 @two_decoders
 @pytest.mark.parametrize(("mode", "form"), FORMS.values(), ids=FORMS)
-def test_decoders_agree_on_every_pixel(
+def test_torchcodec_and_pillow_decode_equal_pixels(
     mode: str, form: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = picture(tmp_path / "a.jpg", mode, **form)
@@ -722,7 +731,7 @@ def test_decoders_agree_on_every_pixel(
 @pytest.mark.parametrize("decoder", [pytest.param("torchcodec", marks=two_decoders), "pillow"])
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_truncated_photograph_is_refused(
+def test_decoders_refuse_truncated_images(
     progressive: bool,
     share: float,
     decoder: str,

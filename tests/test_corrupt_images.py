@@ -1,4 +1,4 @@
-"""Images that cannot be read, images that are odd, and workers that die."""
+"""Corrupt and unusual image files, and data loader workers that die."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def test_unusual_image_formats_are_read(sound: Path, tmp_path: Path, record_prop
     names = odd(root / "train" / CLASSES[0])
     code, out, err = finetune(tmp_path, root, "name=odd", "data.broken=skip")
     assert (code, err) == (0, "")
-    assert not re.search(r"broken: \d+ of", out)  # none was found
+    assert not re.search(r"broken: \d+ of", out)  # there is none
     splits = builders.folder(str(root))
     assert len(splits.train) == 36 + len(names)
     images = splits.train.images(np.arange(len(splits.train)))
@@ -83,7 +83,7 @@ def test_unusual_image_formats_are_read(sound: Path, tmp_path: Path, record_prop
     record_property("injected", len(names))
 
 
-def test_a_broken_image_ends_the_run_by_its_name(sound: Path, tmp_path: Path) -> None:
+def test_corrupt_image_ends_the_run_and_is_named(sound: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         for name in broken(sound / "train" / CLASSES[0]):
             root = shutil.copytree(sound, tmp_path / name)
@@ -103,7 +103,7 @@ def test_a_broken_image_ends_the_run_by_its_name(sound: Path, tmp_path: Path) ->
         (sound / "train" / CLASSES[0] / name).unlink()
 
 
-def test_broken_images_are_left_out_and_counted(
+def test_corrupt_images_are_skipped_and_counted(
     sound: Path, tmp_path: Path, record_property
 ) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
@@ -135,28 +135,28 @@ def test_broken_images_are_left_out_and_counted(
         tmp_path, root, "name=skipping", "data.broken=skip", "resume=never", "compute.workers=2"
     )
     assert code == 0
-    assert "broken: checking" not in out  # what was found is known
+    assert "broken: checking" not in out  # the result of the check is stored
     assert run.student.read_bytes() == before
     record_property("injected", len(train) + len(test))
 
 
-def test_the_next_image_takes_the_place_with_its_label(sound: Path, tmp_path: Path) -> None:
+def test_corrupt_image_is_replaced_by_the_next_image_and_label(sound: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sound, tmp_path / "images")
     names = {root / "train" / CLASSES[1] / name for name in broken(root / "train" / CLASSES[1])}
     names |= {root / "train" / CLASSES[2] / name for name in broken(root / "train" / CLASSES[2])}
-    found = builders.folder(str(root))
-    mended = without_corrupt_images(found, tmp_path, print).train
-    assert len(mended) == len(found.train) == 36 + len(names)
+    splits = builders.folder(str(root))
+    mended = without_corrupt_images(splits, tmp_path, print).train
+    assert len(mended) == len(splits.train) == 36 + len(names)
     rows = np.arange(len(mended))
     labels = mended.labels(rows)
     for row in rows:
         path = mended.path(row)
         assert path not in names
         assert labels[row] == CLASSES.index(path.parent.name)
-        if found.train.path(row) not in names:
-            assert path == found.train.path(row)
-    assert mended.path(rows[-1]) == found.train.path(0)  # after the last comes the first
-    assert mended.fingerprint() != found.train.fingerprint()
+        if splits.train.path(row) not in names:
+            assert path == splits.train.path(row)
+    assert mended.path(rows[-1]) == splits.train.path(0)  # after the last comes the first
+    assert mended.fingerprint() != splits.train.fingerprint()
 
 
 def test_split_without_readable_image_is_an_error(sound: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_split_without_readable_image_is_an_error(sound: Path, tmp_path: Path) -
 
 
 @pytest.mark.fault(10)
-def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path: Path) -> None:
+def test_killed_worker_ends_the_run_in_one_line(sound: Path, tmp_path: Path) -> None:
     given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "compute.workers=2")
     fault = inject("KillWorker", step=20)
     done = command("finetune", *given, "name=worker", "checkpoint_every=10", *fault, cwd=tmp_path)
@@ -183,13 +183,13 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(sound: Path, tmp_path:
 
 
 @pytest.mark.fault(10)
-def test_workers_end_with_a_run_that_is_killed(sound: Path, tmp_path: Path) -> None:
+def test_workers_exit_when_their_run_is_killed(sound: Path, tmp_path: Path) -> None:
     given = (*MODEL, f"data.root={sound}", *SMALL, "steps=3000", "compute.workers=2")
     fault = inject("SignalAt", step=20)
     settings = ("name=orphans", "checkpoint_every=10")
     killed = command("finetune", *given, *settings, *fault, cwd=tmp_path)
     assert killed.returncode == -9
-    # At once the same command may go on: nobody holds the run.
+    # The same command may resume at once: no process holds the run.
     again = command("finetune", *given, *settings, *fault, cwd=tmp_path)
     assert again.returncode == -9 or "another process" not in again.stderr
     assert processes_in(tmp_path) == []
@@ -214,7 +214,7 @@ print(next(batches).views["student"].shape)
 
 
 @pytest.mark.fault(10)
-def test_process_ends_with_workers_left_running() -> None:
+def test_process_exits_with_open_worker_iterators() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _LEFT],
         env=hardware.subprocess_environment(PYTHONPATH=os.pathsep.join(sys.path)),
@@ -228,9 +228,9 @@ def test_process_ends_with_workers_left_running() -> None:
 
 def processes_in(directory: Path) -> list[int]:
     """The pids of those whose working directory this is: a command and its workers."""
-    found = []
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is a zombie
             if (folder / "cwd").readlink() == directory:
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids

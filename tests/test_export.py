@@ -1,4 +1,4 @@
-"""Students as files for others, read as others read them."""
+"""The export command: files in each format, model card and verification."""
 
 import json
 import re
@@ -99,59 +99,66 @@ def exported(home: Path, name: str, kind: str, *more: str) -> tuple[Path, str]:
         for kind in (*EXACT, "int8")
     ],
 )
-def test_a_file_says_what_the_student_says(home: Path, name: str, kind: str) -> None:
+def test_exported_file_predicts_as_the_student(home: Path, name: str, kind: str) -> None:
     folder, out = exported(home, name, kind)
-    found = json.loads((folder / "verification.json").read_text())
+    verification = json.loads((folder / "verification.json").read_text())
     own = student_says(home, name)
-    assert found["images"] == len(own) == 24
-    assert found["largest_logit"] == pytest.approx(float(own.abs().max()), rel=1e-5)
+    assert verification["images"] == len(own) == 24
+    assert verification["largest_logit"] == pytest.approx(float(own.abs().max()), rel=1e-5)
     if (kind, name) == ("safetensors", "group"):  # timm has no GroupNorm for it
         assert not (folder / "config.json").exists()
-        said = own
+        exported_logits = own
     else:
-        said = by_others(folder, kind, views(home))
-    assert found["max_logit_difference"] == pytest.approx(
-        float((said - own).abs().max()), abs=1e-5, rel=0.05
+        exported_logits = by_others(folder, kind, views(home))
+    assert verification["max_logit_difference"] == pytest.approx(
+        float((exported_logits - own).abs().max()), abs=1e-5, rel=0.05
     )
-    agreement = float((said.argmax(1) == own.argmax(1)).double().mean())
-    assert found["agreement_top1"] == agreement
+    agreement = float((exported_logits.argmax(1) == own.argmax(1)).double().mean())
+    assert verification["agreement_top1"] == agreement
     if kind in EXACT:
-        torch.testing.assert_close(said, own, atol=1e-4, rtol=0)
+        torch.testing.assert_close(exported_logits, own, atol=1e-4, rtol=0)
     labels = builders.folder(str(home / "images")).test.labels(np.arange(24))
-    assert found["student_top1"] == float((own.argmax(1) == labels).double().mean())
-    assert found["exported_top1"] == float((said.argmax(1) == labels).double().mean())
-    assert set(found["speed"]) == {"this file", "student", "teacher"}
-    assert all(row["latency_ms"] > 0 for row in found["speed"].values())
-    assert found["speed"]["this file"]["bytes"] >= (folder / found["file"]).stat().st_size
-    assert out.endswith(f"{found['file']}, README.md, verification.json\n")
+    assert verification["student_top1"] == float((own.argmax(1) == labels).double().mean())
+    assert verification["exported_top1"] == float(
+        (exported_logits.argmax(1) == labels).double().mean()
+    )
+    assert set(verification["speed"]) == {"this file", "student", "teacher"}
+    assert all(row["latency_ms"] > 0 for row in verification["speed"].values())
+    assert (
+        verification["speed"]["this file"]["bytes"]
+        >= (folder / verification["file"]).stat().st_size
+    )
+    assert out.endswith(f"{verification['file']}, README.md, verification.json\n")
     if kind == "int8":
-        full = found["speed"]["student"]["bytes"]
-        assert found["speed"]["this file"]["bytes"] < 0.45 * full
+        full = verification["speed"]["student"]["bytes"]
+        assert verification["speed"]["this file"]["bytes"] < 0.45 * full
 
 
 @pytest.mark.parametrize(
     "kind",
     [EXACT[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*EXACT[1:], "int8"))],
 )
-def test_the_code_on_the_card_works(home: Path, kind: str, monkeypatch, capsys) -> None:
+def test_model_card_code_predicts_as_the_student(
+    home: Path, kind: str, monkeypatch, capsys
+) -> None:
     folder, _ = exported(home, "batch", kind)
     card = (folder / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     source = builders.folder(str(home / "images")).test
     monkeypatch.chdir(folder)
-    said = []
+    predicted = []
     for number in range(24):
         Image.open(source.path(number)).save(folder / "image.jpg", quality=100, subsampling=0)
         capsys.readouterr()
         exec(code, {})
-        said.append(int(re.findall(r"\d+", capsys.readouterr().out)[0]))
+        predicted.append(int(re.findall(r"\d+", capsys.readouterr().out)[0]))
     (folder / "image.jpg").unlink()
     own = student_says(home, "batch").argmax(1).tolist()
     # PIL resizes a little otherwise than the views of training are.
-    assert np.mean(np.equal(said, own)) > (0.8 if kind != "int8" else 0.7)
+    assert np.mean(np.equal(predicted, own)) > (0.8 if kind != "int8" else 0.7)
 
 
-def test_a_card_says_how_it_was_made(home: Path) -> None:
+def test_model_card_names_teacher_data_recipe_and_licences(home: Path) -> None:
     more = ("license=apache-2.0", "data_license=cc-by-4.0")
     folder, _ = exported(home, "batch", "safetensors", *more)
     card, run = (folder / "README.md").read_text(), best(home, "batch")
@@ -165,33 +172,33 @@ def test_a_card_says_how_it_was_made(home: Path) -> None:
     assert str(home) not in card
 
 
-def test_the_best_of_several_runs_is_taken(home: Path, capsys) -> None:
+def test_best_run_on_val_is_exported(home: Path, capsys) -> None:
     runs = [Run(path.parent) for path in (home / "logs/batch").glob("*/config.yaml")]
     assert len(runs) == 2
     chosen = best(home, "batch")
     scores = {run.directory: run.result["student_val_top1"] for run in runs}
     assert scores[chosen.directory] == max(scores.values())
-    told = f"{chosen.directory}: the best on val of 2 runs ({max(scores.values()):.4f})\n"
-    assert capsys.readouterr().out == told
+    message = f"{chosen.directory}: the best on val of 2 runs ({max(scores.values()):.4f})\n"
+    assert capsys.readouterr().out == message
 
 
-def test_an_export_can_be_a_teacher(home: Path) -> None:
+def test_exported_onnx_serves_as_teacher(home: Path) -> None:
     folder, _ = exported(home, "batch", "onnx")
     run = best(home, "batch")
     teacher = ("teacher=program", f"teacher.path={folder / 'student.onnx'}")
     given = (*DATA, f"data.root={home / 'images'}", "data.cache=none", *STUDENTS["batch"])
     code, _, err = command_here("train", *given, *teacher, "name=grandchild", "steps=2", cwd=home)
     assert (code, err) == (0, "")
-    found = small.only_run(home, "grandchild").result
-    assert found["teacher_test_top1"] == run.result["student_test_top1"]
+    summary = small.only_run(home, "grandchild").result
+    assert summary["teacher_test_top1"] == run.result["student_test_top1"]
 
 
-def test_a_file_that_says_otherwise_is_not_kept(home: Path, monkeypatch) -> None:
-    def other(network, folder, said, batches) -> None:
+def test_export_that_differs_from_the_student_is_deleted(home: Path, monkeypatch) -> None:
+    def other(network, folder, spec, batches) -> None:
         with torch.no_grad():
             for parameter in network.net.parameters():
                 parameter.mul_(1.1)
-        right(network, folder, said, batches)
+        right(network, folder, spec, batches)
         with torch.no_grad():
             for parameter in network.net.parameters():
                 parameter.div_(1.1)
@@ -207,35 +214,35 @@ def test_a_file_that_says_otherwise_is_not_kept(home: Path, monkeypatch) -> None
     assert not list(home.glob(".wrong*"))
 
 
-def test_what_cannot_be_exported_is_said_in_a_line(home: Path) -> None:
-    for given, told in {
+def test_unknown_run_format_or_split_is_refused_in_one_line(home: Path) -> None:
+    for given, message in {
         ("run=logs/nowhere", "format=onnx"): "run=logs/nowhere: holds no config.yaml; give",
         ("run=logs", "format=tflite"): "format=tflite: choose safetensors, onnx, torch_export or",
         ("run=logs/batch", "format=onnx", "split=v2"): "split=v2: this data set has train, val,",
     }.items():
         code, _, err = command_here("export", *given, cwd=home)
         assert (code, err.count("\n")) == (1, 1)
-        assert err.startswith(f"error: {told}"), err
+        assert err.startswith(f"error: {message}"), err
 
 
-def test_nothing_of_others_is_removed(home: Path, tmp_path: Path) -> None:
-    place = tmp_path / "mine"
-    place.mkdir()
-    (place / "thesis.tex").write_text("years of work")
+def test_export_never_overwrites_foreign_files(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
     for kind, held in (("safetensors", "other files"), ("torch_export", "safetensors")):
         code, _, err = command_here(
-            "export", "run=logs/batch", f"format={kind}", f"out={place}", cwd=home
+            "export", "run=logs/batch", f"format={kind}", f"out={folder}", cwd=home
         )
-        told = f"error: out={place}: holds {held}; choose another folder, which is made\n"
-        assert (code, err) == (1, told)
+        message = f"error: out={folder}: holds {held}; choose another folder, which is made\n"
+        assert (code, err) == (1, message)
         if held == "other files":
-            assert (place / "thesis.tex").read_text() == "years of work"
-            (place / "thesis.tex").unlink()
-            exported(home, "batch", "safetensors", f"out={place}")
-    exported(home, "batch", "safetensors", f"out={place}")  # its own it does replace
+            assert (folder / "thesis.tex").read_text() == "years of work"
+            (folder / "thesis.tex").unlink()
+            exported(home, "batch", "safetensors", f"out={folder}")
+    exported(home, "batch", "safetensors", f"out={folder}")  # its own it does replace
 
 
-def test_an_export_that_was_killed_stands_in_nobodys_way(home: Path) -> None:
+def test_leftovers_of_a_killed_export_are_removed(home: Path) -> None:
     run = best(home, "batch")
     left = run.directory / "export" / ".onnx.tmp" / "part"
     left.parent.mkdir(parents=True)
@@ -246,20 +253,20 @@ def test_an_export_that_was_killed_stands_in_nobodys_way(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("images=0", "images=0: give a whole number from 1"),
         ("calibration=0", "calibration=0: give a whole number from 1"),
         ("+data.rot=x", "data.rot=x: data=folder has no such key"),
     ],
 )
-def test_wrong_values_of_an_export(home: Path, given: str, told: str) -> None:
+def test_wrong_export_values_are_refused_in_one_line(home: Path, given: str, message: str) -> None:
     code, _, err = command_here("export", "run=logs/batch", given, cwd=home)
-    assert (code, err) == (1, f"error: {told}\n")
+    assert (code, err) == (1, f"error: {message}\n")
 
 
 @pytest.mark.parametrize("name", ["batch", pytest.param("group", marks=pytest.mark.slow)])
-def test_a_network_is_left_as_it_is(home: Path, tmp_path: Path, name: str) -> None:
+def test_export_does_not_change_the_network(home: Path, tmp_path: Path, name: str) -> None:
     experiment = load_run.open_run(str(home / "logs" / name), accelerator="cpu")
     student, run = networks.load_student(experiment), experiment.run
     before = {k: v.clone() for k, v in student.net.state_dict().items()}

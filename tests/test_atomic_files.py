@@ -1,4 +1,4 @@
-"""Files are whole or not there; locks die with their process."""
+"""Atomic writes, locks between processes and write_once."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from commands import ROOT
 from funmatch.runtime import atomic_files
 
 
-def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
+def test_write_replaces_a_file_atomically(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file"
     atomic_files.write(target, "old")
     atomic_files.write(target, lambda file: file.write(b"new"))
@@ -26,7 +26,7 @@ def test_a_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o666 & ~mask  # as any other file of the user
 
 
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     atomic_files.write(target, "old")
 
@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_write_killed_midway_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file"
     atomic_files.write(target, "old")
     code = (
@@ -60,7 +60,7 @@ def _hold(path: Path, held: multiprocessing.Event) -> None:
         time.sleep(60)
 
 
-def test_a_lock_is_refused_while_it_is_held_and_dies_with_its_holder(tmp_path: Path) -> None:
+def test_lock_is_exclusive_and_released_when_its_process_dies(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held = context.Event()
     holder = context.Process(target=_hold, args=(tmp_path / "lock", held))
@@ -84,7 +84,7 @@ def _make(path: Path, counter: Path) -> None:
     assert atomic_files.write_once(path, make) == b"content"
 
 
-def test_of_many_processes_one_makes_the_file(tmp_path: Path) -> None:
+def test_write_once_runs_in_one_of_several_processes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     arguments = (tmp_path / "file", tmp_path / "counter")
     processes = [context.Process(target=_make, args=arguments) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Weights by name: fetched once, whole, and as their server says."""
+"""Pretrained weights by name: download, checksum, cache and packages."""
 
 import base64
 import hashlib
@@ -23,11 +23,11 @@ def md5(content: bytes) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Sends one file as Google's storage does; counts who asked."""
+    """Sends one file as Google's storage does; counts requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked = 0
+        self.requests = 0
         self.hashes = ["crc32c=AAAAAA==", f"md5={md5(CONTENT)}"]
         self.sent = len(CONTENT)
         self.status = 200
@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked += 1
+        self.server.requests += 1
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(CONTENT)))
         for value in self.server.hashes:
@@ -74,19 +74,19 @@ def released(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> Pa
     return cache / "released.npz"
 
 
-def test_weights_are_fetched_once(server: Server, released: Path, capsys) -> None:
+def test_fetch_downloads_weights_once(server: Server, released: Path, capsys) -> None:
     assert pretrained.locate("released") is None
     pretrained.check("released")  # what can be fetched is nothing to mend
     for _ in range(2):
         assert pretrained.fetch("released") == pretrained.locate("released") == released
     assert released.read_bytes() == CONTENT
-    assert server.asked == 1
-    said = capsys.readouterr()
-    assert f"{len(CONTENT)} bytes, SHA-256 {DIGEST}\n" in said.out
-    assert said.err == ""  # no progress where there is no terminal
+    assert server.requests == 1
+    output = capsys.readouterr()
+    assert f"{len(CONTENT)} bytes, SHA-256 {DIGEST}\n" in output.out
+    assert output.err == ""  # no progress where there is no terminal
 
 
-def test_their_checksum_is_kept_beside_them(released: Path) -> None:
+def test_fetch_writes_a_sha256_file(released: Path) -> None:
     pretrained.fetch("released")
     check = ["sha256sum", "--check", "--strict", "released.npz.sha256"]
     assert subprocess.run(check, cwd=released.parent, capture_output=True).returncode == 0
@@ -112,21 +112,21 @@ def absent(server: Server) -> None:
         (absent, "HTTP Error 404"),
     ],
 )
-def test_what_arrives_otherwise_is_refused_and_leaves_nothing(
+def test_fetch_refuses_failed_downloads_and_leaves_no_file(
     server: Server, released: Path, fault: Callable[[Server], None], cause: str
 ) -> None:
     fault(server)
     with pytest.raises(ValueError, match=cause) as error:
         pretrained.fetch("released")
-    said = str(error.value)
-    assert said.startswith(f"weights=released: cannot be downloaded from {server.url}")
-    assert "teacher.weights=PATH" in said
-    assert "\n" not in said
+    message = str(error.value)
+    assert message.startswith(f"weights=released: cannot be downloaded from {server.url}")
+    assert "teacher.weights=PATH" in message
+    assert "\n" not in message
     assert [path.name for path in released.parent.iterdir()] == [".released.npz.lock"]
-    assert server.asked == 1  # nothing is tried again unasked
+    assert server.requests == 1  # there is no retry
 
 
-def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_fetch_names_an_unreachable_server(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     with Server() as server:  # its port is free again once it is closed
         url = server.url
     monkeypatch.setitem(pretrained.WEIGHTS, "released", pretrained.Download(url))
@@ -134,15 +134,13 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, cache: Path
         pretrained.fetch("released")
 
 
-def test_a_server_without_checksums_is_said_to_be_one(
-    server: Server, released: Path, capsys
-) -> None:
+def test_fetch_reports_a_server_without_checksums(server: Server, released: Path, capsys) -> None:
     server.hashes = []
     pretrained.fetch("released")
     assert "no MD5" in capsys.readouterr().out
 
 
-def test_what_a_killed_process_left_is_removed(released: Path) -> None:
+def test_fetch_removes_temporary_files_of_killed_processes(released: Path) -> None:
     released.parent.mkdir()
     (released.parent / ".released.npz.4711.tmp").write_bytes(CONTENT[:100])
     pretrained.fetch("released")
@@ -151,24 +149,24 @@ def test_what_a_killed_process_left_is_removed(released: Path) -> None:
     }
 
 
-def test_a_file_that_changed_its_size_is_not_used(server: Server, released: Path) -> None:
+def test_cached_weights_of_changed_size_are_refused(server: Server, released: Path) -> None:
     pretrained.fetch("released").write_bytes(CONTENT[:100])
     for use in (pretrained.locate, pretrained.fetch, pretrained.check):
         with pytest.raises(ValueError, match=f"100 bytes, not the {len(CONTENT)}.*remove it"):
             use("released")
     released.unlink()
     assert pretrained.fetch("released").read_bytes() == CONTENT
-    assert server.asked == 2
+    assert server.requests == 2
 
 
-def test_a_file_put_there_by_hand_is_used(server: Server, released: Path) -> None:
+def test_manually_copied_weights_are_used(server: Server, released: Path) -> None:
     released.parent.mkdir()
     released.write_bytes(b"mine")
     assert pretrained.fetch("released") == released
-    assert server.asked == 0
+    assert server.requests == 0
 
 
-def test_two_processes_fetch_once(server: Server, released: Path) -> None:
+def test_concurrent_processes_download_once(server: Server, released: Path) -> None:
     code = (
         "import sys; from funmatch.models import pretrained\n"
         "pretrained.WEIGHTS['released'] = pretrained.Download(sys.argv[1])\n"
@@ -188,10 +186,10 @@ def test_two_processes_fetch_once(server: Server, released: Path) -> None:
     sizes = [process.communicate(timeout=60)[0].splitlines()[-1] for process in both]
     assert sizes == [str(len(CONTENT))] * 2
     assert [process.returncode for process in both] == [0, 0]
-    assert server.asked == 1
+    assert server.requests == 1
 
 
-def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_directory_follows_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     for name in ("FUNMATCH_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -202,7 +200,7 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch) -> No
     assert pretrained.cache() == Path("/home/someone/weights")
 
 
-def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_package_is_named_with_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = pretrained.Package("no_such_module", "weights.pth")
     monkeypatch.setitem(pretrained.WEIGHTS, "packaged", entry)
     assert pretrained.locate("packaged") is None
@@ -224,6 +222,8 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
         ("folder", 128, None),
     ],
 )
-def test_the_released_teacher_of_a_data_set(data: str, side: int, name: str | None) -> None:
+def test_teacher_of_a_data_set_is_its_released_teacher(
+    data: str, side: int, name: str | None
+) -> None:
     assert pretrained.teacher_of(data, side) == name
     assert name is None or name in pretrained.NAMES

@@ -1,4 +1,4 @@
-"""What cannot work is refused in one line, before torch is imported; rules by the size of data."""
+"""Validation errors before torch is imported, the BiT-HyperRule and folder defaults."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,9 @@ MESSAGES = {
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str, str]]:
+def responses(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[str, str], tuple[int, str, str]]:
     """What the real commands answer to each mistake."""
     path = tmp_path_factory.mktemp("refusals")
     small.photographs(path / "by_class", 10)
@@ -97,15 +99,15 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tupl
 
 @pytest.mark.fault(16)
 @pytest.mark.parametrize(("script", "wrong", "named"), WRONG)
-def test_error_names_key_and_value(said, script: str, wrong: str, named: str) -> None:
-    code, out, err = said[script, wrong]
+def test_error_names_key_and_value(responses, script: str, wrong: str, named: str) -> None:
+    code, out, err = responses[script, wrong]
     assert (code, out) == (1, "")
     assert is_error(err, named), err
 
 
-def test_error_messages(said) -> None:
+def test_messages_of_some_errors(responses) -> None:
     for wrong, line in MESSAGES.items():
-        assert said["train", wrong][2].startswith(f"error: {line}")
+        assert responses["train", wrong][2].startswith(f"error: {line}")
 
 
 # --- the BiT-HyperRule ---------------------------------------------------------------------------
@@ -116,7 +118,7 @@ LONG = (20_000, 500, [6000, 12_000, 18_000], True)
 
 
 @pytest.mark.parametrize(
-    ("images", "batch", "said"),
+    ("images", "batch", "expected"),
     [
         (5, 5, SHORT),
         (511, 511, SHORT),
@@ -129,13 +131,13 @@ LONG = (20_000, 500, [6000, 12_000, 18_000], True)
     ],
 )
 @pytest.mark.parametrize("how", ["model=bit_r152x2", "rule=bit_hyperrule model=bit_tiny"])
-def test_the_hyperrule_goes_by_the_number_of_images(
-    compose, images: int, batch: int, said: tuple[int, int, list[int], bool], how: str
+def test_hyperrule_depends_on_the_number_of_images(
+    compose, images: int, batch: int, expected: tuple[int, int, list[int], bool], how: str
 ) -> None:
     """A large network follows it unasked."""
     cfg = compose("data=pets", *how.split(), f"data.train_size={images}", name="finetune")
     validation.check(cfg)
-    steps, warmup, milestones, mixing = said
+    steps, warmup, milestones, mixing = expected
     assert (schema.total_steps(cfg), cfg.batch_size) == (steps, batch)
     assert (cfg.schedule.warmup_steps, list(cfg.schedule.milestones)) == (warmup, milestones)
     assert (cfg.recipe.mixing, cfg.recipe.alpha, cfg.recipe.crop) == (mixing, 0.1, "mild")
@@ -143,7 +145,7 @@ def test_the_hyperrule_goes_by_the_number_of_images(
     assert (cfg.optimizer.lr, cfg.optimizer.wd, cfg.optimizer.momentum) == (0.003, 0.0, 0.9)
 
 
-def test_the_hyperrule_can_be_left_or_changed(compose) -> None:
+def test_hyperrule_can_be_disabled_or_overridden(compose) -> None:
     plain = compose("data=pets", "model=bit_r152x2", "rule=none", name="finetune")
     assert plain.optimizer._target_ == "funmatch.optim.adam.adam"
     assert schema.total_steps(plain) == round(1000 * 3312 / 512)
@@ -156,7 +158,7 @@ def test_the_hyperrule_can_be_left_or_changed(compose) -> None:
 
 
 @pytest.mark.parametrize(("each", "batch", "warmup"), [(10, 24, 100), (300, 512, 140)])
-def test_a_folder_suggests_what_fits_its_size(
+def test_folder_suggests_batch_size_and_warmup_by_its_size(
     compose, tmp_path: Path, each: int, batch: int, warmup: int
 ) -> None:
     """A batch of 512 at most, and a warm-up of 1500 steps at most, or a tenth of the run."""

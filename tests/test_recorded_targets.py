@@ -1,4 +1,4 @@
-"""What a teacher said is recorded once and replayed, and no run ends otherwise for it."""
+"""Recorded targets: encodings, the store, recording, replay and verification."""
 
 import csv
 import json
@@ -50,57 +50,57 @@ def logits(rows: int, classes: int = 7, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_rows_have_the_promised_width(name: str) -> None:
+def test_encoded_rows_have_the_promised_width(name: str) -> None:
     rows = encoding(name).encode(logits(5))
     assert rows.dtype == torch.uint8
     assert rows.shape == (5, encoding(name).width(7))
 
 
-def test_float32_keeps_every_bit_and_float16_is_half() -> None:
-    said = logits(50)
-    for name, kept in (("float32", said), ("float16", said.half().float())):
-        assert torch.equal(encoding(name).decode(encoding(name).encode(said), 7), kept)
+def test_float32_is_lossless_and_float16_rounds_to_half() -> None:
+    values = logits(50)
+    for name, expected in (("float32", values), ("float16", values.half().float())):
+        assert torch.equal(encoding(name).decode(encoding(name).encode(values), 7), expected)
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
-def test_top_k_keeps_the_likeliest_probabilities_and_that_of_all_others(k: int) -> None:
-    said = logits(50)
-    kept = encoding(f"top{k}").decode(encoding(f"top{k}").encode(said), 7)
-    assert torch.equal(kept.topk(k).indices, said.topk(k).indices)
-    before, after = said.softmax(-1), kept.softmax(-1)
-    rounding = 4 * 2**-11 * float(kept.abs().max())  # of a difference of two halves, doubled
-    top = said.topk(k).indices
+def test_top_k_preserves_top_probabilities_and_their_remainder(k: int) -> None:
+    original = logits(50)
+    decoded = encoding(f"top{k}").decode(encoding(f"top{k}").encode(original), 7)
+    assert torch.equal(decoded.topk(k).indices, original.topk(k).indices)
+    before, after = original.softmax(-1), decoded.softmax(-1)
+    rounding = 4 * 2**-11 * float(decoded.abs().max())  # of a difference of two halves, doubled
+    top = original.topk(k).indices
     torch.testing.assert_close(after.gather(-1, top), before.gather(-1, top), rtol=rounding, atol=0)
     rest = [p.scatter(-1, top, 0).sum(-1) for p in (after, before)]
     torch.testing.assert_close(*rest, rtol=rounding, atol=0)
-    others = kept.scatter(-1, top, torch.nan)  # all alike
+    others = decoded.scatter(-1, top, torch.nan)  # all alike
     assert all(len(row[~row.isnan()].unique()) == 1 for row in others)
 
 
-def test_top_k_of_half_precision_logits_is_that_of_their_values() -> None:
-    said = logits(9).bfloat16()
-    assert torch.equal(encoding("top3").encode(said), encoding("top3").encode(said.float()))
+def test_top_k_of_bfloat16_equals_top_k_of_float32() -> None:
+    values = logits(9).bfloat16()
+    assert torch.equal(encoding("top3").encode(values), encoding("top3").encode(values.float()))
 
 
 @pytest.mark.parametrize("name", ["top7", "top8", "top0"])
-def test_a_form_of_no_or_all_classes_is_refused(name: str) -> None:
+def test_top_k_of_zero_or_all_classes_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"targets.form={name}: there are 7 classes; keep fewer"):
         encoding(name).width(7)
 
 
 @pytest.mark.parametrize("name", ["top7", "top8"])
-def test_a_record_refuses_fewer_classes_than_it_is_to_keep(tmp_path: Path, name: str) -> None:
+def test_store_refuses_top_k_of_at_least_all_classes(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="there are 7 classes; keep fewer"):
         LogitStore(tmp_path, {}, name).encode(logits(5))
 
 
 @pytest.mark.parametrize("name", ["half", "top", "top-1", "top1.5", "float64", ""])
-def test_an_unknown_form_is_refused(tmp_path: Path, name: str) -> None:
+def test_unknown_form_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"targets.form={name}: choose float32, float16 or top<k>"):
         LogitStore(tmp_path, {}, name)
 
 
-def test_wrong_targets_are_refused_at_the_door(tmp_path: Path) -> None:
+def test_wrong_targets_options_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     mistakes = {
         "targets=record targets.form=top10": "keep fewer than the 10 classes of data=digits",
         "targets=record targets.form=top0": "choose float32, float16 or top<k>, as in top10",
@@ -109,41 +109,41 @@ def test_wrong_targets_are_refused_at_the_door(tmp_path: Path) -> None:
         "targets.mode=once": "choose live, auto, record or replay",
         "targets=once": "no such targets; choose auto, live, record or replay",
     }
-    said = answers([("train", wrong) for wrong in mistakes], cwd=tmp_path)
-    for (_, wrong), found in said.items():
-        assert found == (1, "", f"error: {wrong.split()[-1]}: {mistakes[wrong]}\n")
+    responses = answers([("train", wrong) for wrong in mistakes], cwd=tmp_path)
+    for (_, wrong), response in responses.items():
+        assert response == (1, "", f"error: {wrong.split()[-1]}: {mistakes[wrong]}\n")
     assert not list(tmp_path.iterdir())
 
 
 # --- records: tables that many may write ---------------------------------------------------------
 
 ABOUT = {"kind": "steps", "seed": 0}
-SAID = logits(12)
+LOGITS = logits(12)
 
 
 def record(store: Path, name: str = "float32", **about: object) -> LogitStore:
     return LogitStore(store, {**ABOUT, **about}, name)
 
 
-def write(into: LogitStore, first: int, last: int, said: Tensor = SAID) -> None:
-    into.write(first, into.encode(said[first:last]))
+def write(into: LogitStore, first: int, last: int, rows: Tensor = LOGITS) -> None:
+    into.write(first, into.encode(rows[first:last]))
 
 
-def there(of: LogitStore, rows: int = 12) -> str:
+def stored_rows(of: LogitStore, rows: int = 12) -> str:
     """The rows that are recorded, as in 1101."""
-    return "".join("01"[int(found)] for found in of.is_stored(slice(0, rows)))
+    return "".join("01"[int(stored)] for stored in of.is_stored(slice(0, rows)))
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_rows_are_written_in_any_order_by_several(tmp_path: Path, name: str) -> None:
+def test_several_writers_write_rows_in_any_order(tmp_path: Path, name: str) -> None:
     one, other = record(tmp_path, name), record(tmp_path, name)
     write(one, 8, 12)
-    assert there(other) == "000000001111"
+    assert stored_rows(other) == "000000001111"
     write(other, 0, 4)
-    assert there(one) == "111100001111"
+    assert stored_rows(one) == "111100001111"
     assert one.read(slice(2, 10)) is None
     write(other, 4, 8)
-    expected = one.decode(one.encode(SAID))
+    expected = one.decode(one.encode(LOGITS))
     for reader in (one, other, record(tmp_path, name)):
         assert torch.equal(reader.read(slice(0, 12)), expected)
         assert torch.equal(reader.read(slice(3, 9)), expected[3:9])
@@ -154,23 +154,23 @@ def test_reader_sees_rows_written_after_open(tmp_path: Path, name: str) -> None:
     """Two jobs of a sweep start at once; the slower one meets the rows of the faster."""
     early = record(tmp_path, name)
     write(record(tmp_path, name), 0, 12)
-    assert torch.equal(early.read(slice(0, 12)), early.decode(early.encode(SAID)))
+    assert torch.equal(early.read(slice(0, 12)), early.decode(early.encode(LOGITS)))
 
 
 def test_reading_creates_no_record(tmp_path: Path) -> None:
     empty = record(tmp_path / "store")
-    assert there(empty) == "000000000000"
+    assert stored_rows(empty) == "000000000000"
     assert empty.read(slice(0, 12)) is None
     assert not list(tmp_path.iterdir())
 
 
 def test_record_directory_depends_on_values_and_form(tmp_path: Path) -> None:
-    places = [record(tmp_path), record(tmp_path, seed=1), record(tmp_path, crop="mild")]
-    places += [record(tmp_path, name) for name in FORMS[1:]]
-    assert len({place.folder for place in places}) == len(places)
+    stores = [record(tmp_path), record(tmp_path, seed=1), record(tmp_path, crop="mild")]
+    stores += [record(tmp_path, name) for name in FORMS[1:]]
+    assert len({store.folder for store in stores}) == len(stores)
     assert record(tmp_path, mild=(160, 128)).folder == record(tmp_path, mild=[160, 128]).folder
-    write(places[0], 0, 12)
-    assert [there(place).count("1") for place in places] == [12, 0, 0, 0, 0]
+    write(stores[0], 0, 12)
+    assert [stored_rows(store).count("1") for store in stores] == [12, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("left", [0, 3, 4, 30])
@@ -179,35 +179,35 @@ def test_rows_without_checksum_are_missing(tmp_path: Path, left: int) -> None:
     with (record(tmp_path).folder / "sums.bin").open("r+b") as file:
         file.truncate(left)
     whole = left // 4
-    assert there(record(tmp_path)) == "1" * whole + "0" * (12 - whole)
+    assert stored_rows(record(tmp_path)) == "1" * whole + "0" * (12 - whole)
     assert record(tmp_path).read(slice(0, whole + 1)) is None
-    assert torch.equal(record(tmp_path).read(slice(0, whole)), SAID[:whole])
+    assert torch.equal(record(tmp_path).read(slice(0, whole)), LOGITS[:whole])
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
 
 
-def cut(path: Path, place: int) -> None:
-    path.write_bytes(path.read_bytes()[:place])
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
 
 
 @pytest.mark.parametrize("damage", [flip, cut])
-def test_a_damaged_row_is_named_once_and_missing_from_then_on(tmp_path: Path, damage) -> None:
+def test_damaged_row_is_named_once_and_then_missing(tmp_path: Path, damage) -> None:
     write(record(tmp_path), 0, 12)
     folder = record(tmp_path).folder
     damage(folder / "rows.bin", 9 * 28 + 5)
-    assert torch.equal(record(tmp_path).read(slice(0, 8)), SAID[:8])
+    assert torch.equal(record(tmp_path).read(slice(0, 8)), LOGITS[:8])
     with pytest.raises(
         ValueError, match=f"^{folder}: . damaged rows, the first is 9; the same command"
     ):
         record(tmp_path).read(slice(8, 12))
     assert record(tmp_path).read(slice(8, 12)) is None
-    assert there(record(tmp_path)).startswith("11111111")
+    assert stored_rows(record(tmp_path)).startswith("11111111")
     write(record(tmp_path), 8, 12)
-    assert torch.equal(record(tmp_path).read(slice(0, 12)), SAID)
+    assert torch.equal(record(tmp_path).read(slice(0, 12)), LOGITS)
 
 
 def test_damaged_row_leaves_other_rows_readable(tmp_path: Path) -> None:
@@ -215,15 +215,15 @@ def test_damaged_row_leaves_other_rows_readable(tmp_path: Path) -> None:
     flip(record(tmp_path).folder / "rows.bin", 9 * 28 + 5)
     with pytest.raises(ValueError, match="damaged"):
         record(tmp_path).read(slice(0, 12))
-    assert there(record(tmp_path)) == "111111111011"
+    assert stored_rows(record(tmp_path)) == "111111111011"
 
 
 @pytest.mark.parametrize("name", ["rows.bin", "sums.bin"])
-def test_a_record_that_lost_a_file_is_filled_again(tmp_path: Path, name: str) -> None:
+def test_record_with_a_missing_file_is_refilled(tmp_path: Path, name: str) -> None:
     write(record(tmp_path), 0, 12)
     (record(tmp_path).folder / name).unlink()
     write(record(tmp_path), 0, 12)
-    assert torch.equal(record(tmp_path).read(slice(0, 12)), SAID)
+    assert torch.equal(record(tmp_path).read(slice(0, 12)), LOGITS)
 
 
 WRITER = """
@@ -238,26 +238,26 @@ for step in itertools.count():
 """
 
 
-def test_a_killed_writer_leaves_only_rows_that_are_right(tmp_path: Path) -> None:
-    asked = [sys.executable, "-c", WRITER, str(tmp_path)]
+def test_killed_writer_leaves_only_correct_rows(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", WRITER, str(tmp_path)]
     home = environment(tmp_path, PYTHONPATH=str(ROOT / "src"))
-    with subprocess.Popen(asked, env=home, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(arguments, env=home, stdout=subprocess.PIPE, text=True) as process:
         while int(process.stdout.readline()) < 20:
             pass
         process.send_signal(signal.SIGKILL)
         steps = 21 + len(process.stdout.readlines())
     assert process.returncode == -signal.SIGKILL
     left = record(tmp_path)
-    found = np.flatnonzero(left.is_stored(slice(0, 64 * (steps + 10))))
-    assert 64 * steps <= len(found) <= 64 * (steps + 1)
-    for row in found.tolist():
+    rows = np.flatnonzero(left.is_stored(slice(0, 64 * (steps + 10))))
+    assert 64 * steps <= len(rows) <= 64 * (steps + 1)
+    for row in rows.tolist():
         assert torch.equal(left.read(slice(row, row + 1)), torch.full((1, 500), float(row)))
 
 
-# --- lessons of toys: what is asked and what is read ---------------------------------------------
+# --- toy distillations: recording and replay -----------------------------------------------------
 
 
-class Lesson:
+class ToyDistillation:
     """A real distillation of a toy student, after which the teacher's networks can be looked at."""
 
     def __init__(
@@ -270,41 +270,43 @@ class Lesson:
         validation.check(cfg)
         self.cfg, self.nets, self.source = cfg, nets, source
         experiment = build(cfg)
-        self.law = datasets.build_recipe(experiment)
+        self.recipe = datasets.build_recipe(experiment)
         members = {name: Frozen(net) for name, net in nets.items()}
         self.teacher = Teacher(members, means=TASK.means, **combination).at_temperature(
             cfg.objective.temperature
         )
-        self.words, self.asked = target_policy.training_targets(
-            experiment, self.teacher, self.law, source, TASK
+        self.targets, self.needs_teacher = target_policy.training_targets(
+            experiment, self.teacher, self.recipe, source, TASK
         )
 
-    def given(self, side: int = 8) -> Tensor:
+    def trained_weights(self, side: int = 8) -> Tensor:
         """The weights of the student in the end."""
         objective = FunctionMatching(self.cfg.objective.temperature)
         student = network(side, seed=1)
-        learner = Distillation(student, self.words, {}, objective, learning(self.cfg.steps), TASK)
-        sides = {"student": side, **(self.teacher.sides if self.asked else {})}
+        learner = Distillation(student, self.targets, {}, objective, learning(self.cfg.steps), TASK)
+        sides = {"student": side, **(self.teacher.sides if self.needs_teacher else {})}
         budget = {"steps": self.cfg.steps, "batch_size": self.cfg.batch_size}
-        fit(learner, self.source, self.law, sides=sides, seed=self.cfg.seed, **budget)
-        self.words.flush()
+        fit(learner, self.source, self.recipe, sides=sides, seed=self.cfg.seed, **budget)
+        self.targets.flush()
         return student.net.linear.weight.detach()
 
     @property
     def images(self) -> list[int]:
-        """How many images each network was asked about."""
+        """How many images each network was evaluated on."""
         return [sum(map(len, net.net.seen)) for net in self.nets.values()]
 
 
 @pytest.fixture
-def lesson(compose, tmp_path: Path) -> Callable[..., Lesson]:
-    """Prepares a lesson of five steps of six images; its logs are those of all the test's."""
+def toy_distillation(compose, tmp_path: Path) -> Callable[..., ToyDistillation]:
+    """Prepares a distillation of five steps of six images; all of a test share their logs."""
 
-    def prepare(*overrides: str, nets: Any = None, source: Any = None, **more: Any) -> Lesson:
+    def prepare(
+        *overrides: str, nets: Any = None, source: Any = None, **more: Any
+    ) -> ToyDistillation:
         common = ("steps=5", "batch_size=6", "schedule.warmup_steps=1", "trainer.accelerator=cpu")
         cfg = compose(*common, f"paths.logs={tmp_path}", "objective.temperature=300", *overrides)
         nets = nets or {"teacher": network(10, seed=2)}
-        return Lesson(cfg, nets, source or array_source(), **more)
+        return ToyDistillation(cfg, nets, source or array_source(), **more)
 
     return prepare
 
@@ -318,100 +320,104 @@ RECIPES = ("independent_noise", "consistent", "function_matching")
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("nets", [None, pair], ids=["one teacher", "two teachers"])
-def test_float32_record_equals_live_targets(lesson, recipe: str, nets) -> None:
+def test_float32_record_equals_live_targets(toy_distillation, recipe: str, nets) -> None:
     """To the last bit, where the record rounds nothing."""
 
-    def given(targets: str) -> tuple[Tensor, list[int]]:
-        made = lesson(
+    def train_toy(targets: str) -> tuple[Tensor, list[int]]:
+        made = toy_distillation(
             f"recipe={recipe}",
             f"targets={targets}",
             "targets.form=float32",
             nets=nets and nets(),
             **({"combine": "sum", "weights": (1.0, 3.0)} if nets else {}),
         )
-        return made.given(), made.images
+        return made.trained_weights(), made.images
 
-    live, asked = given("live")
-    assert set(asked) == {5 * 6}
-    recorded, asked_to_record = given("record")
-    assert asked_to_record == asked
-    replayed, asked_to_replay = given("replay")
-    assert set(asked_to_replay) == {0}
+    live, evaluated = train_toy("live")
+    assert set(evaluated) == {5 * 6}
+    recorded, evaluated_to_record = train_toy("record")
+    assert evaluated_to_record == evaluated
+    replayed, evaluated_to_replay = train_toy("replay")
+    assert set(evaluated_to_replay) == {0}
     assert torch.equal(recorded, live)
     assert torch.equal(replayed, live)
 
 
 @pytest.mark.parametrize("name", ["float16", "top3"])
-def test_targets_are_rounded_with_and_without_record(lesson, name: str) -> None:
-    """The first three steps are read, the others asked."""
+def test_targets_are_rounded_with_and_without_record(toy_distillation, name: str) -> None:
+    """The first three steps are read, the others computed."""
     rounded = f"targets.form={name}"
-    short = lesson("targets=record", "steps=3", rounded)
-    short.given()
-    auto = lesson("targets=auto", rounded)
-    mixed = auto.given()
+    short = toy_distillation("targets=record", "steps=3", rounded)
+    short.trained_weights()
+    auto = toy_distillation("targets=auto", rounded)
+    mixed = auto.trained_weights()
     assert auto.images == [2 * 6]
-    assert torch.equal(lesson("targets=replay", rounded).given(), mixed)
-    live = lesson("targets=live").given()
+    assert torch.equal(toy_distillation("targets=replay", rounded).trained_weights(), mixed)
+    live = toy_distillation("targets=live").trained_weights()
     assert not torch.equal(mixed, live)
     if name == "float16":
         torch.testing.assert_close(mixed, live, rtol=1e-2, atol=1e-3)
 
 
-def test_a_replay_never_asks_the_teacher(lesson) -> None:
-    recorded = lesson("targets=record").given()
-    replay = lesson("targets=replay")
+def test_replay_never_evaluates_the_teacher(toy_distillation) -> None:
+    recorded = toy_distillation("targets=record").trained_weights()
+    replay = toy_distillation("targets=replay")
 
-    def mute(images: Tensor) -> Tensor:
-        raise AssertionError("the teacher was asked")
+    def fail(images: Tensor) -> Tensor:
+        raise AssertionError("the teacher was evaluated")
 
-    replay.nets["teacher"].net.forward = mute
-    assert torch.equal(replay.given(), recorded)
+    replay.nets["teacher"].net.forward = fail
+    assert torch.equal(replay.trained_weights(), recorded)
 
 
-def test_independent_noise_targets_are_recorded(lesson) -> None:
-    lesson("targets=record", "recipe=consistent", "targets.form=float32").given()
-    independent = lesson("targets=record", "recipe=independent_noise", "targets.form=float32")
-    assert independent.asked  # nothing is taken from the other recipe
-    independent.given()
+def test_independent_noise_targets_are_recorded(toy_distillation) -> None:
+    toy_distillation(
+        "targets=record", "recipe=consistent", "targets.form=float32"
+    ).trained_weights()
+    independent = toy_distillation(
+        "targets=record", "recipe=independent_noise", "targets.form=float32"
+    )
+    assert independent.needs_teacher  # nothing is taken from the other recipe
+    independent.trained_weights()
     assert independent.images == [5 * 6]
     net = independent.nets["teacher"].net
-    said = net.linear(torch.cat(net.seen).flatten(1)).detach()
+    logits_seen = net.linear(torch.cat(net.seen).flatten(1)).detach()
     (about,) = (p for p in targets_of(independent) if json.loads(p.read_text())["shared"] is False)
     rows = torch.from_numpy(np.fromfile(about.with_name("rows.bin"), np.float32).reshape(30, 7))
     # Of hundreds of pixels; other numbers of rows are summed in another order.
-    torch.testing.assert_close(rows, said, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(rows, logits_seen, rtol=1e-4, atol=1e-2)
 
 
-def said_last(capsys) -> str:
+def last_line(capsys) -> str:
     return capsys.readouterr().out.splitlines()[-1]
 
 
-def targets_of(given: Lesson) -> list[Path]:
+def targets_of(given: ToyDistillation) -> list[Path]:
     return sorted(Path(given.cfg.paths.logs).glob("targets/*/about.json"))
 
 
-def test_each_member_is_recorded_for_any_combination(lesson) -> None:
-    made = lesson("targets=record", nets=pair(), combine="sum")
-    made.given()
+def test_each_member_is_recorded_for_any_combination(toy_distillation) -> None:
+    made = toy_distillation("targets=record", nets=pair(), combine="sum")
+    made.trained_weights()
     assert made.images == [5 * 6, 5 * 6]
     assert len(targets_of(made)) == 2
     for how in ({"combine": "logit"}, {"combine": "probability", "weights": (2.0, 1.0)}):
-        other = lesson("targets=replay", nets=pair(), **how)
-        assert not other.asked
-        other.given()
+        other = toy_distillation("targets=replay", nets=pair(), **how)
+        assert not other.needs_teacher
+        other.trained_weights()
         assert other.images == [0, 0]
-    alone = lesson("targets=replay", nets={"teacher": pair()["teacher.small"]})
-    assert not alone.asked
+    alone = toy_distillation("targets=replay", nets={"teacher": pair()["teacher.small"]})
+    assert not alone.needs_teacher
 
 
-def test_only_the_member_without_a_record_is_asked(lesson, capsys) -> None:
-    lesson("targets=record", nets={"teacher": pair()["teacher.large"]}).given()
-    both = lesson("targets=auto", nets=pair())
-    assert both.asked
-    assert "0 of 5 steps are in " in said_last(capsys)
-    both.given()
+def test_only_the_member_without_a_record_is_evaluated(toy_distillation, capsys) -> None:
+    toy_distillation("targets=record", nets={"teacher": pair()["teacher.large"]}).trained_weights()
+    both = toy_distillation("targets=auto", nets=pair())
+    assert both.needs_teacher
+    assert "0 of 5 steps are in " in last_line(capsys)
+    both.trained_weights()
     assert both.images == [0, 5 * 6]
-    assert not lesson("targets=replay", nets=pair()).asked
+    assert not toy_distillation("targets=replay", nets=pair()).needs_teacher
 
 
 SAME = [
@@ -436,10 +442,10 @@ OTHER = [
 ]
 
 
-def test_other_students_share_a_record(lesson) -> None:
-    lesson("targets=record").given()
+def test_record_is_shared_by_other_students(toy_distillation) -> None:
+    toy_distillation("targets=record").trained_weights()
     for change in SAME:
-        assert not lesson("targets=auto", *change).asked, change
+        assert not toy_distillation("targets=auto", *change).needs_teacher, change
 
 
 def of_any_side(side: int) -> Network:
@@ -450,48 +456,48 @@ def of_any_side(side: int) -> Network:
     return Network(nn.Sequential(*layers), mean=[0.5] * 3, std=[0.5] * 3, side=side, resize=side)
 
 
-def test_other_views_and_other_teachers_are_recorded_anew(lesson, capsys) -> None:
-    made = lesson("targets=record")
-    made.given()
-    others = [lesson("targets=auto", *change) for change in OTHER]
+def test_other_views_or_teachers_need_a_new_record(toy_distillation, capsys) -> None:
+    made = toy_distillation("targets=record")
+    made.trained_weights()
+    others = [toy_distillation("targets=auto", *change) for change in OTHER]
     for net in (network(10, seed=3), of_any_side(10), of_any_side(9)):  # weights, then sides
-        others.append(lesson("targets=auto", nets={"teacher": net}))
-    others.append(lesson("targets=auto", source=array_source(seed=1)))
-    said = re.findall(r"targets: (\d) of 5 steps are in (\S+);", capsys.readouterr().out)
-    assert [steps for steps, _ in said] == ["0"] * (1 + len(others))
-    assert len({folder for _, folder in said}) == len(said)
+        others.append(toy_distillation("targets=auto", nets={"teacher": net}))
+    others.append(toy_distillation("targets=auto", source=array_source(seed=1)))
+    reported = re.findall(r"targets: (\d) of 5 steps are in (\S+);", capsys.readouterr().out)
+    assert [steps for steps, _ in reported] == ["0"] * (1 + len(others))
+    assert len({folder for _, folder in reported}) == len(reported)
 
 
 @pytest.mark.parametrize(
     "recipe", ["recipe.crop=mild", "recipe=fixed_teacher recipe.teacher_crop=centre"]
 )
-def test_mild_crops_are_recorded_too(lesson, recipe: str) -> None:
-    first = lesson("targets=record", *recipe.split())
-    weights = first.given()
-    again = lesson("targets=record", *recipe.split())
-    assert torch.equal(again.given(), weights)
+def test_mild_crops_are_recorded(toy_distillation, recipe: str) -> None:
+    first = toy_distillation("targets=record", *recipe.split())
+    weights = first.trained_weights()
+    again = toy_distillation("targets=record", *recipe.split())
+    assert torch.equal(again.trained_weights(), weights)
     assert again.images == [0]
-    other = lesson("targets=record", *recipe.split(), "data.mild=[120,100]")
-    other.given()
+    other = toy_distillation("targets=record", *recipe.split(), "data.mild=[120,100]")
+    other.trained_weights()
     assert other.images == first.images
 
 
-def test_record_depends_on_teacher_normalisation(lesson) -> None:
-    lesson("targets=record").given()
+def test_record_depends_on_teacher_normalisation(toy_distillation) -> None:
+    toy_distillation("targets=record").trained_weights()
     net = network(10, seed=2)
     shifted = Network(net.net, mean=[0.5] * 3, std=[1 / 255] * 3, side=10, resize=10)
-    assert lesson("targets=auto", nets={"teacher": shifted}).asked
+    assert toy_distillation("targets=auto", nets={"teacher": shifted}).needs_teacher
 
 
-# --- lessons of toys: refusals, checks, faults ---------------------------------------------------
+# --- toy distillations: refusals, checks, faults -------------------------------------------------
 
 
-def test_the_key_in_which_the_nearest_record_differs_is_named(lesson) -> None:
+def test_replay_names_the_key_that_differs_from_the_nearest_record(toy_distillation) -> None:
     """With both values; of several records, that which differs least."""
     with pytest.raises(UserError, match=r"nothing is recorded of .*, there is no record at all; "):
-        lesson("targets=replay")
-    lesson("targets=record").given()
-    lesson("targets=record", "seed=3", "data.min_area=0.5").given()
+        toy_distillation("targets=replay")
+    toy_distillation("targets=record").trained_weights()
+    toy_distillation("targets=record", "seed=3", "data.min_area=0.5").trained_weights()
     for change, named in (
         ("seed=1", "seed (recorded: 0, now: 1)"),
         ("batch_size=5", "batch_size (recorded: 6, now: 5)"),
@@ -501,43 +507,45 @@ def test_the_key_in_which_the_nearest_record_differs_is_named(lesson) -> None:
         ("seed=3 data.min_area=0.4", "min_area (recorded: 0.5, now: 0.4)"),
     ):
         with pytest.raises(UserError, match=re.escape(f"the nearest record differs in {named}; ")):
-            lesson("targets=replay", *change.split())
+            toy_distillation("targets=replay", *change.split())
 
 
-def test_a_good_record_is_verified_at_so_many_steps(lesson) -> None:
-    recorded = lesson("targets=record").given()
-    verified = lesson("targets=replay", "targets.verify=3")
-    assert torch.equal(verified.given(), recorded)
+def test_verify_recomputes_the_given_number_of_steps(toy_distillation) -> None:
+    recorded = toy_distillation("targets=record").trained_weights()
+    verified = toy_distillation("targets=replay", "targets.verify=3")
+    assert torch.equal(verified.trained_weights(), recorded)
     assert verified.images == [3 * 6]
-    all_of_it = lesson("targets=auto", "targets.verify=99")
-    assert torch.equal(all_of_it.given(), recorded)
+    all_of_it = toy_distillation("targets=auto", "targets.verify=99")
+    assert torch.equal(all_of_it.trained_weights(), recorded)
     assert all_of_it.images == [5 * 6]
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_rows_of_another_seed_are_not_verified(lesson, name: str) -> None:
+def test_verify_rejects_rows_of_another_seed(toy_distillation, name: str) -> None:
     for seed in (0, 1):
-        lesson("targets=record", f"targets.form={name}", f"seed={seed}").given()
-    wrong = lesson("targets=replay", f"targets.form={name}", "targets.verify=1")
+        toy_distillation("targets=record", f"targets.form={name}", f"seed={seed}").trained_weights()
+    wrong = toy_distillation("targets=replay", f"targets.form={name}", "targets.verify=1")
     folders = {json.loads(p.read_text())["seed"]: p.parent for p in targets_of(wrong)}
     for file in ("rows.bin", "sums.bin"):
         shutil.copy(folders[1] / file, folders[0] / file)
     with pytest.raises(ValueError, match=rf"^targets\.verify: step \d in {folders[0]} differs "):
-        wrong.given()
+        wrong.trained_weights()
 
 
 @pytest.mark.parametrize("mode", ["auto", "replay"])
-def test_rows_lost_in_the_middle_are_never_asked_of_another_view(lesson, mode: str) -> None:
+def test_rows_lost_during_a_run_are_never_taken_from_another_view(
+    toy_distillation, mode: str
+) -> None:
     """Another run met damage, or someone removed the record, after this one had looked it up."""
     views, same_side = "recipe=independent_noise", {"teacher": network(10, seed=2)}
-    recorded = lesson("targets=record", views, nets=same_side).given(side=10)
-    reading = lesson(f"targets={mode}", views)
+    recorded = toy_distillation("targets=record", views, nets=same_side).trained_weights(side=10)
+    reading = toy_distillation(f"targets={mode}", views)
     (about,) = targets_of(reading)
     about.with_name("sums.bin").write_bytes(b"")
-    found = recorded
-    with suppress(ValueError):  # to refuse to go on is right, too
-        found = reading.given(side=10)
-    assert torch.equal(found, recorded)
+    weights = recorded
+    with suppress(ValueError):  # to refuse to continue is right, too
+        weights = reading.trained_weights(side=10)
+    assert torch.equal(weights, recorded)
 
 
 # --- disks that are full -------------------------------------------------------------------------
@@ -549,28 +557,30 @@ def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(hardware, "free_disk_space", lambda folder: size)
 
 
-def test_record_is_refused_where_there_is_no_room(lesson, monkeypatch, tmp_path: Path) -> None:
+def test_record_without_disk_space_is_refused(
+    toy_distillation, monkeypatch, tmp_path: Path
+) -> None:
     free(monkeypatch, NEED - 1)
     with pytest.raises(UserError, match=r"^targets=record: needs .* GB in .*/targets, where ") as e:
-        lesson("targets=record")
+        toy_distillation("targets=record")
     assert "\n" not in str(e.value)
     assert not list(tmp_path.iterdir())
     free(monkeypatch, NEED)
-    assert lesson("targets=record").asked
+    assert toy_distillation("targets=record").needs_teacher
 
 
-def test_auto_takes_a_quarter_of_what_is_free_and_goes_on_without(
-    lesson, monkeypatch, capsys
+def test_auto_records_only_within_a_quarter_of_the_free_space(
+    toy_distillation, monkeypatch, capsys
 ) -> None:
     free(monkeypatch, 4 * NEED - 1)
-    unrecorded = lesson("targets=auto")
-    weights = unrecorded.given()
-    assert "are too much for" in (said := capsys.readouterr().out)
-    assert said.rstrip().endswith("nothing is recorded")
+    unrecorded = toy_distillation("targets=auto")
+    weights = unrecorded.trained_weights()
+    assert "are too much for" in (output := capsys.readouterr().out)
+    assert output.rstrip().endswith("nothing is recorded")
     assert not targets_of(unrecorded)
     free(monkeypatch, 4 * NEED)
-    recorded = lesson("targets=auto")
-    assert torch.equal(recorded.given(), weights)
+    recorded = toy_distillation("targets=auto")
+    assert torch.equal(recorded.trained_weights(), weights)
     assert len(targets_of(recorded)) == 1
 
 
@@ -586,92 +596,101 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("nets", [None, pair], ids=["one teacher", "two teachers"])
-def test_a_disk_that_fills_up_does_not_end_the_run(lesson, capsys, nets) -> None:
+def test_full_disk_stops_recording_but_not_the_run(toy_distillation, capsys, nets) -> None:
     settings = ("steps=20", "targets.form=float32")
-    filling = lesson("targets=record", *settings, nets=nets and nets())
+    filling = toy_distillation("targets=record", *settings, nets=nets and nets())
     with files_of_at_most(2000):  # of the rows: there are 20 * 6 of 28 bytes
-        weights = filling.given()
-    said = capsys.readouterr().out
-    assert said.count("File too large; the run continues and records no further targets") == 1
-    assert torch.equal(weights, lesson("targets=live", *settings, nets=nets and nets()).given())
-    again = lesson("targets=auto", *settings, nets=nets and nets())
-    assert f": {2000 // 28 // 6} of 20 steps are in" in said_last(capsys)
-    assert torch.equal(again.given(), weights)
-    assert set(again.images) <= {9 * 6, 10 * 6}  # two members need not have come equally far
-    assert torch.equal(lesson("targets=replay", *settings, nets=nets and nets()).given(), weights)
+        weights = filling.trained_weights()
+    output = capsys.readouterr().out
+    assert output.count("File too large; the run continues and records no further targets") == 1
+    assert torch.equal(
+        weights, toy_distillation("targets=live", *settings, nets=nets and nets()).trained_weights()
+    )
+    again = toy_distillation("targets=auto", *settings, nets=nets and nets())
+    assert f": {2000 // 28 // 6} of 20 steps are in" in last_line(capsys)
+    assert torch.equal(again.trained_weights(), weights)
+    assert set(again.images) <= {
+        9 * 6,
+        10 * 6,
+    }  # two members may have recorded different numbers of steps
+    assert torch.equal(
+        toy_distillation("targets=replay", *settings, nets=nets and nets()).trained_weights(),
+        weights,
+    )
 
 
 # --- a fixed teacher -----------------------------------------------------------------------------
 
 
-def test_a_fixed_teacher_is_kept_in_the_same_store_whatever_the_targets(lesson) -> None:
-    first = lesson("targets=live", "recipe=fixed_teacher")
-    weights = first.given()
+def test_fixed_teacher_store_is_shared_by_all_targets_modes(toy_distillation) -> None:
+    first = toy_distillation("targets=live", "recipe=fixed_teacher")
+    weights = first.trained_weights()
     assert first.images == [20]
     for mode in ("auto", "record", "replay", "live"):
-        again = lesson(f"targets={mode}", "recipe=fixed_teacher")
-        assert torch.equal(again.given(), weights)
+        again = toy_distillation(f"targets={mode}", "recipe=fixed_teacher")
+        assert torch.equal(again.trained_weights(), weights)
         assert again.images == [0]
     assert [json.loads(p.read_text())["kind"] for p in targets_of(again)] == ["fixed"]
 
 
-ASKING = """
+KILLED_WHILE_EVALUATING = """
 import os, signal, sys
-import test_records
-record = test_records.ensemble_of_crops(sys.argv[1], lambda: os.kill(os.getpid(), signal.SIGKILL))
+import test_recorded_targets
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+test_recorded_targets.ensemble_of_crops(sys.argv[1], kill)
 """
 
 
 def ensemble_of_crops(folder: str | Path, fault: Callable[[], None] | None = None) -> Any:
-    """Asks a toy about three crops of each of 20 images, five images at a time.
+    """Evaluates a toy network on three crops of each of 20 images, five images at a time.
 
     Returns the targets and the network, and which images were opened; a fault strikes before the
-    eighth question, which is about the second crop of the third five.
+    eighth forward pass, which is of the second crop of the third five.
     """
     net, source, opened = network(8, seed=2), array_source(), []
-    images, ask = source.images, net.net.forward
+    images, plain_forward = source.images, net.net.forward
     source.images = lambda rows: (opened.extend(rows.tolist()), images(rows))[1]
 
     def forward(pixels: Tensor) -> Tensor:
         if fault is not None and len(net.net.seen) == 7:
             fault()
-        return ask(pixels)
+        return plain_forward(pixels)
 
     net.net.forward = forward
     recipe = Fixed(name="x", teacher_crop="inception_ensemble", ensemble=3, min_area=0.3)
-    asking = {"store": Path(folder), "batch_size": 6, "device": torch.device("cpu")}
-    kept = per_image.on_fixed_views(teacher_of(net), source, recipe, TASK, seed=0, **asking)
-    return kept._predictions, len(net.net.seen), opened
+    arguments = {"store": Path(folder), "batch_size": 6, "device": torch.device("cpu")}
+    targets = per_image.on_fixed_views(teacher_of(net), source, recipe, TASK, seed=0, **arguments)
+    return targets._predictions, len(net.net.seen), opened
 
 
-def test_a_teacher_killed_while_it_is_asked_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+def test_killed_per_image_evaluation_resumes_with_missing_images(tmp_path: Path) -> None:
     killed = subprocess.run(
-        [sys.executable, "-c", ASKING, str(tmp_path / "killed")],
+        [sys.executable, "-c", KILLED_WHILE_EVALUATING, str(tmp_path / "killed")],
         env=environment(tmp_path, PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}"),
         capture_output=True,
         text=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    found, asked, opened = ensemble_of_crops(tmp_path / "killed")
-    assert asked == 2 * 3
+    resumed, evaluations, opened = ensemble_of_crops(tmp_path / "killed")
+    assert evaluations == 2 * 3
     assert opened == list(range(10, 20))
-    whole, asked, opened = ensemble_of_crops(tmp_path / "whole")
-    assert (asked, opened) == (4 * 3, list(range(20)))
-    assert torch.equal(found, whole)
+    whole, evaluations, opened = ensemble_of_crops(tmp_path / "whole")
+    assert (evaluations, opened) == (4 * 3, list(range(20)))
+    assert torch.equal(resumed, whole)
 
 
-def test_damaged_evaluation_logits_are_computed_again(
+def test_damaged_evaluation_logits_are_recomputed(
     tmp_path: Path,
 ) -> None:
-    asking = {"store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
+    arguments = {"store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     net, source = network(8, seed=2), array_source()
-    kept = per_image.on_evaluation_views(teacher_of(net), source, TASK, **asking)
+    stored = per_image.on_evaluation_views(teacher_of(net), source, TASK, **arguments)
     (rows,) = tmp_path.glob("*/rows.bin")
     flip(rows, 100)
     with pytest.raises(ValueError, match=f"^{rows.parent}: 1 damaged rows, .*; the same command"):
-        per_image.on_evaluation_views(teacher_of(net), source, TASK, **asking)
-    again = per_image.on_evaluation_views(teacher_of(net), source, TASK, **asking)
-    assert torch.equal(again._predictions, kept._predictions)
+        per_image.on_evaluation_views(teacher_of(net), source, TASK, **arguments)
+    again = per_image.on_evaluation_views(teacher_of(net), source, TASK, **arguments)
+    assert torch.equal(again._predictions, stored._predictions)
 
 
 # --- identity ------------------------------------------------------------------------------------
@@ -691,7 +710,7 @@ def test_run_id_depends_on_form_but_not_on_targets_mode(compose) -> None:
     assert read < forms
 
 
-def test_the_directory_of_a_fixed_teachers_run_is_that_of_the_live_one(compose) -> None:
+def test_fixed_teacher_run_directory_does_not_depend_on_targets_mode(compose) -> None:
     modes = ("live", "auto", "record", "replay")
     runs = [compose("recipe=fixed_teacher", f"targets={mode}") for mode in modes]
     assert len({identity.run_directory(cfg) for cfg in runs}) == 1
@@ -715,7 +734,7 @@ def train(home: Path, *overrides: str, script: str = "train") -> tuple[int, str,
 
 
 def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:
-    """A run of its own name that went well, and what it said."""
+    """A successful run and its output."""
     code, out, err = train(home, f"name={name}", *overrides)
     assert (code, err) == (0, "")
     return only_run(home, name), out
@@ -748,9 +767,9 @@ def home(live: Run) -> Path:
 @pytest.fixture(scope="module")
 def recorded(home: Path) -> Run:
     """A run that recorded all its targets."""
-    run, said = trained(home, "recorded", "targets=record")
-    assert "  targets: 0 of 60 steps are in logs/targets/" in said
-    assert "; 0.144 MB (float16) are recorded\n" in said
+    run, output = trained(home, "recorded", "targets=record")
+    assert "  targets: 0 of 60 steps are in logs/targets/" in output
+    assert "; 0.144 MB (float16) are recorded\n" in output
     return run
 
 
@@ -770,51 +789,49 @@ def steps_record(home: Path) -> Path:
     raise AssertionError("there is none")
 
 
-def test_a_replay_ends_as_the_run_that_recorded(home: Path, recorded: Run) -> None:
-    replayed, said = trained(home, "replayed", "targets=replay", "targets.verify=5")
-    assert "60 of 60 steps are in logs/targets/" in said
-    assert ": the teacher computes 5 of them again to verify them\n" in said
+def test_replay_equals_the_recording_run(home: Path, recorded: Run) -> None:
+    replayed, output = trained(home, "replayed", "targets=replay", "targets.verify=5")
+    assert "60 of 60 steps are in logs/targets/" in output
+    assert ": the teacher computes 5 of them again to verify them\n" in output
     assert same(replayed, recorded)
     assert replayed.directory.name == recorded.directory.name
 
 
-def test_auto_replays_what_auto_recorded(home: Path, recorded: Run) -> None:
-    first, said = trained(home, "first", "targets=auto", "seed=1")
-    assert "0 of 60 steps are in logs/targets/" in said
-    again, said = trained(home, "again", "targets=auto", "seed=1")
-    assert "60 of 60 steps are in logs/targets/" in said
-    assert ": the teacher is not needed\n" in said
+def test_auto_replays_targets_recorded_by_auto(home: Path, recorded: Run) -> None:
+    first, output = trained(home, "first", "targets=auto", "seed=1")
+    assert "0 of 60 steps are in logs/targets/" in output
+    again, output = trained(home, "again", "targets=auto", "seed=1")
+    assert "60 of 60 steps are in logs/targets/" in output
+    assert ": the teacher is not needed\n" in output
     assert same(first, again)
     assert losses(first) != losses(recorded)
 
 
-def test_recorded_targets_train_like_live_ones_within_rounding(live: Run, recorded: Run) -> None:
+def test_recorded_targets_equal_live_ones_within_rounding(live: Run, recorded: Run) -> None:
     assert losses(recorded) == pytest.approx(losses(live), rel=2e-3)
     assert losses(recorded) != losses(live)
     assert recorded.directory.name != live.directory.name
 
 
-def test_a_longer_run_uses_the_record_as_far_as_it_goes(
-    home: Path, recorded: Run, elsewhere: Path
-) -> None:
+def test_longer_run_reuses_a_shorter_record(home: Path, recorded: Run, elsewhere: Path) -> None:
     shutil.copytree(home / "logs" / "targets", elsewhere / "logs" / "targets")
-    longer, said = trained(elsewhere, "longer", "targets=auto", "steps=90")
-    assert "60 of 90 steps are in logs/targets/" in said
-    assert "; 0.072 MB (float16) are recorded\n" in said
+    longer, output = trained(elsewhere, "longer", "targets=auto", "steps=90")
+    assert "60 of 90 steps are in logs/targets/" in output
+    assert "; 0.072 MB (float16) are recorded\n" in output
     shutil.rmtree(elsewhere / "logs" / "targets")
-    anew, said = trained(elsewhere, "anew", "targets=record", "steps=90")
-    assert "0 of 90 steps are in logs/targets/" in said
+    anew, output = trained(elsewhere, "anew", "targets=record", "steps=90")
+    assert "0 of 90 steps are in logs/targets/" in output
     assert same(longer, anew)
 
 
-def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
-    pieces, said = trained(home, "pieces", "targets=replay", "compute.micro_batch=30")
-    assert "60 of 60 steps are in logs/targets/" in said
+def test_record_is_replayed_in_micro_batches(home: Path, recorded: Run) -> None:
+    pieces, output = trained(home, "pieces", "targets=replay", "compute.micro_batch=30")
+    assert "60 of 60 steps are in logs/targets/" in output
     assert losses(pieces) == pytest.approx(losses(recorded), rel=2e-3)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("steps=90", "60 of 90 steps are in logs/targets/"),
         ("seed=2", "the nearest record differs in seed (recorded: "),
@@ -825,15 +842,15 @@ def test_a_record_is_read_in_pieces(home: Path, recorded: Run) -> None:
         ),
     ],
 )
-def test_a_replay_of_what_is_not_recorded_is_refused_in_one_line(
-    home: Path, recorded: Run, change: str, told: str
+def test_replay_of_unrecorded_steps_is_refused_in_one_line(
+    home: Path, recorded: Run, change: str, message: str
 ) -> None:
     before = {p: p.read_bytes() for p in (home / "logs" / "targets").rglob("*.*")}
     name = f"refused-{change.partition('=')[0]}"
     code, _, err = train(home, "targets=replay", f"name={name}", change)
     assert code == 1
     assert err.startswith("error: targets=replay: ")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
     assert {p: p.read_bytes() for p in (home / "logs" / "targets").rglob("*.*")} == before
     refused = only_run(home, name)
@@ -842,52 +859,52 @@ def test_a_replay_of_what_is_not_recorded_is_refused_in_one_line(
     assert not refused.checkpoints.all()
 
 
-def test_a_damaged_row_ends_a_replay_and_is_asked_again_by_auto(
+def test_damaged_row_ends_a_replay_and_is_recomputed_by_auto(
     home: Path, elsewhere: Path, recorded: Run
 ) -> None:
     shutil.copytree(home / "logs" / "targets", elsewhere / "logs" / "targets")
     flip(steps_record(elsewhere) / "rows.bin", 47 * 100 * 20 + 3)
     where = steps_record(elsewhere).relative_to(elsewhere)
     code, _, err = train(elsewhere, "name=damaged", "targets=replay")
-    told = (
+    message = (
         "1 damaged rows, the first is 4700; the same command computes them again "
         "(targets=auto in place of replay)"
     )
-    assert (code, err) == (1, f"error: {where}: {told}\n")
+    assert (code, err) == (1, f"error: {where}: {message}\n")
     code, _, err = train(elsewhere, "name=damaged", "targets=replay")
     assert code == 1
     assert f"targets=replay: 59 of 60 steps are in {where}; targets=auto computes the others" in err
-    healed, said = trained(elsewhere, "damaged", "targets=auto")
-    assert f"59 of 60 steps are in {where}; " in said
+    healed, output = trained(elsewhere, "damaged", "targets=auto")
+    assert f"59 of 60 steps are in {where}; " in output
     assert same(healed, recorded)
-    healed_rows, rows = (place / where / "rows.bin" for place in (elsewhere, home))
+    healed_rows, rows = (folder / where / "rows.bin" for folder in (elsewhere, home))
     assert healed_rows.read_bytes() == rows.read_bytes()
 
 
-def test_a_run_killed_while_it_records_goes_on_exactly(elsewhere: Path, recorded: Run) -> None:
+def test_run_killed_while_recording_resumes_exactly(elsewhere: Path, recorded: Run) -> None:
     settings = ("name=killed", "targets=record")
     fault = inject("SignalAt", step=37)
     killed = command("train", *SETTINGS, *settings, *fault, cwd=elsewhere)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed, said = trained(elsewhere, "killed", "targets=record")
-    assert "37 of 60 steps are in logs/targets/" in said
-    assert "resuming from step 30 of 60" in said
+    resumed, output = trained(elsewhere, "killed", "targets=record")
+    assert "37 of 60 steps are in logs/targets/" in output
+    assert "resuming from step 30 of 60" in output
     assert same(resumed, recorded)
     assert (steps_record(elsewhere) / "rows.bin").stat().st_size == 60 * 100 * 20
 
 
 @pytest.mark.slow
-def test_one_rank_replays_what_two_recorded(elsewhere: Path, recorded: Run) -> None:
+def test_one_rank_replays_the_record_of_two(elsewhere: Path, recorded: Run) -> None:
     two = ("name=two", "targets=record", "trainer.devices=2", "trainer.strategy=ddp")
     done = command("train", *SETTINGS, *two, cwd=elsewhere)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("0 of 60 steps are in logs/targets/") == 1  # one of them tells
-    replayed, said = trained(elsewhere, "one", "targets=replay")
-    assert "60 of 60 steps are in logs/targets/" in said
+    assert done.stdout.count("0 of 60 steps are in logs/targets/") == 1  # one rank reports it
+    replayed, output = trained(elsewhere, "one", "targets=replay")
+    assert "60 of 60 steps are in logs/targets/" in output
     weights = [
         safetensors.torch.load_file(run.student)
         for run in (replayed, only_run(elsewhere, "two"), recorded)
     ]
-    for name, found in weights[0].items():  # but for the order in which gradients are summed
+    for name, weight in weights[0].items():  # but for the order in which gradients are summed
         for other in weights[1:]:
-            torch.testing.assert_close(found, other[name], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(weight, other[name], rtol=1e-3, atol=1e-4)

@@ -1,3 +1,5 @@
+"""Probability and logit means of several teachers."""
+
 import math
 
 import pytest
@@ -24,46 +26,46 @@ def softened(row: list[float], temperature: float) -> list[float]:
 
 
 @temperatures
-def test_softened_probability_mean_is_the_weighted_mean_of_the_distributions(
+def test_probability_mean_is_the_weighted_mean_of_softened_distributions(
     logits: torch.Tensor, temperature: float
 ) -> None:
-    found = probability_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
-    assert found.shape == (B, C)
+    mean = probability_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
+    assert mean.shape == (B, C)
     for b in range(B):
         each = [softened(logits[k, b].tolist(), temperature) for k in range(K)]
         for c in range(C):
             expected = sum(w * p[c] for w, p in zip(WEIGHTS, each, strict=True)) / sum(WEIGHTS)
-            said = (found[b] / temperature).softmax(dim=-1)[c].item()
-            assert said == pytest.approx(expected, rel=1e-6)
+            probability = (mean[b] / temperature).softmax(dim=-1)[c].item()
+            assert probability == pytest.approx(expected, rel=1e-6)
 
 
 @temperatures
-def test_probability_mean_at_one_temperature_is_not_that_at_another(
+def test_probability_mean_depends_on_the_temperature(
     logits: torch.Tensor, temperature: float
 ) -> None:
     """Averaged at T and read at 1, it is another distribution: T must be the objective's."""
     at_one = probability_mean(logits, torch.tensor(WEIGHTS)).softmax(dim=-1)
-    found = probability_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
-    same = torch.allclose(found.softmax(dim=-1), at_one, rtol=1e-3)
+    mean = probability_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
+    same = torch.allclose(mean.softmax(dim=-1), at_one, rtol=1e-3)
     assert same == (temperature == 1)
 
 
 @temperatures
-def test_logit_mean_is_the_weighted_mean_of_the_logits_at_every_temperature(
+def test_logit_mean_is_the_weighted_mean_at_every_temperature(
     logits: torch.Tensor, temperature: float
 ) -> None:
-    found = logit_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
+    mean = logit_mean(logits, torch.tensor(WEIGHTS), temperature=temperature)
     for b in range(B):
         for c in range(C):
             expected = sum(w * logits[k, b, c].item() for k, w in enumerate(WEIGHTS))
-            assert found[b, c].item() == pytest.approx(expected / sum(WEIGHTS), rel=1e-6)
+            assert mean[b, c].item() == pytest.approx(expected / sum(WEIGHTS), rel=1e-6)
 
 
 @temperatures
 def test_softened_logit_mean_is_the_renormalised_geometric_mean(
     logits: torch.Tensor, temperature: float
 ) -> None:
-    found = (logit_mean(logits, torch.tensor(WEIGHTS)) / temperature).softmax(dim=-1)
+    probabilities = (logit_mean(logits, torch.tensor(WEIGHTS)) / temperature).softmax(dim=-1)
     for b in range(B):
         each = [softened(logits[k, b].tolist(), temperature) for k in range(K)]
         products = [
@@ -71,11 +73,11 @@ def test_softened_logit_mean_is_the_renormalised_geometric_mean(
             for c in range(C)
         ]
         expected = [product / sum(products) for product in products]
-        assert found[b].tolist() == pytest.approx(expected, rel=1e-6)
+        assert probabilities[b].tolist() == pytest.approx(expected, rel=1e-6)
 
 
 @means
-def test_only_the_proportions_of_the_weights_count(mean, logits: torch.Tensor) -> None:
+def test_mean_depends_only_on_the_ratios_of_the_weights(mean, logits: torch.Tensor) -> None:
     weights = torch.tensor(WEIGHTS)
     torch.testing.assert_close(
         mean(logits, 8 * weights, temperature=2.0), mean(logits, weights, temperature=2.0)
@@ -86,28 +88,28 @@ def test_only_the_proportions_of_the_weights_count(mean, logits: torch.Tensor) -
 
 
 @means
-def test_a_single_teacher_keeps_its_distribution(mean, logits: torch.Tensor) -> None:
-    found = mean(logits[:1], torch.tensor([0.3]), temperature=2.0)
-    torch.testing.assert_close(found.softmax(dim=-1), logits[0].softmax(dim=-1))
+def test_mean_of_one_teacher_is_its_distribution(mean, logits: torch.Tensor) -> None:
+    combined = mean(logits[:1], torch.tensor([0.3]), temperature=2.0)
+    torch.testing.assert_close(combined.softmax(dim=-1), logits[0].softmax(dim=-1))
 
 
 @means
-def test_teachers_that_agree_are_as_one(mean, logits: torch.Tensor) -> None:
+def test_mean_of_equal_teachers_is_their_distribution(mean, logits: torch.Tensor) -> None:
     twice = torch.stack([logits[0], logits[0]])
-    found = mean(twice, torch.tensor([1.0, 4.0]), temperature=3.0)
-    torch.testing.assert_close(found.softmax(dim=-1), logits[0].softmax(dim=-1))
+    combined = mean(twice, torch.tensor([1.0, 4.0]), temperature=3.0)
+    torch.testing.assert_close(combined.softmax(dim=-1), logits[0].softmax(dim=-1))
 
 
 @means
-def test_extreme_logits_stay_finite(mean) -> None:
+def test_mean_of_extreme_logits_is_finite(mean) -> None:
     """exp(1000) overflows: the mean is taken among logarithms."""
     extreme = torch.tensor([[[1000.0, 0.0, -1000.0]], [[0.0, 1000.0, -1000.0]]])
-    said = mean(extreme, torch.tensor([1.0, 1.0])).softmax(dim=-1)
-    torch.testing.assert_close(said, torch.tensor([[0.5, 0.5, 0.0]]))
+    probabilities = mean(extreme, torch.tensor([1.0, 1.0])).softmax(dim=-1)
+    torch.testing.assert_close(probabilities, torch.tensor([[0.5, 0.5, 0.0]]))
 
 
 @means
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_mean_has_the_dtype_of_the_logits(mean, dtype: torch.dtype) -> None:
+def test_mean_has_the_dtype_of_the_logits(mean, dtype: torch.dtype) -> None:
     weights = torch.tensor([1.0, 2.0], dtype=torch.float32)
     assert mean(torch.randn(2, B, C, dtype=dtype), weights).dtype == dtype

@@ -1,4 +1,4 @@
-"""What comes from strangers runs nothing, and secrets stay where they are."""
+"""The allowlist of configuration targets, foreign code and secrets."""
 
 import os
 import shutil
@@ -33,27 +33,27 @@ CANARY = "canary-5f2b9c1e77aa4d10"
         *("torch.nn.functional.warnings.warn", "funmatch.data.datasets.digits.np.load"),
     ],
 )
-def test_a_configuration_calls_no_strangers(target: str) -> None:
-    for place in ({"a": {"_target_": target}}, {"a": [{"b": {"_target_": target}}]}):
+def test_configuration_with_foreign_target_is_refused(target: str) -> None:
+    for node in ({"a": {"_target_": target}}, {"a": [{"b": {"_target_": target}}]}):
         with pytest.raises(ValueError, match=rf"a.*_target_={target}: a configuration may call"):
-            allowlist.check(OmegaConf.create(place))
+            allowlist.check(OmegaConf.create(node))
 
 
 @pytest.mark.parametrize("path", ["os:system", "logs.x-s0.evil:f", "os.system"])
-def test_a_path_of_a_function_is_a_call_wherever_it_stands(path: str) -> None:
+def test_function_path_is_checked_in_any_node(path: str) -> None:
     splits = {"_target_": "funmatch.models.user_models.from_path", "path": path, "num_classes": 3}
     with pytest.raises(ValueError, match=f"data.splits.path={path}: a configuration may call"):
         allowlist.check(OmegaConf.create({"data": {"splits": splits}}))
 
 
-def test_what_is_called_fails_with_its_own_error() -> None:
+def test_instantiate_raises_the_error_of_the_function() -> None:
     net = {"_target_": "funmatch.models.user_models.from_path", "path": "a-b:f", "num_classes": 1}
     with pytest.raises(ValueError, match=r"^path=a-b:f: give package\.module:function"):
         allowlist.instantiate(OmegaConf.create({"net": net}))
 
 
 @pytest.mark.skipif(not HAS_WHITELIST, reason="of Hydra 1.4")
-def test_hydra_looks_at_where_a_network_is_from(
+def test_hydra_checks_the_module_of_the_returned_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -68,14 +68,16 @@ def test_hydra_looks_at_where_a_network_is_from(
     assert type(allowlist.instantiate(cfg)).__name__ == "Net"
 
 
-def test_what_is_no_word_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_path_refuses_invalid_module_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-b.py").write_text("raise SystemExit('run')")
     with pytest.raises(ValueError, match=r"path=a-b:f: give package\.module:function"):
         user_models.from_path("a-b:f", num_classes=1)
 
 
-def test_a_target_is_looked_at_when_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpolated_target_is_checked_after_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.create({"name": "os.system", "net": {"_target_": "${name}"}, "later": "???"})
     with pytest.raises(ValueError, match=r"net._target_=os.system"):
         allowlist.check(cfg)
@@ -83,7 +85,7 @@ def test_a_target_is_looked_at_when_it_is_known(monkeypatch: pytest.MonkeyPatch)
     allowlist.check(cfg)
 
 
-def test_all_that_we_ship_may_be_called(compose: Callable[..., DictConfig]) -> None:
+def test_shipped_configurations_are_allowed(compose: Callable[..., DictConfig]) -> None:
     allowlist.check(compose())
     allowlist.check(compose("optimizer=sgd", "student=bit_r50", "logger=none"))
     allowlist.check(compose(name="finetune"))
@@ -93,7 +95,9 @@ def test_all_that_we_ship_may_be_called(compose: Callable[..., DictConfig]) -> N
     "override",
     ["+callbacks.evil._target_=os.system", "student.net._target_=os.system"],
 )
-def test_such_a_command_is_refused_before_anything_runs(tmp_path: Path, override: str) -> None:
+def test_command_with_foreign_target_is_refused_before_anything_runs(
+    tmp_path: Path, override: str
+) -> None:
     evil = f"+{override.removeprefix('+').partition('._target_')[0]}.command='touch executed'"
     code, _, err = command_here("train", override, evil, *QUICK, cwd=tmp_path)
     assert code == 1
@@ -103,7 +107,7 @@ def test_such_a_command_is_refused_before_anything_runs(tmp_path: Path, override
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_from_a_stranger_is_refused(workplace: Path, tmp_path: Path) -> None:
+def test_run_directory_with_foreign_target_is_refused(workplace: Path, tmp_path: Path) -> None:
     (there,) = (workplace / "logs" / "first").glob("*/config.yaml")
     stranger = tmp_path / "logs" / "given" / "run"
     shutil.copytree(there.parent, stranger)
@@ -116,7 +120,7 @@ def test_a_run_from_a_stranger_is_refused(workplace: Path, tmp_path: Path) -> No
     assert not (tmp_path / "executed").exists()
 
 
-def test_hydra_itself_calls_nothing_evil(tmp_path: Path) -> None:
+def test_foreign_hydra_callback_is_refused(tmp_path: Path) -> None:
     """Its own callbacks are called before ours."""
     evil = ("+hydra.callbacks.evil._target_=os.system", "+hydra.callbacks.evil.command=id")
     done = command("train", *evil, *QUICK, cwd=tmp_path)
@@ -127,7 +131,7 @@ def test_hydra_itself_calls_nothing_evil(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(14)
-def test_no_secret_is_found_in_what_a_run_leaves(workplace: Path, record_property) -> None:
+def test_run_files_contain_no_secrets(workplace: Path, record_property) -> None:
     (workplace / ".env").write_text(f"ANOTHER_TOKEN={CANARY}-env\n")
     secrets = {"WANDB_API_KEY": CANARY, "AWS_SECRET_ACCESS_KEY": CANARY, "WANDB_MODE": "offline"}
     given = ("steps=6", "schedule.warmup_steps=1", "name=secret", *QUICK[1:])
@@ -147,7 +151,7 @@ def test_no_secret_is_found_in_what_a_run_leaves(workplace: Path, record_propert
     "override",
     [f"+logger.wandb.key={CANARY}", "+logger.wandb.key=${oc.env:WANDB_API_KEY}", f"name=x{CANARY}"],
 )
-def test_a_secret_in_the_configuration_is_refused_before_it_is_written(
+def test_secret_in_the_configuration_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
@@ -181,7 +185,7 @@ def test_weights_that_would_run_code_are_refused(workplace: Path, tmp_path: Path
     assert not [run for run in tmp_path.glob("logs/*/*/summary.json") if Run(run.parent).completed]
 
 
-def test_run_of_an_earlier_version_is_refused_by_the_module_that_moved(tmp_path: Path) -> None:
+def test_run_of_an_earlier_version_names_the_missing_module(tmp_path: Path) -> None:
     run = tmp_path / "logs" / "old" / "consistent-s0-00000000"
     run.mkdir(parents=True)
     (run / "student.safetensors").touch()

@@ -1,4 +1,4 @@
-"""Distillation on every source of images, whole or damaged, by the commands of a user."""
+"""Distillation by commands on every data set, intact and damaged."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ TRANSFERS = {
 
 
 def sized(name: str) -> dict[str, Any]:
-    """What the configuration of a data set must be told of its small tree."""
+    """The settings of a data set that fit its small tree."""
     return {"classes": 3, "train_size": SOURCES[name]}
 
 
@@ -97,7 +97,7 @@ def result(home: Path, name: str) -> dict[str, Any]:
     return only_run(home, name).result
 
 
-def test_no_source_is_refused_and_no_framework_speaks(taught) -> None:
+def test_sweep_over_all_sources_succeeds_without_stderr(taught) -> None:
     assert taught.returncode == 0, taught.stderr
     assert taught.stderr == ""
     jobs = len(SOURCES) + 2 * len(FOLDERS) + len(TRANSFERS)
@@ -105,24 +105,24 @@ def test_no_source_is_refused_and_no_framework_speaks(taught) -> None:
 
 
 @pytest.mark.parametrize(("name", "images"), SOURCES.items())
-def test_a_data_set_is_distilled_on(taught, home: Path, name: str, images: int) -> None:
-    found = result(home, name)
-    assert (found["status"], found["steps"]) == ("completed", STEPS)
-    assert found["epochs"] == pytest.approx(6 * STEPS / images, abs=1e-3)
+def test_distillation_on_a_data_set_completes(taught, home: Path, name: str, images: int) -> None:
+    summary = result(home, name)
+    assert (summary["status"], summary["steps"]) == ("completed", STEPS)
+    assert summary["epochs"] == pytest.approx(6 * STEPS / images, abs=1e-3)
     for figure in ("student_test_top1", "teacher_test_top1", "agreement_top1"):
-        assert 0 <= found[figure] <= 1
-    assert found["kl_to_teacher"] > 0
+        assert 0 <= summary[figure] <= 1
+    assert summary["kl_to_teacher"] > 0
     assert json.loads(only_run(home, name).model.read_text())["classes"] == 3
     assert f"logs/{name}/summary.csv" in taught.stdout
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_is_distilled_on_with_labels_and_without(taught, home: Path, name: str) -> None:
+def test_distillation_on_a_folder_completes_for_any_labels(taught, home: Path, name: str) -> None:
     by_folders, by_table = (result(home, f"{name}-{labels}") for labels in ("auto", "labels.csv"))
-    for found in (by_folders, by_table):
-        assert (found["status"], found["steps"]) == ("completed", STEPS)
-        assert found["epochs"] == pytest.approx(6 * STEPS / FOLDERS[name], abs=1e-3)
-        assert 0 <= found["agreement_top1"] <= 1
+    for summary in (by_folders, by_table):
+        assert (summary["status"], summary["steps"]) == ("completed", STEPS)
+        assert summary["epochs"] == pytest.approx(6 * STEPS / FOLDERS[name], abs=1e-3)
+        assert 0 <= summary["agreement_top1"] <= 1
     assert by_table["teacher_test_top1"] > 1 / 3
     if name == "flat":
         assert by_folders["student_test_top1"] is by_folders["teacher_test_top1"] is None
@@ -134,13 +134,13 @@ def test_a_folder_is_distilled_on_with_labels_and_without(taught, home: Path, na
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_transfer_sets_are_taught_on_and_the_data_is_measured(
+def test_transfer_sets_are_trained_on_and_the_data_is_evaluated(
     taught, home: Path, name: str
 ) -> None:
-    """The training images of the data cannot be opened here: they are not asked for."""
-    found, own = result(home, name), result(home, "pets")
-    assert found["status"] == "completed"
-    assert found["teacher_test_top1"] == own["teacher_test_top1"]
+    """The training images of the data cannot be opened here: they are not read."""
+    summary, own = result(home, name), result(home, "pets")
+    assert summary["status"] == "completed"
+    assert summary["teacher_test_top1"] == own["teacher_test_top1"]
     students = [only_run(home, n).student.read_bytes() for n in ("pets", *TRANSFERS)]
     assert len(set(students)) == len(students)
 
@@ -153,9 +153,7 @@ def test_transfer_sets_are_taught_on_and_the_data_is_measured(
         ("from_folder", 36),
     ],
 )
-def test_epochs_are_of_the_images_that_are_taught_on(
-    taught, home: Path, name: str, images: int
-) -> None:
+def test_epochs_count_the_transfer_images(taught, home: Path, name: str, images: int) -> None:
     assert result(home, name)["epochs"] == pytest.approx(6 * STEPS / images, abs=1e-3)
 
 
@@ -202,17 +200,17 @@ def refused(home: Path) -> subprocess.CompletedProcess[str]:
     return sweep(home, *(f"bad_{name}" for name in DAMAGED))
 
 
-def test_each_damaged_source_is_one_line(refused) -> None:
+def test_each_damaged_source_is_one_error_line(refused) -> None:
     assert refused.returncode == 1
     lines = refused.stderr.splitlines()
     assert len(lines) == len(DAMAGED)
     assert all(line.startswith("error: ") for line in lines)
 
 
-@pytest.mark.parametrize(("name", "said"), DAMAGED.items())
-def test_a_damaged_source_is_named(refused, home: Path, name: str, said: str) -> None:
+@pytest.mark.parametrize(("name", "message"), DAMAGED.items())
+def test_damaged_source_is_named_in_the_error(refused, home: Path, name: str, message: str) -> None:
     line = refused.stderr.splitlines()[list(DAMAGED).index(name)]
-    assert line.startswith(f"error: {said}")
+    assert line.startswith(f"error: {message}")
     assert "Traceback" not in line
     assert result(home, f"bad_{name}")["status"] == "failed"
 
@@ -226,22 +224,22 @@ def evaluated(home: Path, *arguments: str) -> dict[str, str]:
     return dict(line.split() for line in done.stdout.splitlines()[1:])
 
 
-def test_a_run_is_measured_on_a_further_test_set(taught, home: Path) -> None:
+def test_evaluate_measures_an_additional_test_set(taught, home: Path) -> None:
     trees.imagenet_v2(home / "v2")
     run = only_run(home, "imagenet").directory
-    found = evaluated(home, f"run={run}", "split=v2", "+data.v2=v2")
+    figures = evaluated(home, f"run={run}", "split=v2", "+data.v2=v2")
     for figure in ("student_v2_top1", "teacher_v2_top1", "agreement_top1"):
-        right = 6 * float(found[figure])  # of the six images
+        right = 6 * float(figures[figure])  # of the six images
         assert right == pytest.approx(round(right), abs=1e-3)
 
 
-def test_a_run_is_measured_where_its_data_has_moved(taught, home: Path) -> None:
+def test_evaluate_accepts_another_data_root(taught, home: Path) -> None:
     run = only_run(home, "food101")
     (home / "moved").mkdir()
     (home / "data/food-101").rename(home / "moved/food-101")
     try:
-        found = evaluated(home, f"run={run.directory}", "+data.root=moved")
+        figures = evaluated(home, f"run={run.directory}", "+data.root=moved")
     finally:
         (home / "moved/food-101").rename(home / "data/food-101")
     for name in ("student_test_top1", "teacher_test_top1", "kl_to_teacher"):
-        assert float(found[name]) == pytest.approx(run.result[name], abs=1e-4)
+        assert float(figures[name]) == pytest.approx(run.result[name], abs=1e-4)

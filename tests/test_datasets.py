@@ -1,4 +1,4 @@
-"""Data sets on disk: true layouts read as torchvision reads them, damaged ones give one line."""
+"""Data sets on disk, compared with torchvision; missing and damaged files."""
 
 import json
 from collections.abc import Callable
@@ -41,13 +41,13 @@ READ: dict[str, Callable[[Path], DatasetFiles]] = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_splits_have_their_sizes_and_share_no_image(name: str, tmp_path: Path) -> None:
-    found = READ[name](plant(tmp_path, name))
-    assert tuple(map(len, parts(found))) == SIZES[name]
-    every = pairs(*parts(found))
+def test_splits_have_their_sizes_and_are_disjoint(name: str, tmp_path: Path) -> None:
+    files = READ[name](plant(tmp_path, name))
+    assert tuple(map(len, parts(files))) == SIZES[name]
+    every = pairs(*parts(files))
     assert len({path for path, _ in every}) == sum(SIZES[name])
-    assert {label for _, label in pairs(found.train)} == set(range(5 if "flow" in name else 3))
-    assert max(label for _, label in every) < len(found.classes)
+    assert {label for _, label in pairs(files.train)} == set(range(5 if "flow" in name else 3))
+    assert max(label for _, label in every) < len(files.classes)
 
 
 def flowers_parts(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, official.Flowers102]:
@@ -59,56 +59,56 @@ def flowers_parts(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, offi
     return {part: official.Flowers102(root, part) for part in ("train", "val", "test")}
 
 
-def test_flowers102_is_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flowers102_equals_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plant(tmp_path, "flowers102")
-    found = torchvision_layouts.flowers102(root)
+    files = torchvision_layouts.flowers102(root)
     for part, theirs in flowers_parts(root, monkeypatch).items():
-        ours = pairs(getattr(found, part))
+        ours = pairs(getattr(files, part))
         assert ours == list(zip(map(str, theirs._image_files), theirs._labels, strict=True))
     assert builders.flowers102(str(root)).train.classes == tuple(official.Flowers102.classes)
 
 
-def test_pets_are_torchvisions(tmp_path: Path) -> None:
+def test_pets_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "pets")
-    found = torchvision_layouts.pets(root)
+    files = torchvision_layouts.pets(root)
     rest = official.OxfordIIITPet(root, "trainval")
     test = official.OxfordIIITPet(root, "test")
-    assert list(found.classes) == rest.classes == ["Abyssinian", "American Bulldog", "Bengal"]
-    assert sorted(pairs(found.train, found.val)) == sorted(
+    assert list(files.classes) == rest.classes == ["Abyssinian", "American Bulldog", "Bengal"]
+    assert sorted(pairs(files.train, files.val)) == sorted(
         zip(map(str, rest._images), rest._labels, strict=True)
     )
-    assert pairs(found.test) == list(zip(map(str, test._images), test._labels, strict=True))
+    assert pairs(files.test) == list(zip(map(str, test._images), test._labels, strict=True))
 
 
-def test_food101_is_torchvisions(tmp_path: Path) -> None:
+def test_food101_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "food101")
-    found = torchvision_layouts.food101(root)
-    for ours, part in (((found.train, found.val), "train"), ((found.test,), "test")):
+    files = torchvision_layouts.food101(root)
+    for ours, part in (((files.train, files.val), "train"), ((files.test,), "test")):
         theirs = official.Food101(root, part)
-        assert list(found.classes) == theirs.classes == ["apple_pie", "sushi", "waffles"]
+        assert list(files.classes) == theirs.classes == ["apple_pie", "sushi", "waffles"]
         expected = zip(map(str, theirs._image_files), theirs._labels, strict=True)
         assert sorted(pairs(*ours)) == sorted(expected)
 
 
-def test_sun397_is_torchvisions(tmp_path: Path) -> None:
+def test_sun397_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "sun397")
-    found, theirs = torchvision_layouts.sun397(root), official.SUN397(root)
-    assert list(found.classes) == theirs.classes == ["abbey", "bar", "church/outdoor"]
+    files, theirs = torchvision_layouts.sun397(root), official.SUN397(root)
+    assert list(files.classes) == theirs.classes == ["abbey", "bar", "church/outdoor"]
     expected = zip(map(str, theirs._image_files), theirs._labels, strict=True)
-    assert sorted(pairs(*parts(found))) == sorted(expected)
+    assert sorted(pairs(*parts(files))) == sorted(expected)
 
 
-def test_imagenet_is_torchvisions(tmp_path: Path) -> None:
+def test_imagenet_equals_torchvision(tmp_path: Path) -> None:
     root = plant(tmp_path, "imagenet")
-    found = imagenet.imagenet(root)
+    files = imagenet.imagenet(root)
     torch.save(({wnid: (wnid,) for wnid in trees.WNIDS}, []), root / "meta.bin")
-    assert sorted(pairs(found.train, found.val)) == sorted(official.ImageNet(root, "train").samples)
-    assert sorted(pairs(found.test)) == sorted(official.ImageNet(root, "val").samples)
-    assert found.classes == trees.WNIDS
+    assert sorted(pairs(files.train, files.val)) == sorted(official.ImageNet(root, "train").samples)
+    assert sorted(pairs(files.test)) == sorted(official.ImageNet(root, "val").samples)
+    assert files.classes == trees.WNIDS
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_data_set_feeds_the_streams(name: str, tmp_path: Path) -> None:
+def test_data_set_feeds_training_and_evaluation_streams(name: str, tmp_path: Path) -> None:
     root = plant(tmp_path, name)
     splits: Splits = getattr(builders, name)(str(root))
     listing = READ[name](root).train
@@ -134,16 +134,14 @@ PAPER = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_configuration_serves_as_data_and_as_transfer_set(
-    name: str, compose, tmp_path: Path
-) -> None:
+def test_data_configuration_also_serves_as_transfer_set(name: str, compose, tmp_path: Path) -> None:
     root = plant(tmp_path, name)
-    place = root.rename(tmp_path / "imagenet").parent if name == "imagenet" else root
-    cfg = compose(f"data={name}", f"transfer=[{name}]", f"paths.data={place}")
+    folder = root.rename(tmp_path / "imagenet").parent if name == "imagenet" else root
+    cfg = compose(f"data={name}", f"transfer=[{name}]", f"paths.data={folder}")
     data = OmegaConf.to_container(cfg.data, resolve=True)
     assert data == OmegaConf.to_container(cfg.transfer[name], resolve=True)
-    found = (data["classes"], data["train_size"], data["side"])
-    assert (*found, data["suggested"]["batch_size"], data["suggested"]["epochs"]) == PAPER[name]
+    facts = (data["classes"], data["train_size"], data["side"])
+    assert (*facts, data["suggested"]["batch_size"], data["suggested"]["epochs"]) == PAPER[name]
     splits = instantiate(cfg.data.splits)
     assert tuple(len(splits.part(part)) for part in ("train", "val", "test")) == SIZES[name]
 
@@ -162,7 +160,7 @@ BASES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
+def test_missing_data_set_is_one_line(name: str, tmp_path: Path) -> None:
     line = refused(lambda: getattr(builders, name)(str(tmp_path / "nowhere")))
     assert line.startswith(
         f"root={tmp_path}/nowhere: folder {BASES[name]} does not exist; give the right"
@@ -174,7 +172,7 @@ def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "said"),
+    ("name", "file", "message"),
     [
         (
             "flowers102",
@@ -193,15 +191,17 @@ def test_data_that_is_not_there(name: str, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_data_that_is_half_extracted(name: str, file: str, said: str, tmp_path: Path) -> None:
+def test_missing_images_are_counted_and_named(
+    name: str, file: str, message: str, tmp_path: Path
+) -> None:
     root = plant(tmp_path, name)
     (root / file).unlink()
     line = refused(lambda: READ[name](root))
-    assert line.startswith(f"root={root}: {said}")
+    assert line.startswith(f"root={root}: {message}")
     assert f"missing, first {file}; extract its archive again" in line
 
 
-def test_a_folder_of_images_that_is_gone(tmp_path: Path) -> None:
+def test_missing_image_folder_is_reported(tmp_path: Path) -> None:
     root = plant(tmp_path, "flowers102")
     (root / "flowers-102/jpg").rename(root / "elsewhere")
     assert "35 of the 35 images" in refused(lambda: torchvision_layouts.flowers102(root))
@@ -220,7 +220,9 @@ def test_a_folder_of_images_that_is_gone(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("content", ["", "truncated", "strange\n"])
-def test_a_list_that_is_damaged_or_gone(name: str, file: str, content: str, tmp_path: Path) -> None:
+def test_damaged_or_missing_list_is_named(
+    name: str, file: str, content: str, tmp_path: Path
+) -> None:
     root = plant(tmp_path, name)
     path = root / file
     whole = path.read_bytes()
@@ -234,7 +236,7 @@ def test_a_list_that_is_damaged_or_gone(name: str, file: str, content: str, tmp_
     )
 
 
-def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
+def test_inconsistent_lists_are_refused(tmp_path: Path) -> None:
     root = plant(tmp_path, "flowers102")
     trees.savemat(root / "flowers-102/imagelabels.mat", {"labels": np.array([[1, 2, 3]])})
     line = refused(lambda: torchvision_layouts.flowers102(root))
@@ -249,7 +251,7 @@ def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (
             lambda r: (r / "train" / trees.WNIDS[1]).rename(r / "gone"),
@@ -276,17 +278,17 @@ def test_lists_that_contradict_themselves(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_imagenet_that_is_damaged(
-    damage: Callable[[Path], object], said: str, tmp_path: Path
+def test_damaged_imagenet_layout_is_one_line(
+    damage: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     root = plant(tmp_path, "imagenet")
     damage(root)
     line = refused(lambda: imagenet.imagenet(root))
     assert line.startswith(f"root={root}: ")
-    assert said in line
+    assert message in line
 
 
-def test_imagenet_v2_and_real(tmp_path: Path) -> None:
+def test_imagenet_v2_and_real_labels_are_read(tmp_path: Path) -> None:
     root = plant(tmp_path, "imagenet")
     trees.imagenet_v2(tmp_path / "v2")
     rows = [[], [0, 2], [1], *([[0]] * 9)]
@@ -309,22 +311,22 @@ def test_imagenet_v2_and_real(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[[0]]", "1 rows for 12 images"),
         ("[", "JSONDecodeError"),
         (f"{[[3]] * 12}", "beyond 0 to 2"),
     ],
 )
-def test_a_damaged_real(content: str, said: str, tmp_path: Path) -> None:
+def test_damaged_real_labels_are_refused(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "real.json"
     path.write_text(content)
     line = refused(lambda: imagenet.imagenet(plant(tmp_path, "imagenet"), real=path))
     assert line.startswith(f"real={path}: real.json is damaged (")
-    assert said in line
+    assert message in line
 
 
-def test_a_damaged_v2(tmp_path: Path) -> None:
+def test_damaged_imagenet_v2_is_refused(tmp_path: Path) -> None:
     root, v2 = plant(tmp_path, "imagenet"), tmp_path / "v2"
     assert f"v2={v2}: no such folder" in refused(lambda: imagenet.imagenet(root, v2))
     trees.imagenet_v2(v2)

@@ -1,4 +1,4 @@
-"""Ways to compute that change the last bits only: pieces, folds, dtypes, layouts, compilers."""
+"""Micro-batches, folded kernels, dtypes, memory layouts and compilation."""
 
 import copy
 import csv
@@ -97,7 +97,7 @@ def batch(recipe: Any = MIXED, sides: dict[str, int] | None = None) -> Batch:
         (1, [1] * 8),
     ],
 )
-def test_pieces_are_the_batch_cut_in_order(size: int | None, rows: list[int]) -> None:
+def test_batch_pieces_concatenate_to_the_batch(size: int | None, rows: list[int]) -> None:
     whole = batch(sides={"student": SIDE, "teacher": 10})
     pieces = list(whole.pieces(size))
     assert [len(piece.index) for piece in pieces] == rows
@@ -137,7 +137,7 @@ class Exact:
         student = Network(net, side=SIDE, resize=SIDE, **INPUT)
         self.student = student.set_compute_options(dtype=torch.float64)
 
-    def given(self, learner: Learner, recipe: Any = MIXED) -> dict[str, Tensor]:
+    def trained_weights(self, learner: Learner, recipe: Any = MIXED) -> dict[str, Tensor]:
         """The weights in the end."""
         sides = {"student": SIDE, "teacher": 10}
         budget = {"steps": STEPS, "batch_size": BATCH}
@@ -147,16 +147,16 @@ class Exact:
     def weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.student.net.named_parameters()}
 
-    def distilled(self, words: Targets, recipe: Any = MIXED) -> dict[str, Tensor]:
+    def distilled(self, targets: Targets, recipe: Any = MIXED) -> dict[str, Tensor]:
         objective = FunctionMatching(300.0)
-        return self.given(
-            Distillation(self.student, words, {}, objective, self.learning, TASK), recipe
+        return self.trained_weights(
+            Distillation(self.student, targets, {}, objective, self.learning, TASK), recipe
         )
 
 
-def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    # The teacher speaks in float32, and its last bit depends on the size of a batch.
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+def close(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    # The teacher returns float32, and its last bit depends on the size of a batch.
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-7)
 
 
 def learned(weights: dict[str, Tensor]) -> float:
@@ -174,44 +174,44 @@ SIZES = pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 99])
 
 
 @SIZES
-def test_a_distilled_student_is_the_same_in_pieces(size: int) -> None:
+def test_micro_batch_does_not_change_a_distilled_student(size: int) -> None:
     whole = Exact(None).distilled(live())
     close(Exact(size).distilled(live()), whole)
     assert learned(whole) > 0.01
 
 
 @SIZES
-def test_a_student_of_labels_is_the_same_in_pieces(size: int) -> None:
+def test_micro_batch_does_not_change_a_supervised_student(size: int) -> None:
     """Also under mixup, whose partners are of other pieces."""
     taught = [Exact(each, lr=0.1, clip_norm=0.5) for each in (None, size)]
-    whole, cut = (t.given(Supervision(t.student, t.learning, TASK)) for t in taught)
+    whole, cut = (t.trained_weights(Supervision(t.student, t.learning, TASK)) for t in taught)
     close(cut, whole)
     assert learned(whole) > 0.01
 
 
-def test_a_student_of_a_fixed_teacher_is_the_same_in_pieces(tmp_path: Path) -> None:
+def test_micro_batch_does_not_change_a_fixed_teacher_student(tmp_path: Path) -> None:
     recipe = Fixed(name="fixed_teacher", crop="whole", min_area=0.3)
     how = {"seed": 0, "store": tmp_path, "batch_size": 6, "device": torch.device("cpu")}
     teacher = teacher_of(network(10, seed=2))
-    words = [
+    targets = [
         per_image.on_fixed_views(teacher, array_source(), recipe, TASK, **how) for _ in range(2)
     ]
-    close(Exact(3).distilled(words[0], recipe), Exact(None).distilled(words[1], recipe))
+    close(Exact(3).distilled(targets[0], recipe), Exact(None).distilled(targets[1], recipe))
 
 
 @pytest.mark.parametrize(("recording", "reading"), [(None, 3), (3, None), (3, 5)])
-def test_a_record_serves_pieces_of_any_size(
+def test_recorded_targets_serve_any_micro_batch(
     tmp_path: Path, recording: int | None, reading: int | None
 ) -> None:
     def recorded(net: Network) -> RecordedTargets:
         records = {"teacher": LogitStore(tmp_path, {"kind": "steps"}, "float32")}
         return RecordedTargets(teacher_of(net), records, TASK, batch_size=BATCH, keep=True)
 
-    speaker, mute = network(10, seed=2), network(10, seed=2)
-    first = Exact(recording).distilled(recorded(speaker))
-    again = Exact(reading).distilled(recorded(mute))
-    assert sum(map(len, speaker.net.seen)) == STEPS * BATCH
-    assert not mute.net.seen
+    recording_net, replaying_net = network(10, seed=2), network(10, seed=2)
+    first = Exact(recording).distilled(recorded(recording_net))
+    again = Exact(reading).distilled(recorded(replaying_net))
+    assert sum(map(len, recording_net.net.seen)) == STEPS * BATCH
+    assert not replaying_net.net.seen
     close(again, first)
     close(again, Exact(None).distilled(live()))
 
@@ -221,12 +221,12 @@ def test_a_record_serves_pieces_of_any_size(
 
 @pytest.mark.parametrize("clip", [None, 1000.0, 1e9])
 @pytest.mark.parametrize("size", [None, 3])
-def test_the_gradient_is_clipped_once_as_torch_clips_it(
+def test_gradient_is_clipped_once_per_step_as_by_torch(
     clip: float | None, size: int | None
 ) -> None:
     taught, twin = Exact(size, clip_norm=clip), Exact(None)
-    found = taught.distilled(live())
-    net, words = twin.student, live()
+    trained = taught.distilled(live())
+    net, targets = twin.student, live()
     optimizer = sgd.sgd(net, lr=1e-4, wd=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, twin.learning.schedule)
     stream = image_stream(
@@ -235,8 +235,11 @@ def test_the_gradient_is_clipped_once_as_torch_clips_it(
     norms = []
     for step in range(STEPS):
         whole = stream[step].mixed()
-        said, logits = words(whole).prediction / 300, net(whole.view("student")).prediction / 300
-        loss = F.kl_div(logits.log_softmax(1), said.softmax(1), reduction="batchmean")
+        target, logits = (
+            targets(whole).prediction / 300,
+            net(whole.view("student")).prediction / 300,
+        )
+        loss = F.kl_div(logits.log_softmax(1), target.softmax(1), reduction="batchmean")
         optimizer.zero_grad()
         (300**2 * loss).backward()
         weights = list(net.parameters())
@@ -245,7 +248,7 @@ def test_the_gradient_is_clipped_once_as_torch_clips_it(
         schedule.step()
     assert min(norms) > 1000  # so that one of the three cases clips, and two do not
     assert max(norms) < 1e9
-    close(found, twin.weights())
+    close(trained, twin.weights())
 
 
 # --- folded kernels ------------------------------------------------------------------------------
@@ -268,7 +271,7 @@ def wrapped(net: nn.Module, side: int = 32, features: tuple[str, ...] = ()) -> N
 
 
 @pytest.mark.parametrize(("depth", "settings", "side"), SHAPES)
-def test_folded_networks_say_the_same_to_the_last_bit(
+def test_folded_network_output_is_bit_identical(
     depth: tuple[int, ...], settings: dict[str, Any], side: int
 ) -> None:
     net = resnet(depth, **settings)
@@ -309,7 +312,7 @@ def test_folded_convolution_has_the_standardised_kernel(
     assert not torch.equal(plain.weight, conv.weight)
 
 
-def test_other_convolutions_stay_as_they_are() -> None:
+def test_fold_ignores_other_convolutions() -> None:
     """Those of timm that standardise in another way, too."""
 
     class Own(StdConv2d):
@@ -325,29 +328,29 @@ def test_other_convolutions_stay_as_they_are() -> None:
     assert torch.equal(net(images), expected)
 
 
-def test_features_of_folded_convolutions_are_kept() -> None:
+def test_folded_convolutions_still_return_features() -> None:
     names = ("stages.0.blocks.0.conv2", "stages.1.blocks.0.downsample.conv", "norm")
     live, twin = (wrapped(resnet(), features=names) for _ in range(2))
     frozen = Frozen(twin)
     with torch.no_grad():
         expected = live.eval()(pixels(3, 32))
     for _ in range(2):  # none is left over from the first time
-        said = frozen(pixels(3, 32))
-        assert list(said.features) == list(expected.features)
-        assert len(names) == len(said.features)
+        output = frozen(pixels(3, 32))
+        assert list(output.features) == list(expected.features)
+        assert len(names) == len(output.features)
         for name in names:
-            assert torch.equal(said.features[name], expected.features[name])
+            assert torch.equal(output.features[name], expected.features[name])
     assert type(dict(twin.net.named_modules())[names[0]]) is nn.Conv2d
 
 
-def test_a_fingerprint_is_that_of_the_network_before_it_was_changed() -> None:
+def test_fingerprint_is_that_of_the_unmodified_network() -> None:
     net = resnet()
     plain = _digest(wrapped(copy.deepcopy(net)))
     ways: list[dict[str, Any]] = [{}, {"dtype": torch.bfloat16}, {"channels_last": True}]
     for way in ways:
         early, late = (Frozen(wrapped(copy.deepcopy(net)), **way) for _ in range(2))
         assert early.fingerprint() == plain
-        for frozen in (early, late):  # it is changed when it is first asked
+        for frozen in (early, late):  # it is changed at its first forward pass
             frozen(pixels(1, 32))
             assert frozen.fingerprint() == plain
     folded = copy.deepcopy(net)
@@ -359,15 +362,15 @@ def test_a_fingerprint_is_that_of_the_network_before_it_was_changed() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_teacher_in_bfloat16_speaks_float32_and_nearly_the_same(channels_last: bool) -> None:
+def test_bfloat16_teacher_returns_nearly_equal_float32_outputs(channels_last: bool) -> None:
     names = ("stages.0.blocks.0.conv2",)
     exact = Frozen(wrapped(resnet(), features=names))(pixels(4, 32))
     network = wrapped(resnet(), features=names)
     frozen = Frozen(network, dtype=torch.bfloat16, channels_last=channels_last)
-    said = frozen(pixels(4, 32))
+    output = frozen(pixels(4, 32))
     for one, other in (
-        (said.prediction, exact.prediction),
-        (said.features[names[0]], exact.features[names[0]]),
+        (output.prediction, exact.prediction),
+        (output.features[names[0]], exact.features[names[0]]),
     ):
         assert one.dtype == torch.float32
         assert 1e-5 < apart(one, other) < 0.05
@@ -379,11 +382,11 @@ def test_a_teacher_in_bfloat16_speaks_float32_and_nearly_the_same(channels_last:
             assert weight.is_contiguous(
                 memory_format=last if weight.ndim == 4 else torch.contiguous_format
             )
-        assert said.features[names[0]].is_contiguous(memory_format=last)
+        assert output.features[names[0]].is_contiguous(memory_format=last)
 
 
 @pytest.mark.parametrize("around", [torch.bfloat16, torch.float16])
-def test_autocast_does_not_reach_a_teacher_in_bfloat16(around: torch.dtype) -> None:
+def test_autocast_does_not_affect_a_bfloat16_teacher(around: torch.dtype) -> None:
     frozen = Frozen(wrapped(resnet()), dtype=torch.bfloat16)
     alone = frozen(pixels(4, 32)).prediction
     with torch.autocast("cpu", around):
@@ -393,7 +396,7 @@ def test_autocast_does_not_reach_a_teacher_in_bfloat16(around: torch.dtype) -> N
     assert not torch.equal(reached.float(), Frozen(wrapped(resnet()))(pixels(4, 32)).prediction)
 
 
-def test_facts_name_the_dtype() -> None:
+def test_store_metadata_contains_the_dtype() -> None:
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
         member = Frozen(wrapped(resnet((1,))), dtype=dtype)
         assert base.store_metadata(member, array_source())["dtype"] == name
@@ -438,7 +441,7 @@ def layouts(network: Network) -> set[torch.memory_format]:
         ("digits", "compute.channels_last=true", torch.channels_last),
     ],
 )
-def test_auto_turns_networks_without_group_norm(
+def test_channels_last_auto_excludes_group_norm_networks(
     configured, student: str, overrides: str, layout: torch.memory_format
 ) -> None:
     cfg = configured(student, *overrides.split())
@@ -458,21 +461,25 @@ def untrained_teacher(cfg: DictConfig) -> Teacher:
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("training", [False, True])
-def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> None:
+def test_channels_last_does_not_change_logits(configured, norm: str, training: bool) -> None:
     cfg = configured("mobilenet", f"student.net.norm={norm}", "student.side=32")
-    said = []
+    predictions = []
     for last in (False, True):
         torch.manual_seed(0)
         network = networks.build_network(build(cfg).student)
         nn.init.normal_(network.net.classifier.weight)
         network.train(training).set_compute_options(channels_last=last)
-        kept: list[Tensor] = []
+        activations: list[Tensor] = []
         stem = network.net.conv_stem
-        stem.register_forward_hook(lambda *args, kept=kept: kept.extend((*args[1], args[2])))
-        said.append(network(pixels(4, 32)).prediction.detach())
+        stem.register_forward_hook(
+            lambda *args, activations=activations: activations.extend((*args[1], args[2]))
+        )
+        predictions.append(network(pixels(4, 32)).prediction.detach())
         layout = torch.channels_last if last else torch.contiguous_format
-        assert all(tensor.is_contiguous(memory_format=layout) for tensor in kept)  # into it and out
-    torch.testing.assert_close(*said, rtol=1e-4, atol=1e-4)
+        assert all(
+            tensor.is_contiguous(memory_format=layout) for tensor in activations
+        )  # into it and out
+    torch.testing.assert_close(*predictions, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +490,9 @@ def test_the_layout_changes_no_logits(configured, norm: str, training: bool) -> 
         ("16-mixed", torch.float32),
     ],
 )
-def test_the_teacher_is_of_the_precision(configured, precision: str, dtype: torch.dtype) -> None:
+def test_teacher_dtype_follows_trainer_precision(
+    configured, precision: str, dtype: torch.dtype
+) -> None:
     cfg = configured("digits", f"trainer.precision={precision}")
     (member,) = untrained_teacher(cfg).members.values()
     assert member.dtype == dtype
@@ -497,8 +506,8 @@ def tiny() -> nn.Module:
 
 
 def gradients(net: nn.Module, logits: Tensor) -> dict[str, Tensor]:
-    found = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
-    return dict(zip(dict(net.named_parameters()), found, strict=True))
+    grads = torch.autograd.grad(logits.square().sum(), list(net.parameters()))
+    return dict(zip(dict(net.named_parameters()), grads, strict=True))
 
 
 @pytest.fixture
@@ -518,7 +527,7 @@ def without_compiler() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> None:
+def test_network_is_compiled_only_for_its_batch_size_and_mode(graphs, capsys) -> None:
     plain, net = tiny(), tiny()
     plain_network, network = (
         wrapped(plain, SIDE),
@@ -531,10 +540,12 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
         assert torch.equal(network(images).prediction, plain_network(images).prediction)
     assert graphs() == 0
 
-    said, expected = (n.train()(pixels(4, SIDE)).prediction for n in (network, plain_network))
+    compiled_logits, expected = (
+        n.train()(pixels(4, SIDE)).prediction for n in (network, plain_network)
+    )
     assert graphs() == 1
-    torch.testing.assert_close(said, expected)
-    torch.testing.assert_close(gradients(net, said), gradients(plain, expected))
+    torch.testing.assert_close(compiled_logits, expected)
+    torch.testing.assert_close(gradients(net, compiled_logits), gradients(plain, expected))
     torch.testing.assert_close(
         network(pixels(4, SIDE, seed=1)).prediction,
         plain_network(pixels(4, SIDE, seed=1)).prediction,
@@ -546,8 +557,8 @@ def test_a_network_is_compiled_for_its_rows_and_mode_alone(graphs, capsys) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-def test_the_backward_pass_is_compiled_along(graphs) -> None:
-    """Else it would be too late to go on without a compiler that fails."""
+def test_backward_pass_is_compiled_with_the_forward_pass(graphs) -> None:
+    """Else a compiler that fails would be noticed too late to fall back to eager mode."""
     with fresh_cache():
         wrapped(tiny().train(), SIDE).set_compute_options(compiled=4)(pixels(4, SIDE))
     assert counters["inductor"]["fxgraph_cache_miss"] == 2
@@ -555,7 +566,7 @@ def test_the_backward_pass_is_compiled_along(graphs) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
-def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
+def test_more_than_eight_networks_are_compiled(graphs) -> None:
     """More than torch's own limit of eight for one function."""
     for width in range(1, 10):
         net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, width))
@@ -563,15 +574,17 @@ def test_as_many_networks_are_compiled_as_there_are(graphs) -> None:
     assert graphs() == 9
 
 
-def test_a_network_whose_features_are_asked_for_is_not_compiled(graphs, capsys) -> None:
+def test_network_with_requested_features_is_not_compiled(graphs, capsys) -> None:
     network = wrapped(tiny(), SIDE, features=("0",)).set_compute_options(compiled=4)
-    told = "its features are requested"
-    assert capsys.readouterr().out == f"  compile: Sequential runs without torch.compile ({told})\n"
+    reason = "its features are requested"
+    assert (
+        capsys.readouterr().out == f"  compile: Sequential runs without torch.compile ({reason})\n"
+    )
     assert list(network(pixels(4, SIDE)).features) == ["0"]
     assert graphs() == 0
 
 
-def test_out_of_memory_in_a_compiled_network_is_raised(graphs, monkeypatch) -> None:
+def test_compiled_network_raises_out_of_memory(graphs, monkeypatch) -> None:
     compiled = Compiled(tiny(), rows=4, training=True)
 
     def too_much(images: Tensor) -> Tensor:
@@ -587,12 +600,12 @@ def test_missing_compiler_is_reported_once_and_network_runs_eagerly(graphs, caps
     compiled = Compiled(net, rows=4, training=True)
     images = torch.randn(4, 3, SIDE, SIDE, generator=generator(0))
     with without_compiler():
-        said = [compiled(images) for _ in range(3)]
-    assert all(torch.equal(each, net(images)) for each in said)
-    told = capsys.readouterr().out
-    assert told.startswith("  compile: Sequential runs without torch.compile (")
-    assert "/nonexistent" in told
-    assert told.count("\n") == 1
+        predictions = [compiled(images) for _ in range(3)]
+    assert all(torch.equal(each, net(images)) for each in predictions)
+    output = capsys.readouterr().out
+    assert output.startswith("  compile: Sequential runs without torch.compile (")
+    assert "/nonexistent" in output
+    assert output.count("\n") == 1
 
 
 def test_error_of_the_network_is_raised_without_compiler(graphs) -> None:
@@ -613,7 +626,7 @@ def test_error_of_the_network_is_raised_without_compiler(graphs) -> None:
         ("compile=both micro_batch=300", 100, 100),
     ],
 )
-def test_networks_are_compiled_for_what_they_are_shown(
+def test_compiled_batch_size_follows_compile_and_micro_batch(
     configured, settings: str, teacher: int | None, student: int | None
 ) -> None:
     cfg = configured("digits", *(f"compute.{each}" for each in settings.split()))
@@ -636,7 +649,7 @@ SETTINGS = (
 
 
 def trained(home: Path, name: str, *overrides: str) -> tuple[Run, str]:
-    """A run that went well, and what the command said; it is run in this process."""
+    """A successful run and the output of its command, which runs in this process."""
     torch.manual_seed(0)
     teacher = conv.build((32, 64), side=8, num_classes=10)
     nn.init.normal_(teacher[-1].weight, std=0.3)
@@ -661,34 +674,39 @@ def normalised(**settings: Any) -> nn.Module:
 
 
 def test_micro_batch_warns_of_batch_normalisation(configured, capsys) -> None:
-    for net, told in (("test_computing.normalised", 1), ("funmatch.models.conv.build", 0)):
+    for net, warnings in (
+        ("test_compute_options.normalised", 1),
+        ("funmatch.models.conv.build", 0),
+    ):
         cfg = configured("digits", "compute.micro_batch=30", f"student.net._target_={net}")
         networks.build_student(build(cfg))
-        found = "compute.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
-        assert capsys.readouterr().out == f"  {found}\n" * told
+        message = (
+            "compute.micro_batch=30: BatchNorm of the student sees 30 images at a time, not 100"
+        )
+        assert capsys.readouterr().out == f"  {message}\n" * warnings
 
 
-def test_a_run_in_pieces_is_the_same_run(plain: Run, tmp_path: Path) -> None:
+def test_run_with_micro_batch_has_the_same_losses(plain: Run, tmp_path: Path) -> None:
     pieces, _ = trained(tmp_path, "pieces", "compute.micro_batch=7")
     assert pieces.directory.name == plain.directory.name
     assert losses(pieces) == pytest.approx(losses(plain), rel=1e-3)
 
 
-def test_a_run_in_mixed_precision(plain: Run, tmp_path: Path) -> None:
+def test_run_in_mixed_precision_completes_with_close_losses(plain: Run, tmp_path: Path) -> None:
     mixed, _ = trained(tmp_path, "mixed", "trainer.precision=bf16-mixed", "targets=record")
     assert mixed.completed
     assert mixed.directory.name != plain.directory.name
     assert losses(mixed) == pytest.approx(losses(plain), rel=0.05)
     assert losses(mixed) != losses(plain)
     abouts = [json.loads(path.read_text()) for path in tmp_path.glob("logs/targets/*/about.json")]
-    said = sorted((about["kind"], about["dtype"]) for about in abouts)
-    assert said == [("evaluation", "bfloat16")] * 2 + [("steps", "bfloat16")]
+    stored = sorted((about["kind"], about["dtype"]) for about in abouts)
+    assert stored == [("evaluation", "bfloat16")] * 2 + [("steps", "bfloat16")]
     student = safetensors.torch.load_file(mixed.student)
     assert {weight.dtype for weight in student.values()} == {torch.float32}
 
 
 @pytest.mark.slow
-def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) -> None:
+def test_run_without_compiler_falls_back_to_eager(plain: Run, tmp_path: Path) -> None:
     machine = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     shutil.copy(plain.directory.parents[2] / "teacher.safetensors", tmp_path)
     settings = (*SETTINGS, "name=compiled", "compute.compile=both")
@@ -701,7 +719,7 @@ def test_a_run_without_a_compiler_goes_on_without(plain: Run, tmp_path: Path) ->
     assert run.metrics.read_bytes() == plain.metrics.read_bytes()
 
 
-def test_wrong_ways_to_compute_are_refused(tmp_path: Path) -> None:
+def test_wrong_compute_options_are_refused_in_one_line(tmp_path: Path) -> None:
     remedies = {
         "compute.micro_batch=0": "give a whole number from 1, or null",
         "compute.micro_batch=1.5": None,
@@ -709,9 +727,9 @@ def test_wrong_ways_to_compute_are_refused(tmp_path: Path) -> None:
         "compute.compile=yes": "choose none, teacher, student or both",
         "trainer.precision=bf16": "choose 32-true, bf16-mixed or 16-mixed",
     }
-    found = answers([("train", mistake) for mistake in remedies], cwd=tmp_path)
+    responses = answers([("train", mistake) for mistake in remedies], cwd=tmp_path)
     for mistake, remedy in remedies.items():
-        code, out, err = found["train", mistake]
+        code, out, err = responses["train", mistake]
         assert (code, out, err.count("\n")) == (1, "", 1)
         if remedy is not None:
             assert err == f"error: {mistake}: {remedy}\n"

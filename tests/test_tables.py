@@ -1,4 +1,4 @@
-"""Tables and figures over runs."""
+"""Seed groups, tables and plots over several runs."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def leave(compose: Callable, tmp_path: Path) -> Callable[..., Path]:
     return call
 
 
-def test_seeds_are_grouped_with_their_sample_standard_deviation(leave, tmp_path: Path) -> None:
+def test_seed_group_has_mean_and_sample_standard_deviation(leave, tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.90, 0.92, 0.97)):
         leave(
             f"seed={seed}", student_test_top1=accuracy, agreement_top1=0.5, teacher_test_top1=0.99
@@ -49,7 +49,7 @@ def test_seeds_are_grouped_with_their_sample_standard_deviation(leave, tmp_path:
     assert group.text("kl_to_teacher", "{:.3f}") == "–"
 
 
-def test_what_differs_beside_the_seed_is_another_group_and_is_named(leave, tmp_path: Path) -> None:
+def test_runs_with_other_settings_form_separate_named_groups(leave, tmp_path: Path) -> None:
     leave("optimizer.lr=0.01", student_test_top1=0.9)
     leave("optimizer.lr=0.02", student_test_top1=0.8)
     leave("recipe=consistent", student_test_top1=0.7)
@@ -57,16 +57,16 @@ def test_what_differs_beside_the_seed_is_another_group_and_is_named(leave, tmp_p
     assert labels == ["consistent", "function_matching lr=0.01", "function_matching lr=0.02"]
 
 
-def test_the_recipes_stand_in_the_order_of_the_paper(leave, tmp_path: Path) -> None:
+def test_groups_are_sorted_by_length_and_recipe_order_of_the_paper(leave, tmp_path: Path) -> None:
     for recipe in ("function_matching", "consistent", "fixed_teacher", "independent_noise"):
         for epochs in (300, 100):
             leave(f"recipe={recipe}", f"epochs={epochs}", student_test_top1=0.9)
-    story = ["fixed_teacher", "independent_noise", "consistent", "function_matching"]
-    found = [(g.epochs, g.recipe) for g in group_runs([tmp_path])]
-    assert found == [(epochs, recipe) for epochs in (100.0, 300.0) for recipe in story]
+    order = ["fixed_teacher", "independent_noise", "consistent", "function_matching"]
+    groups = [(g.epochs, g.recipe) for g in group_runs([tmp_path])]
+    assert groups == [(epochs, recipe) for epochs in (100.0, 300.0) for recipe in order]
 
 
-def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Path) -> None:
+def test_failed_run_is_listed_with_empty_figures(leave, tmp_path: Path) -> None:
     leave("seed=0", student_test_top1=0.9, agreement_top1=0.8)
     leave("seed=1", status="failed", error="RuntimeError: boom")
     tables.write(tmp_path, group_runs([tmp_path]))
@@ -81,7 +81,7 @@ def test_a_failed_run_leaves_its_figures_empty_and_is_shown(leave, tmp_path: Pat
     assert group.mean("student_test_top1") == 0.9
 
 
-def test_the_figure_has_a_panel_for_patience_where_budgets_differ(leave, tmp_path: Path) -> None:
+def test_plot_has_a_patience_panel_for_different_lengths(leave, tmp_path: Path) -> None:
     figures = {"student_test_top1": 0.9, "agreement_top1": 0.8, "teacher_test_top1": 0.95}
     leave("epochs=100", **figures)
     tables.write(tmp_path, group_runs([tmp_path]))
@@ -99,7 +99,7 @@ def test_summary_json_has_the_columns_of_the_table(leave) -> None:
     assert summary["kl_to_teacher"] is None
 
 
-def test_copies_of_one_run_are_one_measurement(leave, tmp_path: Path) -> None:
+def test_copies_of_a_run_are_counted_once(leave, tmp_path: Path) -> None:
     figures = {"student_test_top1": 0.9}
     one = leave("seed=0", **figures)
     other = tmp_path / "again" / one.name
@@ -110,7 +110,7 @@ def test_copies_of_one_run_are_one_measurement(leave, tmp_path: Path) -> None:
     assert [row["seed"] for row in group.rows] == [0, 1]
 
 
-def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) -> None:
+def test_damaged_summary_is_skipped_and_named(leave, tmp_path: Path, capsys) -> None:
     leave("seed=0", student_test_top1=0.9)
     broken = leave("seed=1", student_test_top1=0.8) / "summary.json"
     broken.write_text('{"run": ')
@@ -119,7 +119,7 @@ def test_a_damaged_summary_is_left_out_and_named(leave, tmp_path: Path, capsys) 
     assert capsys.readouterr().err == f"skipped {broken}: damaged (JSONDecodeError)\n"
 
 
-def test_runs_that_differ_have_different_names(leave, tmp_path: Path) -> None:
+def test_different_settings_give_different_variant_names(leave, tmp_path: Path) -> None:
     for schedule in ("warmup_cosine", "warmup_quadratic"):
         leave(f"schedule={schedule}", student_test_top1=0.9)
     leave("schedule.warmup_steps=7", student_test_top1=0.9)
@@ -129,18 +129,18 @@ def test_runs_that_differ_have_different_names(leave, tmp_path: Path) -> None:
     assert any("warmup_steps=7" in variant for variant in variants)
 
 
-def test_a_run_that_failed_early_does_not_shorten_the_others(leave, tmp_path: Path) -> None:
+def test_failed_run_does_not_shorten_the_mean_curve(leave, tmp_path: Path) -> None:
     for seed, (last, status) in enumerate(((100, "completed"), (100, "completed"), (5, "failed"))):
-        found = leave(f"seed={seed}", student_test_top1=0.9, status=status)
+        directory = leave(f"seed={seed}", student_test_top1=0.9, status=status)
         lines = [f"{step},{step / 100}" for step in range(1, last + 1)]
-        (found / "metrics.csv").write_text("\n".join(["step,val/student_top1", *lines]))
+        (directory / "metrics.csv").write_text("\n".join(["step,val/student_top1", *lines]))
     (group,) = group_runs([tmp_path])
     epochs, values = mean_curve(group, "val/student_top1")
     assert (values[0], values[-1]) == pytest.approx((0.01, 1.0))
     assert epochs[-1] == pytest.approx(100 * group.epochs / group.rows[0]["steps"])
 
 
-def test_numbers_are_sorted_as_numbers(leave, tmp_path: Path) -> None:
+def test_variants_are_sorted_numerically(leave, tmp_path: Path) -> None:
     for temperature in (10, 2, 1):
         leave(f"objective.temperature={temperature}", student_test_top1=0.9)
     variants = [g.variant for g in group_runs([tmp_path])]

@@ -1,4 +1,4 @@
-"""Dry runs say what a run needs and write nothing; networks saved by name; sweeps that search."""
+"""Dry runs, saved networks and sweeps."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ DRY = "dry_run=true"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("rehearsal")
+    home = tmp_path_factory.mktemp("dry_run")
     small.split_folder(home / "images")
     return home
 
@@ -41,7 +41,7 @@ def made(home: Path) -> Run:
 
 
 def on(home: Path) -> tuple[str, ...]:
-    """The data of these tests, found from anywhere."""
+    """The data of these tests, by absolute paths."""
     return ("data=folder", f"data.root={home}/images", f"paths.logs={home}/logs")
 
 
@@ -53,7 +53,7 @@ def left(folder: Path) -> dict[str, int]:
 # --- dry runs ------------------------------------------------------------------------------------
 
 
-def rehearsed(home: Path, cwd: Path, script: str, *overrides: str) -> dict[str, list[str]]:
+def dry_run_lines(home: Path, cwd: Path, script: str, *overrides: str) -> dict[str, list[str]]:
     """What a dry run prints, by the first word of a line; it leaves everything as it was."""
     before = left(home), left(cwd)
     user = home.with_name("user")  # where matplotlib, whoever imports it, keeps its fonts
@@ -67,11 +67,11 @@ def rehearsed(home: Path, cwd: Path, script: str, *overrides: str) -> dict[str, 
 def lines(printed: str) -> dict[str, list[str]]:
     head, *rest = printed.splitlines()
     assert head.endswith("(dry run: nothing is written)")
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for line in rest:
         key, _, value = line.strip().partition(" ")
-        found.setdefault(key, []).append(value.strip())
-    return found
+        values.setdefault(key, []).append(value.strip())
+    return values
 
 
 SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
@@ -95,83 +95,87 @@ def flop(line: str) -> float:
 
 def layers(network: Network) -> list[float]:
     """The floating-point operations of each layer for one image, from its shapes."""
-    found: list[float] = []
+    operations: list[float] = []
 
     def hook(layer: nn.Module, _: object, out: torch.Tensor) -> None:
-        found.append(2 * layer.weight[0].numel() * out.numel())
+        operations.append(2 * layer.weight[0].numel() * out.numel())
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(hook)
     with torch.no_grad():
         network(torch.zeros(1, 3, network.side, network.side))
-    return found
+    return operations
 
 
 def about(value: float) -> object:
     return pytest.approx(value, rel=6e-3)
 
 
-def test_a_dry_run_of_what_is_all_there(home: Path, made: Run, compose, tmp_path: Path) -> None:
+def test_dry_run_reports_steps_sizes_and_cost(
+    home: Path, made: Run, compose, tmp_path: Path
+) -> None:
     overrides = (*on(home), *STUDENT, *TEACHER, "epochs=50")
-    found = rehearsed(home, tmp_path, "train", *overrides)
+    report = dry_run_lines(home, tmp_path, "train", *overrides)
     cfg = compose(*overrides, *SMALL)
     steps = schema.total_steps(cfg)
     assert steps == 300
-    assert found["steps"] == ["300 of 6 images (50 epochs of 36)"]
+    assert report["steps"] == ["300 of 6 images (50 epochs of 36)"]
     experiment = build(cfg)
     assert experiment.teacher is not None
     student = networks.build_network(experiment.student)
     teacher = networks.build_network(experiment.teacher.members["teacher"])
     for key, network in (("student", student), ("teacher", teacher)):
-        (line,) = found[key]
+        (line,) = report[key]
         assert parameters(line) == about(sum(p.numel() for p in network.parameters()))
         assert "an image of 16 px" in line
-    (forward,) = map(flop, found["teacher"])
-    (both,) = map(flop, found["student"])
+    (forward,) = map(flop, report["teacher"])
+    (both,) = map(flop, report["student"])
     assert forward == about(sum(layers(teacher)))
-    # Backward is twice forward, but nobody asks for the gradient of the image.
+    # Backward is twice forward, without the gradient of the image.
     assert both == about(3 * sum(layers(student)) - layers(student)[0])
-    assert number(found["compute"][0], "FLOP") == about(steps * 6 * (forward + both))
-    assert found["time"][0].endswith("on 1 x cpu with 1 threads, data and validation aside")
-    assert f"in {home}/logs; " in found["disk"][0]
-    assert found["ready"] == [""]
-    assert "missing" not in found
+    assert number(report["compute"][0], "FLOP") == about(steps * 6 * (forward + both))
+    assert report["time"][0].endswith("on 1 x cpu with 1 threads, data and validation aside")
+    assert f"in {home}/logs; " in report["disk"][0]
+    assert report["ready"] == [""]
+    assert "missing" not in report
 
 
-def test_a_dry_run_names_what_is_missing(home: Path, tmp_path: Path) -> None:
+def test_dry_run_names_missing_data_and_weights(home: Path, tmp_path: Path) -> None:
     net = ("teacher.net.depth=[1]", "teacher.net.width=0.5")
-    found = rehearsed(
+    report = dry_run_lines(
         home, tmp_path, "train", "data=pets", "teacher=bit_r152x2", *net, *STUDENT, "epochs=100"
     )
-    assert found["steps"] == ["55,200 of 6 images (100 epochs of 3,312)"]
-    data, weights = found["missing"]
+    assert report["steps"] == ["55,200 of 6 images (100 epochs of 3,312)"]
+    data, weights = report["missing"]
     assert data.startswith("data.root=data: folder oxford-iiit-pet does not exist; ")
     assert weights.startswith("teacher.weights=R152x2_T_pet128: not on this machine yet")
-    assert found["not"] == ["ready: see what is missing"]
-    assert "ready" not in found
+    assert report["not"] == ["ready: see what is missing"]
+    assert "ready" not in report
 
 
-def test_a_dry_run_of_fine_tuning(home: Path, compose, tmp_path: Path) -> None:
+def test_dry_run_of_finetune_reports_the_model(home: Path, compose, tmp_path: Path) -> None:
     model = ("model=bit_tiny", "model.net.depth=[1]", "model.weights=BiT-M-R50x1")
     overrides = (*on(home), *model, "rule=bit_hyperrule", "save_as=later")
-    found = rehearsed(home, tmp_path, "finetune", *overrides)
-    assert found["recipe"] == ["labels, data folder, seed 0"]
-    assert found["steps"] == ["500 of 6 images (83 epochs of 36)"]  # by the rule
+    report = dry_run_lines(home, tmp_path, "finetune", *overrides)
+    assert report["recipe"] == ["labels, data folder, seed 0"]
+    assert report["steps"] == ["500 of 6 images (83 epochs of 36)"]  # by the rule
     cfg = compose(*overrides, *SMALL, name="finetune")
-    assert parameters(found["model"][0]) == about(
+    assert parameters(report["model"][0]) == about(
         sum(p.numel() for p in networks.build_network(build(cfg).student).parameters())
     )
-    (missing,) = found["missing"]
+    (missing,) = report["missing"]
     assert missing.startswith("model.weights=BiT-M-R50x1: not on this machine yet")
-    assert "teacher" not in found
+    assert "teacher" not in report
 
 
-def test_a_dry_run_of_several_teachers(home: Path, made: Run, compose, tmp_path: Path) -> None:
+def test_dry_run_reports_each_teacher_of_an_ensemble(
+    home: Path, made: Run, compose, tmp_path: Path
+) -> None:
     members = ("+teacher@teacher.members.a=saved", "+teacher@teacher.members.b=saved")
     names = ("teacher.members.a.name=small", f"teacher.members.b.name={made.directory}")
     overrides = (*on(home), *STUDENT, "teacher=ensemble", *members, *names, "steps=7")
-    found = rehearsed(home, tmp_path, "train", *overrides)
+    report = dry_run_lines(home, tmp_path, "train", *overrides)
     cfg = compose(*overrides, *SMALL)
     teacher = build(cfg).teacher
     assert teacher is not None
@@ -179,10 +183,12 @@ def test_a_dry_run_of_several_teachers(home: Path, made: Run, compose, tmp_path:
     keys = [f"teacher.members.{name}" for name in "ab"]
     costs = 0.0
     for key in keys:
-        assert parameters(found[key][0]) == about(size)
-        costs += flop(found[key][0])
-    assert number(found["compute"][0], "FLOP") == about(7 * 6 * (costs + flop(found["student"][0])))
-    assert found["ready"] == [""]
+        assert parameters(report[key][0]) == about(size)
+        costs += flop(report[key][0])
+    assert number(report["compute"][0], "FLOP") == about(
+        7 * 6 * (costs + flop(report["student"][0]))
+    )
+    assert report["ready"] == [""]
 
 
 def test_dry_runs_of_a_sweep_write_nothing(home: Path, made: Run, tmp_path: Path) -> None:
@@ -195,8 +201,8 @@ def test_dry_runs_of_a_sweep_write_nothing(home: Path, made: Run, tmp_path: Path
 
 
 @pytest.fixture
-def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
-    """A dry run in this process."""
+def dry_run_here(compose, capsys) -> Callable[..., dict[str, list[str]]]:
+    """The output of a dry run in this process, by the first word of a line."""
 
     def call(*overrides: str) -> dict[str, list[str]]:
         cfg = compose(*overrides, *SMALL)
@@ -208,67 +214,67 @@ def rehearse(compose, capsys) -> Callable[..., dict[str, list[str]]]:
     return call
 
 
-def test_grouped_convolutions_are_counted_as_what_they_are(home: Path, made: Run, rehearse) -> None:
+def test_dry_run_counts_grouped_convolutions_correctly(home: Path, made: Run, dry_run_here) -> None:
     """Depthwise kernels have a gradient as cheap as they are."""
     student = ("student=timm", "student.name=mobilenetv3_small_050", "student.side=32")
-    found = rehearse(*on(home), *student, "student.resize=40", *TEACHER, "steps=7")
+    report = dry_run_here(*on(home), *student, "student.resize=40", *TEACHER, "steps=7")
     network = timm_models.build("mobilenetv3_small_050", num_classes=3)
     views = {"mean": [0.5] * 3, "std": [0.5] * 3, "side": 32, "resize": 40}
     one = sum(layers(Network(network, **views).eval()))
-    assert 2.8 * one < flop(found["student"][0]) < 3 * one
+    assert 2.8 * one < flop(report["student"][0]) < 3 * one
 
 
-def test_a_fixed_teacher_is_asked_once_per_image(home: Path, made: Run, rehearse) -> None:
+def test_dry_run_counts_a_fixed_teacher_once_per_image(home: Path, made: Run, dry_run_here) -> None:
     given = (*on(home), *STUDENT, *TEACHER, "steps=500", "recipe=fixed_teacher")
     for views, crop in ((1, "resize"), (1, "centre"), (90, "inception_ensemble")):
-        found = rehearse(*given, f"recipe.teacher_crop={crop}", "recipe.ensemble=90")
-        student, teacher = (flop(found[key][0]) for key in ("student", "teacher"))
+        report = dry_run_here(*given, f"recipe.teacher_crop={crop}", "recipe.ensemble=90")
+        student, teacher = (flop(report[key][0]) for key in ("student", "teacher"))
         expected = 500 * 6 * student + 36 * views * teacher
-        assert number(found["compute"][0], "FLOP") == about(expected)
+        assert number(report["compute"][0], "FLOP") == about(expected)
 
 
-def test_the_disk_that_is_told_is_enough(home: Path, made: Run, rehearse) -> None:
-    found = rehearse(*on(home), *STUDENT, *TEACHER, "steps=7")
-    told = number(found["disk"][0].removeprefix("about "), "B")
+def test_dry_run_disk_estimate_is_sufficient(home: Path, made: Run, dry_run_here) -> None:
+    report = dry_run_here(*on(home), *STUDENT, *TEACHER, "steps=7")
+    estimate = number(report["disk"][0].removeprefix("about "), "B")
     used = sum(path.stat().st_size for path in (*made.checkpoints.all(), made.student))
-    assert told / 4 < used < told  # `made` is of the same size as the student
+    assert estimate / 4 < used < estimate  # `made` is of the same size as the student
 
 
-def test_a_dry_run_downloads_nothing(home: Path, made: Run, rehearse, tmp_path: Path) -> None:
+def test_dry_run_downloads_nothing(home: Path, made: Run, dry_run_here, tmp_path: Path) -> None:
     data = ("data=imagenet", "data.classes=3", f"data.root={tmp_path}", "data.download=true")
-    found = rehearse(*data, f"paths.logs={home}/logs", *STUDENT, *TEACHER, "steps=7")
-    assert found["missing"][0].startswith(f"data.root={tmp_path}: folder train does not exist; ")
+    report = dry_run_here(*data, f"paths.logs={home}/logs", *STUDENT, *TEACHER, "steps=7")
+    assert report["missing"][0].startswith(f"data.root={tmp_path}: folder train does not exist; ")
     assert not list(tmp_path.iterdir())
 
 
 TIMM = ("teacher=timm", "teacher.name=resnet10t", "teacher.classes=3")
 
 
-def test_a_dry_run_knows_the_side_that_timm_says(home: Path, rehearse) -> None:
-    found = rehearse(*on(home), *STUDENT, *TIMM, "steps=7")
-    assert "an image of 176 px" in found["teacher"][0]
+def test_dry_run_uses_the_default_side_of_timm(home: Path, dry_run_here) -> None:
+    report = dry_run_here(*on(home), *STUDENT, *TIMM, "steps=7")
+    assert "an image of 176 px" in report["teacher"][0]
 
 
-def test_a_dry_run_names_weights_of_a_hub_that_are_not_there(
-    home: Path, rehearse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_dry_run_names_missing_hub_weights(
+    home: Path, dry_run_here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = rehearse(*on(home), *STUDENT, *TIMM, "steps=7")
-    assert "teacher.weights=hub" in found["missing"][0]
+    report = dry_run_here(*on(home), *STUDENT, *TIMM, "steps=7")
+    assert "teacher.weights=hub" in report["missing"][0]
 
 
-def test_a_dry_run_names_a_teacher_that_is_still_to_be_made(rehearse, tmp_path: Path) -> None:
-    found = rehearse("data=digits", "student=digits", f"paths.logs={tmp_path}", "steps=7")
-    assert found["missing"] == ["teacher: not made yet; the run fine-tunes it first, 4,000 steps"]
+def test_dry_run_names_a_teacher_that_must_be_trained_first(dry_run_here, tmp_path: Path) -> None:
+    report = dry_run_here("data=digits", "student=digits", f"paths.logs={tmp_path}", "steps=7")
+    assert report["missing"] == ["teacher: not made yet; the run fine-tunes it first, 4,000 steps"]
 
 
 # --- saved networks ------------------------------------------------------------------------------
 
 
-def test_a_saved_network_is_that_of_its_run(home: Path, made: Run) -> None:
-    place = home / "logs" / "teachers" / "small"
-    assert (place / "student.safetensors").read_bytes() == made.student.read_bytes()
-    assert (place / "model.json").read_bytes() == made.model.read_bytes()
+def test_saved_network_equals_that_of_its_run(home: Path, made: Run) -> None:
+    saved = home / "logs" / "teachers" / "small"
+    assert (saved / "student.safetensors").read_bytes() == made.student.read_bytes()
+    assert (saved / "model.json").read_bytes() == made.model.read_bytes()
     assert made.result["student_test_top1"] > 1 / 3  # it has learned
 
 
@@ -284,7 +290,7 @@ def distilled(home: Path, made: Run) -> list[Run]:
     return [Run(path.parent) for path in (home / "logs" / "students").glob("*/config.yaml")]
 
 
-def test_a_saved_network_teaches(distilled: list[Run], made: Run) -> None:
+def test_saved_network_serves_as_teacher(distilled: list[Run], made: Run) -> None:
     assert len(distilled) == 2
     for run in distilled:
         assert run.result["teacher_test_top1"] == made.result["student_test_top1"]
@@ -300,21 +306,21 @@ def measured(cwd: Path, *arguments: str) -> dict[str, float]:
     "where",
     ["home", "elsewhere"],
 )
-def test_a_student_of_a_saved_network_is_measured_again(
+def test_evaluate_repeats_the_figures_of_a_saved_teachers_student(
     home: Path, distilled: list[Run], tmp_path: Path, where: str
 ) -> None:
     run = distilled[0]
-    found = measured(home if where == "home" else tmp_path, f"run={run.directory}")
-    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(found)
-    for name, value in found.items():
+    figures = measured(home if where == "home" else tmp_path, f"run={run.directory}")
+    assert {"student_test_top1", "teacher_test_top1", "kl_to_teacher"} <= set(figures)
+    for name, value in figures.items():
         assert value == pytest.approx(run.result[name], abs=1e-4)
 
 
-def test_a_saved_network_is_measured_on_a_table_of_labels(home: Path, made: Run) -> None:
+def test_evaluate_measures_a_saved_network_on_a_label_csv(home: Path, made: Run) -> None:
     table = ("data=folder", "data.root=images", "data.labels=labels.csv")
-    found = measured(home, *TEACHER, *table)
+    figures = measured(home, *TEACHER, *table)
     expected = made.result["student_test_top1"]
-    assert found == {"teacher_test_top1": pytest.approx(expected, abs=1e-4)}
+    assert figures == {"teacher_test_top1": pytest.approx(expected, abs=1e-4)}
 
 
 # --- sweeps --------------------------------------------------------------------------------------
@@ -334,23 +340,23 @@ def sweep(*overrides: str) -> list[dict[str, str]]:
     return [dict(override.split("=", 1) for override in job) for job in app.sweep(cfg)]
 
 
-def test_the_papers_grid_has_80_points() -> None:
+def test_paper_sweep_has_80_points() -> None:
     jobs = sweep("data=pets", "teacher=bit_r152x2", "student=bit_r50")
-    found = [tuple(float(job[key]) for key in GRID) for job in jobs]
-    assert len(found) == 80
-    assert sorted(found) == sorted(itertools.product(*GRID.values()))
+    points = [tuple(float(job[key]) for key in GRID) for job in jobs]
+    assert len(points) == 80
+    assert sorted(points) == sorted(itertools.product(*GRID.values()))
 
 
-def test_the_papers_grid_is_narrowed_and_widened() -> None:
+def test_paper_sweep_is_narrowed_and_extended_by_overrides() -> None:
     jobs = sweep("optimizer.wd=0.0001", "seed=0,1", "objective.temperature=1,2")
-    found = {(float(job["optimizer.lr"]), job["seed"]) for job in jobs}
+    points = {(float(job["optimizer.lr"]), job["seed"]) for job in jobs}
     assert len(jobs) == 4 * 2 * 2
-    assert found == set(itertools.product(GRID["optimizer.lr"], "01"))
+    assert points == set(itertools.product(GRID["optimizer.lr"], "01"))
     assert {job["optimizer.wd"] for job in jobs} == {"0.0001"}
 
 
 @pytest.mark.skipif(HAS_WHITELIST, reason="hydra-optuna-sweeper 1.3 needs Hydra 1.3")
-def test_a_search_ends_with_what_is_best_on_val(home: Path, made: Run) -> None:
+def test_optuna_sweep_reports_the_best_run_on_val(home: Path, made: Run) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     data = ("data=folder", "data.root=images", "name=search")
     search = ("-m", "sweep=optuna", "hydra.sweeper.n_trials=2", "steps=9")
@@ -362,10 +368,10 @@ def test_a_search_ends_with_what_is_best_on_val(home: Path, made: Run) -> None:
     assert len(rows) == 2
     best = max(row["student_val_top1"] for row in rows)
     assert f"best on val ({best:.3f}): function_matching " in done.stdout
-    told = yaml.safe_load((home / "logs/search/optimization_results.yaml").read_text())
-    assert told["best_value"] == pytest.approx(best)
+    results = yaml.safe_load((home / "logs/search/optimization_results.yaml").read_text())
+    assert results["best_value"] == pytest.approx(best)
     chosen = [tuple(lookup(row["settings"], key) for key in GRID) for row in rows]
-    assert tuple(told["best_params"][key] for key in GRID) in chosen
+    assert tuple(results["best_params"][key] for key in GRID) in chosen
     for point in chosen:
         assert all(value in GRID[key] for key, value in zip(GRID, point, strict=True))
 

@@ -1,4 +1,4 @@
-"""Anybody's folder of images, in every form that is read."""
+"""Folders of images: class folders, split folders, label CSVs and errors."""
 
 import subprocess
 import sys
@@ -21,47 +21,47 @@ from trees import pairs, parts, refused
 RECIPE = Shared(name="function_matching", crop="inception", mixing=True, min_area=0.05)
 
 
-def test_a_folder_with_splits_and_classes(tmp_path: Path) -> None:
+def test_folder_with_splits_and_classes_is_read(tmp_path: Path) -> None:
     for part, each in (("train", 10), ("val", 3), ("test", 2)):
         trees.class_folders(tmp_path / part, ("cat", "dog"), each)
-    found = image_folder.folder(tmp_path)
-    assert found.classes == ("cat", "dog")
-    for part, each in zip(parts(found), (10, 3, 2), strict=True):
+    files = image_folder.folder(tmp_path)
+    assert files.classes == ("cat", "dog")
+    for part, each in zip(parts(files), (10, 3, 2), strict=True):
         assert part.labels.tolist() == [0] * each + [1] * each
         assert all(("cat", "dog")[label] in name for name, label in pairs(part))
 
 
-def test_a_folder_without_val_or_test(tmp_path: Path) -> None:
+def test_missing_val_or_test_is_split_from_train(tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "train", ("cat", "dog"), 10)
-    found = image_folder.folder(tmp_path)
-    assert list(map(len, parts(found))) == [18, 2, 2]
-    assert found.val.labels.tolist() == [0, 1]  # stratified
-    assert found.test.names == found.val.names
+    files = image_folder.folder(tmp_path)
+    assert list(map(len, parts(files))) == [18, 2, 2]
+    assert files.val.labels.tolist() == [0, 1]  # stratified
+    assert files.test.names == files.val.names
     trees.class_folders(tmp_path / "test", ("cat",), 3)
     assert list(map(len, parts(image_folder.folder(tmp_path)))) == [18, 2, 3]
 
 
-def test_a_folder_of_class_folders(tmp_path: Path) -> None:
+def test_class_folders_are_split_into_train_val_and_test(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 10, suffix=".png")
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "cat" / "._cat_0.png").write_text("what a Mac leaves in archives")
     (tmp_path / ".cache").mkdir()
-    found = image_folder.folder(tmp_path)
-    assert list(map(len, parts(found))) == [16, 2, 2]
-    assert len(set().union(*(part.names for part in parts(found)))) == 20
+    files = image_folder.folder(tmp_path)
+    assert list(map(len, parts(files))) == [16, 2, 2]
+    assert len(set().union(*(part.names for part in parts(files)))) == 20
     source = builders.folder(str(tmp_path)).train
     batch = image_stream(source, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0]
     assert batch.label is not None
 
 
-def test_a_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
+def test_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
     for number in range(25):
         trees.photograph(tmp_path / f"{number}.jpg", number=number)
-    found = image_folder.folder(tmp_path)
-    assert [len(part) for part in parts(found)] == [23, 2, 2]
-    assert found.train.labels is None
-    assert found.classes == ()
-    assert set(found.train.names) | set(found.val.names) == {f"{i}.jpg" for i in range(25)}
+    files = image_folder.folder(tmp_path)
+    assert [len(part) for part in parts(files)] == [23, 2, 2]
+    assert files.train.labels is None
+    assert files.classes == ()
+    assert set(files.train.names) | set(files.val.names) == {f"{i}.jpg" for i in range(25)}
     splits = builders.folder(str(tmp_path), classes=1000)  # the teacher's
     assert len(splits.train.classes) == 1000
     batch = image_stream(splits.train, RECIPE, sides={"student": 8}, batch_size=4, seed=0)[0]
@@ -71,21 +71,21 @@ def test_a_folder_of_plain_images_has_no_labels(tmp_path: Path) -> None:
     assert [len(part) for part in parts(image_folder.folder(tmp_path / "few"))] == [2, 1, 1]
 
 
-def test_plain_images_may_have_splits(tmp_path: Path) -> None:
+def test_unlabelled_images_may_have_split_folders(tmp_path: Path) -> None:
     for part, each in (("train", 12), ("val", 3)):
         for number in range(each):
             trees.photograph(tmp_path / part / f"{number}.jpg", number=number)
-    found = image_folder.folder(tmp_path)
-    assert [len(part) for part in parts(found)] == [12, 3, 3]
-    assert found.val.labels is None
+    files = image_folder.folder(tmp_path)
+    assert [len(part) for part in parts(files)] == [12, 3, 3]
+    assert files.val.labels is None
 
 
-def test_labels_none_takes_every_image(tmp_path: Path) -> None:
+def test_labels_none_reads_every_image_without_labels(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 5)
     trees.photograph(tmp_path / "beside.jpg")
-    found = image_folder.folder(tmp_path, labels="none")
-    assert [len(part) for part in parts(found)] == [10, 1, 1]
-    assert found.train.labels is None
+    files = image_folder.folder(tmp_path, labels="none")
+    assert [len(part) for part in parts(files)] == [10, 1, 1]
+    assert files.train.labels is None
 
 
 CSV = "file,source,imagenet_label0\nb.jpg,x,4\nc.jpg,x,2\nimages/a.jpg,x,0\n"
@@ -99,12 +99,12 @@ def table(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_table_of_labels(table: Path, tmp_path: Path) -> None:
-    found = image_folder.folder(table, "labels.csv", split=[0, 0, 1])
-    assert [len(part) for part in parts(found)] == [0, 0, 3]
-    assert found.test.names == ("images/a.jpg", "images/b.jpg", "images/c.jpg")
-    assert found.test.labels.tolist() == [0, 4, 2]
-    assert len(found.classes) == 5  # the largest label + 1
+def test_label_csv_selects_images_and_labels(table: Path, tmp_path: Path) -> None:
+    files = image_folder.folder(table, "labels.csv", split=[0, 0, 1])
+    assert [len(part) for part in parts(files)] == [0, 0, 3]
+    assert files.test.names == ("images/a.jpg", "images/b.jpg", "images/c.jpg")
+    assert files.test.labels.tolist() == [0, 4, 2]
+    assert len(files.classes) == 5  # the largest label + 1
     assert (
         len(image_folder.folder(table, "labels.csv", split=[0, 0, 1], classes=1000).classes) == 1000
     )
@@ -118,14 +118,14 @@ def test_a_table_of_labels(table: Path, tmp_path: Path) -> None:
     assert two(label_column="other_label").test.labels.tolist() == [7]
 
 
-def test_a_table_for_folders_with_splits(tmp_path: Path) -> None:
+def test_label_csv_applies_to_split_folders(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         for number in range(3):
             trees.photograph(tmp_path / part / f"{part}{number}.jpg")
     rows = [f"{part}{n}.jpg,{n}\n" for part in ("train", "val", "test") for n in range(3)]
     (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
-    found = image_folder.folder(tmp_path, "labels.csv")
-    assert [part.names[0] for part in parts(found)] == [
+    files = image_folder.folder(tmp_path, "labels.csv")
+    assert [part.names[0] for part in parts(files)] == [
         "train/train0.jpg",
         "val/val0.jpg",
         "test/test0.jpg",
@@ -133,7 +133,7 @@ def test_a_table_for_folders_with_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("file,label\na.jpg,cat\n", "labels.csv is damaged (ValueError: invalid literal for int()"),
         ("file,label\na.jpg\n", "labels.csv is damaged (TypeError"),
@@ -147,17 +147,17 @@ def test_a_table_for_folders_with_splits(tmp_path: Path) -> None:
         ("file,label\ne.jpg,1\n", "e.jpg is ambiguous: images/e.jpg or more/e.jpg"),
     ],
 )
-def test_a_table_that_does_not_fit(content: str, said: str, table: Path) -> None:
-    for place in ("images", "more"):
-        trees.photograph(table / place / "e.jpg")
+def test_wrong_label_csv_is_refused_in_one_line(content: str, message: str, table: Path) -> None:
+    for parent in ("images", "more"):
+        trees.photograph(table / parent / "e.jpg")
     (table / "labels.csv").write_text(content)
     line = refused(lambda: image_folder.folder(table, "labels.csv", classes=5))
     assert line.startswith("labels=labels.csv: ")
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda r: None, "no such folder"),
         (lambda r: r.mkdir(), "contains no images"),
@@ -195,15 +195,17 @@ def test_a_table_that_does_not_fit(content: str, said: str, table: Path) -> None
         (lambda r: trees.photograph(r / "x.jpg"), "1 images are too few to split"),
     ],
 )
-def test_a_folder_that_is_none(make: Callable[[Path], object], said: str, tmp_path: Path) -> None:
+def test_unusable_folder_is_refused_in_one_line(
+    make: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
     root = tmp_path / "mine"
     make(root)
     line = refused(lambda: image_folder.folder(root))
     assert line.startswith(f"root={root}: ")
-    assert said in line
+    assert message in line
 
 
-def test_an_archive_is_to_be_extracted_first(tmp_path: Path) -> None:
+def test_archive_is_refused_with_the_extract_command(tmp_path: Path) -> None:
     with tar(tmp_path / "mine.tar", "w"):
         pass
     line = refused(lambda: image_folder.folder(tmp_path / "mine.tar"))
@@ -211,18 +213,18 @@ def test_an_archive_is_to_be_extracted_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", [[0.8, 0.1], [0.8, 0.3, 0.1], [1.1, -0.2, 0.1], [0.9, 0, 0.1]])
-def test_shares_that_are_none(split: list[float], tmp_path: Path) -> None:
+def test_wrong_split_shares_are_refused(split: list[float], tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 10)
     with pytest.raises(ValueError, match="split="):
         image_folder.folder(tmp_path, split=split)
 
 
-def test_a_number_of_classes_that_is_not_that_of_the_folders(tmp_path: Path) -> None:
+def test_classes_other_than_the_class_folders_are_refused(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 3)
     assert "classes=5: " in refused(lambda: image_folder.folder(tmp_path, classes=5))
 
 
-def test_facts_of_a_folder(table: Path) -> None:
+def test_facts_give_classes_train_size_and_digest(table: Path) -> None:
     trees.class_folders(table / "mine", ("cat", "dog"), 10)
     before = image_folder.facts(str(table / "mine"))
     assert (before["classes"], before["train_size"]) == (2, 16)
@@ -233,7 +235,7 @@ def test_facts_of_a_folder(table: Path) -> None:
     assert facts["digest"] != before["digest"]
 
 
-def test_facts_follow_the_images(tmp_path: Path) -> None:
+def test_digest_depends_on_the_images(tmp_path: Path) -> None:
     seen = set()
     for number in range(3):
         trees.class_folders(tmp_path / str(number), ("cat", "dog"), 10)
@@ -243,7 +245,7 @@ def test_facts_follow_the_images(tmp_path: Path) -> None:
     assert len(seen) == 3
 
 
-def test_the_configuration_of_a_folder_knows_its_facts(compose, tmp_path: Path) -> None:
+def test_folder_configuration_contains_classes_sizes_and_digest(compose, tmp_path: Path) -> None:
     trees.class_folders(tmp_path / "mine", ("cat", "dog"), 10)
     data = compose("data=folder", f"data.root={tmp_path}/mine").data
     assert (data.classes, data.train_size, data.suggested.batch_size) == (2, 16, 16)
@@ -258,7 +260,7 @@ def test_the_configuration_of_a_folder_knows_its_facts(compose, tmp_path: Path) 
     assert len(instantiate(data.splits).train.classes) == 10
 
 
-def test_listing_needs_no_torch(tmp_path: Path) -> None:
+def test_listing_images_does_not_import_torch(tmp_path: Path) -> None:
     trees.class_folders(tmp_path, ("cat", "dog"), 10)
     code = (
         "import sys\n"
