@@ -219,7 +219,7 @@ def test_directory_of_another_configuration_is_refused(workplace: Path, swept) -
     assert afresh.returncode == 1
     assert Run(directory).completed  # nothing was cleared
     assert done.returncode == 1
-    assert "optimizer.lr (recorded: 0.5, now: 0.01)" in done.stderr
+    assert "optimizer.lr (recorded: 0.01, now: 0.5); it was edited" in done.stderr
 
 
 def test_ctrl_c_stops_a_sweep_and_names_the_resume_command(workplace: Path) -> None:

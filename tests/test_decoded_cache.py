@@ -514,7 +514,7 @@ def configured(
     """What a run of 100 steps that sees 24 images reads from."""
 
     def call(mode: str, *more: str) -> tuple[Splits, bool]:
-        data = ("data=folder", f"data.root={root}", "data.split=[1,0,0]", "data.classes=3")
+        data = ("data=folder", f"data.root={root}", "data.split=[0.9,0.1,0]", "data.classes=3")
         run = ("steps=100", "batch_size=8", "validate_every=10", "trainer.accelerator=cpu")
         store = f"paths.cache={tmp_path}/kept"
         cfg = compose(*data, *run, "data.labels=none", f"data.cache={mode}", store, *more)
