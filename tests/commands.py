@@ -132,7 +132,16 @@ def command_here(script: str, *overrides: str, cwd: Path) -> tuple[int, str, str
 
 _ANSWERS = """
 import contextlib, io, json, sys
+from hydra._internal.hydra import Hydra
 from funmatch.cli.main import COMMANDS
+
+compose_mode = Hydra.get_mode
+
+def get_mode(hydra, name, overrides):  # else each configuration is composed twice
+    sweep = any(override.startswith("sweep=") for override in overrides)
+    return compose_mode(hydra, name, overrides) if sweep else None
+
+Hydra.get_mode = get_mode
 
 class ImportBlocker:  # a refusal must not need these packages
     def find_spec(self, name, path=None, target=None):

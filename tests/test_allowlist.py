@@ -130,6 +130,7 @@ def test_foreign_hydra_callback_is_refused(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault(14)
 def test_run_files_contain_no_secrets(workplace: Path, record_property) -> None:
     (workplace / ".env").write_text(f"ANOTHER_TOKEN={CANARY}-env\n")

@@ -213,6 +213,7 @@ print(next(batches).views["student"].shape)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault(10)
 def test_process_exits_with_open_worker_iterators() -> None:
     done = subprocess.run(

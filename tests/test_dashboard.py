@@ -174,6 +174,7 @@ def test_dashboard_panels_show_only_logged_metrics(
     assert shown(json.loads(second["spec"])) == (course, figures)
 
 
+@pytest.mark.slow
 def test_dashboard_panels_follow_the_task_of_the_runs(
     workplace: Path, server: Server, request
 ) -> None:

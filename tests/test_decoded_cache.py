@@ -220,6 +220,7 @@ def test_pickled_cache_contains_no_pixels(source: ImageFiles, cached_source: Cac
     assert other.fingerprint() == source.fingerprint()
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_the_cache(source: ImageFiles, cached_source: Cached) -> None:
     form = {"sides": {"student": 8}, "batch_size": 10, "seed": 3}
     loader = DataLoader(
@@ -365,12 +366,14 @@ def concurrent_readers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim
             reader.process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_build_leaves_no_cache(concurrent_readers: SimpleNamespace) -> None:
     assert len(concurrent_readers.left) == 2
     assert re.fullmatch(r"\.[0-9a-f]{16}\.\d+\.tmp", concurrent_readers.left[0])
     assert re.fullmatch(r"[0-9a-f]{16}\.lock", concurrent_readers.left[1])
 
 
+@pytest.mark.slow
 def test_concurrent_processes_build_the_cache_once(concurrent_readers: SimpleNamespace) -> None:
     assert concurrent_readers.ended == [0, 0, 0]
     assert sorted(map(len, concurrent_readers.printed)) == [0, 0, 2]
@@ -386,6 +389,7 @@ def test_concurrent_processes_build_the_cache_once(concurrent_readers: SimpleNam
     assert [reader[0] for reader in concurrent_readers.last] == [total] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="smaps_rollup is of Linux")
 def test_reading_processes_share_the_memory_of_a_cache(concurrent_readers: SimpleNamespace) -> None:
     (pixels,) = concurrent_readers.home.glob("kept/*/pixels.bin")

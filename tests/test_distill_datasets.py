@@ -15,6 +15,8 @@ from funmatch.data.datasets import torchvision_layouts
 from funmatch.data.file_list import FileList
 from small import SMALL, STUDENT, TEACHER, experiment, only_run
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 # Training images of the small trees.
 SOURCES = {"flowers102": 6, "pets": 27, "food101": 27, "sun397": 21, "imagenet": 59}

@@ -355,6 +355,7 @@ def test_paper_sweep_is_narrowed_and_extended_by_overrides() -> None:
     assert {job["optimizer.wd"] for job in jobs} == {"0.0001"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HAS_WHITELIST, reason="hydra-optuna-sweeper 1.3 needs Hydra 1.3")
 def test_optuna_sweep_reports_the_best_run_on_val(home: Path, made: Run) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

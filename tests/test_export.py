@@ -182,6 +182,7 @@ def test_best_run_on_val_is_exported(home: Path, capsys) -> None:
     assert capsys.readouterr().out == message
 
 
+@pytest.mark.slow
 def test_exported_onnx_serves_as_teacher(home: Path) -> None:
     folder, _ = exported(home, "batch", "onnx")
     run = best(home, "batch")

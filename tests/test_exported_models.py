@@ -258,6 +258,7 @@ def train(home: Path, photos: Path, *overrides: str) -> tuple[int, str, str]:
     return command_here("train", *given, *more, *STUDENT, *overrides, cwd=home)
 
 
+@pytest.mark.slow
 def test_every_kind_of_teacher_gives_the_same_figures(
     written: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +342,7 @@ class Colours(nn.Module):
         return -30 * apart.square().sum(-1)
 
 
+@pytest.mark.slow
 def test_better_input_normalisation_is_suggested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def test_command_over_the_timeout_is_killed(
         command("train", *QUICK, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_forked_run_equals_a_new_process_to_the_byte(workplace: Path) -> None:
     given = ("steps=4", "schedule.warmup_steps=1", *QUICK)
     for name, run in (("forked", command), ("unforked", new_process)):

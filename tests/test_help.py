@@ -109,6 +109,7 @@ def test_closed_stdout_pipe_is_one_error_line(workplace: Path) -> None:
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_configuration_is_printed_once_per_command(workplace: Path) -> None:
     given = ("-m", *QUICK, "steps=2", "schedule.warmup_steps=1", "seed=0,1", "name=shown")
     done = command("train", *given, "optimizer.lr=0.003", cwd=workplace)

@@ -268,6 +268,7 @@ def test_failed_job_ends_its_wandb_run_with_exit_code_1(workplace: Path) -> None
     assert codes == {"s0": [1], "s1": [0]}
 
 
+@pytest.mark.slow
 def test_wandb_key_is_read_from_env_file_and_never_written(
     workplace: Path, deaf_server: str
 ) -> None:

@@ -813,6 +813,7 @@ def test_recorded_targets_equal_live_ones_within_rounding(live: Run, recorded: R
     assert recorded.directory.name != live.directory.name
 
 
+@pytest.mark.slow
 def test_longer_run_reuses_a_shorter_record(home: Path, recorded: Run, elsewhere: Path) -> None:
     shutil.copytree(home / "logs" / "targets", elsewhere / "logs" / "targets")
     longer, output = trained(elsewhere, "longer", "targets=auto", "steps=90")
@@ -881,6 +882,7 @@ def test_damaged_row_ends_a_replay_and_is_recomputed_by_auto(
     assert healed_rows.read_bytes() == rows.read_bytes()
 
 
+@pytest.mark.slow
 def test_run_killed_while_recording_resumes_exactly(elsewhere: Path, recorded: Run) -> None:
     settings = ("name=killed", "targets=record")
     fault = inject("SignalAt", step=37)

@@ -308,6 +308,7 @@ echo "exit $?" && cp -r {disk}/logs/full {tmp_path}/after
     assert Run(after.parent).completed
 
 
+@pytest.mark.slow
 @pytest.mark.fault(6)
 def test_run_without_space_for_checkpoints_is_refused(workplace: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
@@ -348,6 +349,7 @@ def killed_at_random(workplace: Path, home: Path, kills: int, steps: int) -> tup
     return in_a_save, lost
 
 
+@pytest.mark.slow
 @pytest.mark.fault(2)
 def test_run_killed_at_a_random_moment_resumes_exactly(
     workplace: Path, tmp_path: Path, record_property

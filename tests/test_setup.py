@@ -127,6 +127,7 @@ def test_make_setup_installs_only_locked_versions(project: Path, index: Path) ->
     assert run(project, index, *setup).stdout == ""  # what is there is used
 
 
+@pytest.mark.slow
 def test_make_setup_fails_for_an_incomplete_lock(project: Path, index: Path) -> None:
     (project / "requirements.lock").write_text(lock(index, "asks", "extra", "setuptools"))
     failed = run(project, index, "make", "setup", f"PYTHON={sys.executable}")

@@ -177,6 +177,7 @@ def test_configuration_builds_shampoo(compose: Callable) -> None:
     assert learning.schedule(900) == 0.5  # of the warm-up of 1800 steps
 
 
+@pytest.mark.slow
 def test_missing_shampoo_package_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys\n"

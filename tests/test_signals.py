@@ -183,6 +183,7 @@ def test_second_ctrl_c_exits_without_waiting(workplace: Path) -> None:
     assert errors == f"interrupted by SIGINT: {message}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "seconds"), [(1, 15), pytest.param(2, 40, marks=pytest.mark.slow)]
 )

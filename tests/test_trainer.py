@@ -222,7 +222,7 @@ def column(path: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
-@pytest.mark.parametrize("script", ["train", "finetune"])
+@pytest.mark.parametrize("script", ["train", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_fast_dev_run_completes_in_five_steps(workplace: Path, script: str) -> None:
     given = ("compute.threads=1", CPU, "debug=fast_dev_run", f"name=fast_{script}")
     for _ in range(2):  # the second time anew
@@ -236,6 +236,7 @@ def test_fast_dev_run_completes_in_five_steps(workplace: Path, script: str) -> N
     assert not list(run.directory.glob("wandb")) + list(run.directory.glob("tensorboard"))
 
 
+@pytest.mark.slow
 def test_overfit_learns_one_batch_and_resumes_exactly(workplace: Path) -> None:
     given = ("compute.threads=1", CPU, "debug=overfit", "steps=60", "validate_every=60",
              "checkpoint_every=30")  # fmt: skip
