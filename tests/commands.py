@@ -137,9 +137,9 @@ from funmatch.cli.main import COMMANDS
 
 compose_mode = Hydra.get_mode
 
-def get_mode(hydra, name, overrides):  # else each configuration is composed twice
+def get_mode(hydra, config_name, overrides):  # else each configuration is composed twice
     sweep = any(override.startswith("sweep=") for override in overrides)
-    return compose_mode(hydra, name, overrides) if sweep else None
+    return compose_mode(hydra, config_name, overrides) if sweep else None
 
 Hydra.get_mode = get_mode
 
