@@ -131,7 +131,7 @@ REFUSED_VALUES = {
         f"trainer.{name}=2": f"is now compute.{name}; give compute.{name}=2"
         for name in ("workers", "threads", "micro_batch", "channels_last", "compile", "fused")
     },
-    "trainer._target_=os.system": "a configuration may call",
+    "trainer._target_=os.system": "a configuration may call here only",
 }
 
 

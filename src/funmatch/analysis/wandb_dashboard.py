@@ -71,7 +71,7 @@ def _task(runs: Iterable[Any]) -> TaskDescription:
         if isinstance(data, Mapping) and data.get("task"):
             cfg = OmegaConf.create({"data": {"task": data["task"]}})
             allowlist.check(cfg)  # the configuration comes from a server
-            task: Task = allowlist.instantiate(cfg.data.task)
+            task: Task = allowlist.instantiate(cfg.data.task, "data.task")
             return task.description
     return CLASSIFICATION
 

@@ -5,11 +5,10 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
-from dotenv import load_dotenv
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -19,7 +18,7 @@ from funmatch.config.compose import config_directory
 from funmatch.config.explain import WANTS_TRACEBACK, print_error
 from funmatch.experiment import warm_start
 from funmatch.experiment.build import build
-from funmatch.runtime import allowlist, distributed, hydra_versions
+from funmatch.runtime import allowlist, distributed, env_file, hydra_versions
 from funmatch.runtime.preemption import STOP, Interrupted
 
 _CALLED = (f"{__name__}.*",)  # by Hydra itself
@@ -40,7 +39,22 @@ def launch(
         task: gets the composed configuration; what it returns is for a sweeper that searches.
         finish: called once after all jobs, also if some failed.
     """
-    load_dotenv(Path(".env"))  # keys; what the environment already holds wins
+    with allowlist.environment_as_it_is():
+        _warn_of_ignored(env_file.load(Path(".env")))
+        _launch(config_name, task, finish)
+
+
+def _warn_of_ignored(names: Sequence[str]) -> None:
+    if names and distributed.rank() == 0:
+        print(
+            f"warning: .env: {', '.join(names)} ignored; set what you trust in the environment",
+            file=sys.stderr,
+        )
+
+
+def _launch(
+    config_name: str, task: Callable[[DictConfig], float | None], finish: Callable[[], None]
+) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra is to raise, not to print and exit
     resolvers.register()
     _select_multirun(sys.argv)

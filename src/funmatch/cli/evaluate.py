@@ -8,7 +8,7 @@ from funmatch.config import trainer_arguments, validation
 from funmatch.config.errors import UserError
 from funmatch.experiment import load_run
 from funmatch.experiment.build import build_setup
-from funmatch.runtime import allowlist
+from funmatch.runtime import allowlist, secrets
 
 
 def evaluate() -> None:
@@ -42,6 +42,7 @@ def _student(cfg: DictConfig) -> tuple[str, dict[str, float]]:
 def _teacher(cfg: DictConfig) -> tuple[str, dict[str, float]]:
     validation.check_teachers(cfg)
     allowlist.check(cfg)
+    secrets.check(cfg)
     from funmatch.experiment import evaluate  # imports torch
 
     choices = HydraConfig.get().runtime.choices

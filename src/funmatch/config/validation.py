@@ -12,7 +12,7 @@ from funmatch.config import trainer_arguments
 from funmatch.config.errors import UserError, either
 from funmatch.config.schema import teachers, total_steps, train_size
 from funmatch.models import pretrained
-from funmatch.runtime import allowlist, hardware
+from funmatch.runtime import allowlist, hardware, secrets
 from funmatch.views.recipes import CROPS, TEACHER_CROPS
 
 _COUNT = (lambda value: value >= 1 and value == int(value), "give a whole number from 1")
@@ -153,6 +153,7 @@ def check(cfg: DictConfig) -> None:
     for key, network in networks.items():
         _check_network(key, network)
     allowlist.check(cfg)
+    secrets.check(cfg)
 
 
 def _require(cfg: DictConfig, key: str, holds: Callable[[Any], object], remedy: str) -> None:

@@ -44,14 +44,14 @@ def build(cfg: DictConfig, needed_by: tuple[Path, ...] = ()) -> Experiment:
         name=cfg.name,
         training_sets=tuple(_data(*each) for each in schema.training_sets(cfg).items()),
         recipe_name=cfg.recipe.name,
-        recipe=_factory(cfg.recipe),
+        recipe=_factory("recipe", cfg.recipe),
         student=_network("student" if "student" in cfg else "model", schema.student(cfg)),
-        objective=_factory(cfg.objective) if "objective" in cfg else None,
+        objective=_factory("objective", cfg.objective) if "objective" in cfg else None,
         targets=None if targets is None else Targets(targets.mode, targets.form, targets.verify),
-        optimizer=_factory(cfg.optimizer),
-        schedule=_factory(cfg.schedule),
-        callbacks=_factory(cfg.callbacks),
-        loggers=_factory(cfg.logger),
+        optimizer=_factory("optimizer", cfg.optimizer),
+        schedule=_factory("schedule", cfg.schedule),
+        callbacks=_factory("callbacks", cfg.callbacks),
+        loggers=_factory("logger", cfg.logger),
         steps=schema.total_steps(cfg),
         **{
             key: cfg[key]
@@ -119,8 +119,8 @@ def _data(key: str, cfg: DictConfig) -> Data:
         name=cfg.name,
         classes=cfg.classes,
         train_size=cfg.train_size,
-        splits=_factory(cfg.splits),
-        task=None if task is None else _factory(task),
+        splits=_factory(f"{key}.splits", cfg.splits),
+        task=None if task is None else _factory(f"{key}.task", task),
         corrupt_images=cfg.get("broken", "fail"),
         cache=cfg.get("cache", "none"),
         decode=cfg.get("decode", "host"),
@@ -144,7 +144,7 @@ def _network(key: str, cfg: DictConfig) -> NetworkSpec:
     made_by = settings.get("made_by")
     return NetworkSpec(
         key=key,
-        net=Factory(settings["net"]),
+        net=Factory(f"{key}.net", settings["net"]),
         **{name: settings[name] for name in ("mean", "std", "side", "resize", "classes")},
         weights=settings["weights"],
         head=settings["head"],
@@ -155,8 +155,8 @@ def _network(key: str, cfg: DictConfig) -> NetworkSpec:
     )
 
 
-def _factory(node: DictConfig) -> Factory:
-    return Factory(_plain(node))
+def _factory(key: str, node: DictConfig) -> Factory:
+    return Factory(key, _plain(node))
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from funmatch.config.errors import UserError
 from funmatch.experiment.experiment import Experiment
 from funmatch.runs.directory import Run
-from funmatch.runtime import distributed, hardware
+from funmatch.runtime import allowlist, distributed, hardware
 from funmatch.runtime.preemption import CTRL_C, RESUMABLE_EXIT_CODES, STOP, Interrupted
 
 _GRACE_S = 5.0  # for the other ranks to end on their own after one has ended with an error
@@ -79,6 +79,7 @@ def _start(rank: int, ranks: int, port: int, run: Run, folder: str) -> subproces
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "FUNMATCH_PARENT": os.getpid(),
+        "FUNMATCH_ALLOW": ",".join(allowlist.added_packages()),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "funmatch.cli.worker", str(run.directory), folder],

@@ -16,19 +16,21 @@ class Factory:
     """A part that is built when it is needed.
 
     Attributes:
+        key: where it stands in the configuration.
         node: its `_target_` and arguments, as Hydra writes them, resolved.
     """
 
+    key: str
     node: Mapping[str, Any]
 
     def __call__(self, **arguments: Any) -> Any:
         """Builds the part, with further or other arguments; see `allowlist.instantiate`."""
-        return allowlist.instantiate(dict(self.node), **arguments)
+        return allowlist.instantiate(dict(self.node), self.key, **arguments)
 
     def having(self, **arguments: Any) -> "Factory":
         """The same with other values of arguments that it has already."""
         known = {key: value for key, value in arguments.items() if key in self.node}
-        return Factory({**self.node, **known})
+        return replace(self, node={**self.node, **known})
 
 
 @dataclass(frozen=True)

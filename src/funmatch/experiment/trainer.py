@@ -44,7 +44,7 @@ def build_trainer(
     given.pop("overfit_batches", None)  # is the stream's
     group = {key: value for key, value in given.items() if value is not None}
     group.setdefault("enable_model_summary", False)
-    build = instantiate({**group, "_partial_": True}, _convert_="all")
+    build = instantiate({**group, "_partial_": True}, "trainer", _convert_="all")
     # Lightning's own would report by a logger that is silenced.
     summary = [RichModelSummary()] if group["enable_model_summary"] else []
     trainer: Trainer = build(
@@ -87,4 +87,4 @@ def _profiler(given: Any, directory: Path) -> Profiler | None:
         return None
     if isinstance(given, str):
         return _PROFILERS[given](dirpath=directory, filename="profile")
-    return instantiate(given)
+    return instantiate(given, "trainer.profiler")

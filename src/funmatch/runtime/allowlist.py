@@ -1,14 +1,18 @@
-"""Allowlist of the functions and classes that a configuration may call, and a check for secrets.
+"""Allowlist of what a configuration may call, key by key.
 
-A configuration is data: it may come from an untrusted source, with a run or an experiment. Hydra
-refuses `os.system` and the like under any name; this module allows only what is listed.
+A configuration is data: it may come from an untrusted source, with a run or an experiment. It may
+name what is listed here for its key, and nothing else. Names of other packages are checked once
+more when they are imported: a class must be one of the package itself, not one that it imports.
 """
 
-import importlib.util
+import importlib
+import inspect
 import os
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -19,122 +23,265 @@ from omegaconf.errors import OmegaConfBaseException
 
 from funmatch.runtime import hydra_versions
 
-_OURS = tuple(
-    f"funmatch.{part}"
-    for part in (
-        *("data.datasets", "models", "objectives", "optim"),
-        *("tasks", "training.callbacks", "training.loggers", "views.recipes"),
-    )
-)
-_CLASSES = (
-    *("torch.nn", "torch.optim", "torchvision.transforms", "torchmetrics"),
-    *("lightning.pytorch.callbacks", "lightning.pytorch.loggers"),
-    *("lightning.pytorch.profilers", "lightning.pytorch.strategies"),
-)
-_TRAINER = "lightning.Trainer"
-_BUILDERS = "torchvision.models"  # functions of this module, but not of its submodules
-_RETURNED = ("timm",)  # whose networks come from functions of ours
-_BY_PATH = "funmatch.models.user_models.from_path"  # calls the function that its `path` names
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_NO_SECRET = re.compile(r"(PATH|FILE|DIR|HOME|SOCK)$", re.IGNORECASE)
 FUNCTION = re.compile(r"[\w.]+:\w+")
-_MIN_SECRET_LENGTH = 12  # characters; a shorter secret may occur in a configuration by chance
+_BY_PATH = "funmatch.models.user_models.from_path"  # calls the function that its `path` names
+_ADD = "FUNMATCH_ALLOW"  # the environment variable that adds packages
+_LAYERS = "torch.nn"  # whose classes may be arguments anywhere
+_RETURNED = ("timm", "lightning.pytorch.trainer")  # packages whose objects ours return
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What may be called at one kind of key.
+
+    Attributes:
+        key: pattern of the node's key.
+        names: of ours, in full.
+        classes: packages whose public classes may be called.
+        functions: modules whose public functions may be called.
+    """
+
+    key: str
+    names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+
+
+def _in(module: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"funmatch.{module}.{name}" for name in names)
+
+
+_RULES = (
+    _Rule(
+        r"(data|transfer\.[^.]+)\.splits",
+        (
+            *_in("data.datasets.builders", "flowers102", "pets", "food101", "sun397"),
+            *_in("data.datasets.builders", "imagenet", "folder"),
+            *_in("data.datasets.digits", "digits", "ink"),
+        ),
+    ),
+    _Rule(
+        r"(data|transfer\.[^.]+)\.task",
+        (
+            *_in("tasks.classification.task", "Classification"),
+            *_in("tasks.regression.task", "Regression"),
+        ),
+    ),
+    _Rule(
+        r"(student|model|teacher(\.members\.[^.]+)?)\.net",
+        (
+            *_in("models.bit", "build"),
+            *_in("models.conv", "build"),
+            *_in("models.timm_models", "build"),
+            *_in("models.exported", "ExportedModel"),
+            _BY_PATH,
+        ),
+        classes=(_LAYERS,),
+        functions=("torchvision.models",),
+    ),
+    _Rule(
+        r"objective",
+        (
+            *_in("objectives.function_matching", "FunctionMatching"),
+            *_in("objectives.mse", "SquaredError"),
+        ),
+    ),
+    _Rule(
+        r"optimizer",
+        (*_in("optim.adam", "adam"), *_in("optim.sgd", "sgd"), *_in("optim.shampoo", "shampoo")),
+        classes=("torch.optim",),
+    ),
+    _Rule(
+        r"schedule",
+        _in("optim.schedules", "warmup_cosine", "warmup_quadratic", "warmup_staircase"),
+    ),
+    _Rule(r"recipe", _in("views.recipes", "Shared", "Independent", "Fixed")),
+    _Rule(
+        r"callbacks\.[^.]+",
+        _in("training.callbacks.progress", "ProgressBar", "ProgressLog"),
+        classes=("lightning.pytorch.callbacks",),
+    ),
+    _Rule(
+        r"logger\.[^.]+",
+        (
+            *_in("training.loggers.mlflow", "start"),
+            *_in("training.loggers.tensorboard", "start"),
+            *_in("training.loggers.wandb", "start"),
+        ),
+        classes=("lightning.pytorch.loggers",),
+    ),
+    _Rule(r"trainer", ("lightning.Trainer",)),
+    _Rule(r"trainer\.strategy", classes=("lightning.pytorch.strategies",)),
+    _Rule(r"trainer\.profiler", classes=("lightning.pytorch.profilers",)),
+)
+
+_added: tuple[str, ...] | None = None  # packages, while `environment_as_it_is` holds them
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuses a configuration with a target outside the allowlist, or with a secret in a value.
+    """Refuses a configuration that names what it may not call.
 
-    The environment variable FUNMATCH_ALLOW adds packages, separated by commas. Secrets are the
-    values of environment variables named like a key, token, secret, password or credential.
-
-    Raises:
-        ValueError: a target is not allowed, or a value contains a secret; the message names the
-            key and the remedy.
-    """
-    secrets = {
-        value: name
-        for name, value in os.environ.items()
-        if _SECRET.search(name) and not _NO_SECRET.search(name) and len(value) >= _MIN_SECRET_LENGTH
-    }
-    for key, text in _leaves(cfg):
-        called = text.replace(":", ".")
-        if _is_called(cfg, key) and not _allowed(called):
-            raise ValueError(
-                f"{key}={text}: a configuration may call networks, data, losses, optimisers, "
-                "loggers and callbacks of funmatch, torch, torchvision, lightning and "
-                f"torchmetrics; {_remedy(called.rpartition('.')[0])}"
-            )
-        for secret in secrets:
-            if secret in text:
-                raise ValueError(
-                    f"{key}: contains the value of the environment variable {secrets[secret]}, "
-                    "which would be written to files; leave it out"
-                )
-
-
-def targets() -> list[str]:
-    """The allowlist as names for Hydra 1.4, which also checks the modules of returned objects.
-
-    These names allow more than `check`, which is called first.
-    """
-    packages = (*_OURS, *_CLASSES, _BUILDERS, *_RETURNED, *_named())
-    return [_TRAINER, "lightning.pytorch.trainer.*", *(f"{package}.*" for package in packages)]
-
-
-def instantiate(cfg: Any, **settings: Any) -> Any:
-    """Instantiates a configuration by Hydra.
+    The environment variable FUNMATCH_ALLOW adds packages, separated by commas.
 
     Raises:
-        ValueError: Hydra refuses the configuration.
+        ValueError: names the key and the remedy.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    for key, value in _leaves(plain, ""):
+        if key.rpartition(".")[2] == "_target_" and "${" in str(value):
+            raise ValueError(f"{key}={value}: refers to another value; write out what is called")
+    _check({key: value for key, value in _resolved(cfg).items() if key != "hydra"}, "")
+
+
+def instantiate(node: Any, key: str = "", **arguments: Any) -> Any:
+    """Instantiates a node of a configuration by Hydra.
+
+    Args:
+        node: plain values or a DictConfig.
+        key: of the node in its configuration; "" if the code wrote it.
+        arguments: further or other arguments.
+
+    Raises:
+        ValueError: the node names what it may not call.
         Exception: the exception of the function or class that was called; Hydra 1.3 wraps it.
     """
+    if key:
+        for target in _check(_resolved(node), key):
+            _check_imported(target)
     allowed = hydra_versions.whitelist("_execution_whitelist_", targets())
     try:
-        return utils.instantiate(cfg, **settings, **allowed)
+        return utils.instantiate(node, **arguments, **allowed)
     except InstantiationException as error:
         failed = error.__cause__
         if not isinstance(failed, Exception):
             reason = " ".join(str(error).split())
-            remedy = "; FUNMATCH_ALLOW in the environment names what you trust" if allowed else ""
+            remedy = f"; {_ADD} in the environment names what you trust" if allowed else ""
             failed = ValueError(f"{reason}{remedy}")
     raise failed
 
 
-def _is_called(cfg: DictConfig, key: str) -> bool:
-    """Returns True for a `_target_`, and for the `path` of `user_models.from_path`."""
-    parent, _, last = key.rpartition(".")
-    if last != "path":
-        return last == "_target_"
-    node = OmegaConf.select(cfg, parent) if parent else cfg
-    return bool(node.get("_target_") == _BY_PATH)
+def targets() -> list[str]:
+    """The allowlist as patterns for Hydra 1.4, which also checks the modules of returned objects.
+
+    These patterns allow more than `check`, which is called first.
+    """
+    names = [name for rule in _RULES for name in rule.names]
+    packages = {part for rule in _RULES for part in (*rule.classes, *rule.functions)}
+    modules = sorted({"funmatch.models", *packages, *_RETURNED, *added_packages()})
+    return [*names, *(f"{module}.*" for module in modules)]
 
 
-def _allowed(target: str) -> bool:
-    if target == _TRAINER:
+def added_packages() -> tuple[str, ...]:
+    """The packages that the user trusts: those in FUNMATCH_ALLOW."""
+    if _added is not None:
+        return _added
+    names = os.environ.get(_ADD, "").split(",")
+    return tuple(name.strip() for name in names if name.strip())
+
+
+@contextmanager
+def environment_as_it_is() -> Iterator[None]:
+    """Within the block FUNMATCH_ALLOW is what it was at the beginning.
+
+    So neither `.env` nor an environment variable that a configuration sets adds to it.
+    """
+    global _added
+    before, _added = _added, None
+    _added = added_packages()
+    try:
+        yield
+    finally:
+        _added = before
+
+
+def _resolved(node: Any) -> Any:
+    """Plain values of a node, without those that do not resolve."""
+    if not OmegaConf.is_config(node):
+        return node
+    plain: dict[Any, Any] = {}
+    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+        with suppress(OmegaConfBaseException):
+            plain[key] = _resolved(node[key])
+    return plain
+
+
+def _check(plain: Any, key: str) -> list[str]:
+    """Checks all that a node calls; returns the names."""
+    names: list[str] = []
+    for path, value in _leaves(plain, key):
+        parent, _, last = path.rpartition(".")
+        if last == "_args_" or "._args_." in f"{path}.":
+            raise ValueError(f"{path}: arguments have names in a configuration; leave out _args_")
+        if last == "_target_":
+            if not _is_allowed(parent, str(value)):
+                raise _refusal(path, str(value))
+            names.append(str(value))
+    for path, node in _nodes(plain, key):
+        if node.get("_target_") == _BY_PATH:
+            function = str(node.get("path"))
+            module, _, name = function.replace(":", ".").rpartition(".")
+            if not (_is_added(function.replace(":", ".")) or _is_function(module, name)):
+                raise _refusal(f"{path}.path", function)
+    return names
+
+
+def _is_allowed(key: str, target: str) -> bool:
+    if _is_added(target):
         return True
     module, _, name = target.rpartition(".")
-    if target.startswith(tuple(f"{package}." for package in _named())):
-        return True
-    if not _is_module(module):  # an attribute of a module: it may be anything that was imported
+    if any(part.startswith("_") for part in target.split(".")):
         return False
-    if module == _BUILDERS or _within(module, _OURS):
-        return True
-    return _within(module, _CLASSES) and name[:1].isupper()
+    for rule in _RULES:
+        if re.fullmatch(rule.key, key) and (
+            target in rule.names
+            or (name[:1].isupper() and _within(module, rule.classes))
+            or module in rule.functions
+        ):
+            return True
+    below = any(re.match(rf"({rule.key})\.", key) for rule in _RULES)  # an argument of something
+    return below and name[:1].isupper() and _within(module, (_LAYERS,)) and _is_module(module)
 
 
-def _remedy(module: str) -> str:
+def _is_function(module: str, name: str) -> bool:
+    rules = (rule for rule in _RULES if module in rule.functions)
+    return any(rules) and not name.startswith("_")
+
+
+def _is_added(target: str) -> bool:
+    return target.startswith(tuple(f"{package}." for package in added_packages()))
+
+
+def _check_imported(target: str) -> None:
+    """Refuses a name of another package that it has imported itself.
+
+    Raises:
+        ValueError: it has, or there is no such name.
+    """
+    if target.startswith("funmatch.") or _is_added(target):
+        return
+    module, _, name = target.rpartition(".")
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"_target_={target}: {' '.join(str(error).split())}") from error
+    origin = str(getattr(value, "__module__", ""))
+    if not callable(value) or origin.partition(".")[0] != module.partition(".")[0]:
+        raise ValueError(f"_target_={target}: is {origin}.{name}; a configuration may not call it")
+    if inspect.isfunction(value) and module not in {m for rule in _RULES for m in rule.functions}:
+        raise ValueError(f"_target_={target}: is a function; a configuration may not call it")
+
+
+def _refusal(key: str, value: str) -> ValueError:
+    module = value.replace(":", ".").rpartition(".")[0]
     if module.startswith("funmatch.") and not _is_module(module):
-        return (
+        remedy = (
             f"this version has no module {module}: read a run of an earlier version with that "
             "version, or train it again"
         )
-    return f"if you trust it, put FUNMATCH_ALLOW={module} into the environment"
-
-
-def _named() -> list[str]:
-    """Packages that the user trusts."""
-    named = os.environ.get("FUNMATCH_ALLOW", "").split(",")
-    return [each.strip() for each in named if each.strip()]
+    else:
+        remedy = f"if you trust it, put {_ADD}={module or value} into the environment"
+    what = "a configuration may call here only what funmatch lists for this key"
+    return ValueError(f"{key}={value}: {what}; {remedy}")
 
 
 def _within(module: str, packages: tuple[str, ...]) -> bool:
@@ -144,21 +291,29 @@ def _within(module: str, packages: tuple[str, ...]) -> bool:
 def _is_module(name: str) -> bool:
     """Returns True if a module or package of this name exists; imports no submodule."""
     top, *parts = name.split(".")
-    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    spec = util.find_spec(top) if top.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         return False
     path = Path(spec.submodule_search_locations[0], *parts)
     return path.is_dir() or path.with_name(f"{path.name}.py").is_file()
 
 
-def _leaves(node: Any) -> Iterator[tuple[str, str]]:
-    """All values with their dotted keys, except Hydra's and those that do not resolve."""
-    for key in range(len(node)) if isinstance(node, ListConfig) else node:
-        if node._get_full_key(key) == "hydra" or OmegaConf.is_missing(node, key):
-            continue
-        with suppress(OmegaConfBaseException):
-            value = node[key]
-            if OmegaConf.is_config(value):
-                yield from _leaves(value)
-            else:
-                yield node._get_full_key(key), str(value)
+def _leaves(plain: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """All values that are no dictionaries or lists, with their dotted keys."""
+    items: Any = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
+    for name, value in items:
+        path = f"{key}.{name}" if key else str(name)
+        if isinstance(value, Mapping | list):
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _nodes(plain: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All dictionaries, with their dotted keys."""
+    if isinstance(plain, Mapping):
+        yield key, plain
+    items: Any = plain.items() if isinstance(plain, Mapping) else enumerate(plain)
+    for name, value in items:
+        if isinstance(value, Mapping | list):
+            yield from _nodes(value, f"{key}.{name}" if key else str(name))
