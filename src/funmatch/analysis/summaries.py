@@ -45,12 +45,13 @@ def command(row: Mapping[str, Any]) -> list[str] | None:
     overrides: Any = OmegaConf.to_container(
         OmegaConf.load(folder / "overrides.yaml"), resolve=False
     )
-    sources = OmegaConf.load(folder / "hydra.yaml").hydra.runtime.config_sources
+    recorded = OmegaConf.load(folder / "hydra.yaml").hydra
+    sources = recorded.runtime.config_sources
     config_dirs = [
         f"--config-dir={source.path}" for source in sources if source.provider == "command-line"
     ]
     return [
-        "finetune" if row["recipe"] == "labels" else "train",
+        recorded.job.config_name,
         *config_dirs,
         *map(str, overrides),
     ]

@@ -24,6 +24,8 @@ def _evaluate(cfg: DictConfig) -> None:
         )
     if cfg.run is None and ("teacher" not in cfg or "data" not in cfg):
         raise UserError("run=null: give the directory of a run, or both teacher=... and data=...")
+    if cfg.run is not None:
+        trainer_arguments.check_run(cfg, "evaluate")
     title, figures = _student(cfg) if cfg.run is not None else _teacher(cfg)
     print(f"{title}, {cfg.split}:")
     for name, value in figures.items():

@@ -17,6 +17,7 @@ def export() -> None:
 
 def _export(cfg: DictConfig) -> None:
     trainer_arguments.check_device(cfg, "export")
+    trainer_arguments.check_run(cfg, "export")
     from funmatch.experiment import export_student  # imports torch
     from funmatch.export.formats import FORMATS
 

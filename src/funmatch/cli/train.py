@@ -74,9 +74,11 @@ def _launch(config_name: str) -> None:
         if cfg.get("save_as") is not None:
             print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
         described = TaskDescription.of(row)
-        score = row[described.student_score("val")]
+        figures = {each.metric: each for each in (described.score, described.agreement)}
         # A search maximises, see conf/sweep/optuna.yaml.
-        return None if score is None else described.score.rank(float(score))
+        return (
+            figures[row["selected_by"]].rank(row["selected_score"]) if row["selected_by"] else 0.0
+        )
 
     def finish() -> None:
         for directory in directories:

@@ -21,9 +21,14 @@ def config_directory() -> Path:
 @contextmanager
 def compose_context() -> Iterator[None]:
     """Where configurations can be composed though no job runs."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_directory()), **VERSION_BASE):
-        yield
+    instance = GlobalHydra.instance()
+    outer = instance.hydra  # of a job that is running
+    instance.clear()
+    try:
+        with hydra.initialize_config_dir(str(config_directory()), **VERSION_BASE):
+            yield
+    finally:
+        instance.hydra = outer
 
 
 def config_groups() -> list[str]:

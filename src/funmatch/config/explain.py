@@ -76,6 +76,9 @@ def explain(error: Exception, config_name: str) -> str:
         return "stdout: the reader has closed the pipe; the same command resumes, as with > FILE"
     if isinstance(error, EOFError | ConnectionError) or text.startswith("DataLoader "):
         # torch raises the latter if it notices a dead worker before the pipe breaks.
+        if "timed out" in text:
+            remedy = "look at the disk that it reads from, or give compute.workers=0"
+            return f"compute.workers: {' '.join(text.split()).rstrip('. ')}; {remedy}"
         text = text if text.startswith("DataLoader ") else f"a worker has ended ({text})"
         remedy = (
             "most often memory ran out: lower compute.workers; the same command resumes the run"

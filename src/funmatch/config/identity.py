@@ -126,6 +126,8 @@ def read(path: Path) -> DictConfig:
         cfg = OmegaConf.create(path.read_text())
         assert isinstance(cfg, DictConfig)
         settings = identity(cfg)
+    except PermissionError:  # of a file of weights
+        raise
     except Exception as error:  # whatever a parser makes of a damaged file
         raise UserError(
             f"{path}: damaged ({type(error).__name__}); remove it, the same command writes it again"

@@ -180,6 +180,21 @@ def check_device(cfg: DictConfig, command: str) -> None:
         )
 
 
+def check_run(cfg: DictConfig, command: str) -> None:
+    """Refuses settings that a command takes from the run itself, in one process.
+
+    Raises:
+        UserError: names the key, the value and the remedy.
+    """
+    own = {"precision": "32-true", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    for name, default in own.items():
+        if cfg.trainer.get(name, default) != default:
+            raise UserError(
+                f"trainer.{name}={_shown(cfg.trainer[name])}: {command} run= uses what the run "
+                "says, in one process; leave it out"
+            )
+
+
 def refusal(name: str, value: Any) -> str:
     """Error message about a refused argument: the reason and an alternative."""
     given = f"trainer.{name}={_shown(value)}"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from funmatch.config import trainer_arguments
 from funmatch.config.errors import UserError, either
-from funmatch.config.schema import teachers, total_steps, train_size
+from funmatch.config.schema import rank_count, teachers, total_steps, train_size
 from funmatch.models import pretrained
 from funmatch.runtime import allowlist, hardware, secrets
 from funmatch.views.recipes import CROPS, TEACHER_CROPS
@@ -191,8 +191,9 @@ def _check_budget(cfg: DictConfig) -> None:
     _require(cfg, key, lambda value: value >= 1, "give a whole number from 1")
     images = train_size(cfg)
     _require(cfg, "batch_size", lambda v: v <= images, f"give at most the {images} training images")
-    if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices > 1:
-        ranks = cfg.trainer.devices * cfg.trainer.num_nodes
+    number = cfg.trainer.devices
+    if OmegaConf.is_list(number) or (isinstance(number, int) and number > 0):  # not auto
+        ranks = rank_count(cfg)
         remedy = f"give a multiple of the {ranks} ranks that share a batch"
         _require(cfg, "batch_size", lambda value: value % ranks == 0, remedy)
     steps, warmup = total_steps(cfg), OmegaConf.select(cfg, "schedule.warmup_steps")
@@ -200,6 +201,13 @@ def _check_budget(cfg: DictConfig) -> None:
         raise UserError(
             f"schedule.warmup_steps={warmup}: must be less than the {steps} steps of the run "
             f"({key}={cfg[key]}); lower it or train longer"
+        )
+    milestones = OmegaConf.select(cfg, "schedule.milestones")
+    first = warmup or 0
+    if milestones is not None and not first < milestones[0] <= milestones[-1] < steps:
+        raise UserError(
+            f"schedule.milestones={milestones}: must lie between the {first} steps of warm-up and "
+            f"the {steps} steps of the run ({key}={cfg[key]}); give others, or another length"
         )
 
 

@@ -59,7 +59,7 @@ def _check_decoder(train: Source) -> None:
         remedy = "install torchcodec (the extra funmatch[torchcodec]), or choose host"
         raise UserError(f"data.decode=device: torchcodec is not installed; {remedy}")
     if not isinstance(train, image_files.ImageFiles):
-        raise UserError("data.decode=device: there are several transfer sets; choose host")
+        raise UserError("data.decode=device: not with transfer sets; choose data.decode=host")
 
 
 def _decoded_once(experiment: Experiment, source: Source, visits: float) -> Source:

@@ -50,6 +50,7 @@ def distill(
     )
     splits, recipe = datasets.load_splits(experiment), datasets.build_recipe(experiment)
     teacher = load_teacher(experiment, task, train, objective.teacher_features)
+    weights = teacher.copy_weights() if objective.reads_teacher_weights else None
     assert experiment.teacher is not None
     members = zip(experiment.teacher.members.values(), teacher.members.values(), strict=True)
     for spec, network in members:
@@ -71,6 +72,7 @@ def distill(
         total_steps=experiment.steps,
         seed=experiment.init_seed,
         device=device(experiment),
+        weights=weights,
     )
     networks.warn_of_batch_norm(experiment, objective, "objective")
     images, placement = cache_policy.apply_cache(experiment, splits, student, task)

@@ -46,15 +46,16 @@ def evaluate_teacher(setup: Setup, split: str) -> dict[str, float]:
         datasets.load_evaluation_splits(setup).part(split),
         datasets.build_task(setup.data),
     )
-    index = np.arange(len(source))
-    label = source.labels(index)
+    teacher = load_teacher(setup, task, train_here)
+    index, member = np.arange(len(source)), next(iter(teacher.members.values()))
+    views = EvaluationViews(source, member.resize, member.side, task.truth_in_view)
+    label = views.labels(index)
     if label is None:
         raise UserError(f"data={setup.data.name}: has no labels to measure a teacher by")
-    teacher = load_teacher(setup, task, train_here)
     targets = target_policy.evaluation_targets(setup, teacher, source, task)
     metrics = task.metrics()
-    views = {"student": torch.empty(0)}  # its predictions are computed already
-    prediction = targets(Batch(torch.from_numpy(index), Truth(label), 0, views)).prediction
+    # The predictions of all images are stored, so no view is needed.
+    prediction = targets(Batch(torch.from_numpy(index), Truth(label), 0, {})).prediction
     metrics.update(prediction, prediction, label)
     columns = _columns(metrics, split).items()
     return {name: value for name, value in columns if name.startswith("teacher")}

@@ -90,7 +90,9 @@ def _write_verified(
 ) -> dict[str, Any]:
     """Writes the file, reads it again, compares it and describes it; returns the verification."""
     kind, run = FORMATS[options.format], experiment.run
-    classes = list(data.train.classes or map(str, range(experiment.data.classes)))
+    task, source = datasets.build_task(experiment.data), data.part(options.split)
+    names = data.train.classes or map(str, range(experiment.data.classes))
+    classes = list(names) if task.is_distribution else []
     calibration = _batches(data.train, student, options.calibration)
     try:
         kind.write(student, folder, inference_model.metadata(student, classes), calibration)
@@ -108,7 +110,6 @@ def _write_verified(
     current = device(experiment)
     if isinstance(exported, ExportedModel) and not exported.takes(current):
         current = torch.device("cpu")  # for all, lest a file be compared with another device
-    task, source = datasets.build_task(experiment.data), data.part(options.split)
     compared = _compare(options, source, student.to(current), exported.to(current), task)
     inference = inference_model.InferenceModel(student).to(current)
     views = task.example(student, _BATCH).to(current)

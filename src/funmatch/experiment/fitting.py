@@ -74,10 +74,12 @@ def fit(
         trainer.test(learner, data, verbose=False)
         measured = {k: float(v) for k, v in trainer.callback_metrics.items() if "test/" in k}
         figures = {
-            task.student_score("val"): best.score,
+            task.student_score("val"): best.score if best.metric == task.score.metric else None,
             **{column(name): value for name, value in measured.items()},
             **stopwatch.figures(),
             "best_step": best.step,
+            "selected_by": best.metric,
+            "selected_score": best.score,
             "skipped_steps": learner.skipped,
         }
         if distributed.rank() == 0:

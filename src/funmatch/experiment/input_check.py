@@ -49,7 +49,7 @@ def check_network(
     if spec.check_images is None:
         return
     index = evenly_spaced(source, max(_MIN_IMAGES, spec.check_images))
-    views = EvaluationViews(source, network.resize, network.side)
+    views = EvaluationViews(source, network.resize, network.side, task.truth_in_view)
     pixels = torch.stack(list(views.images(index[:_MIN_IMAGES]))).to(device(experiment))
     _check(experiment, spec, _prediction(spec.key, network, pixels), len(pixels), task)
     label = views.labels(index)

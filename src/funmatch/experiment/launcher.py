@@ -44,7 +44,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
             "or change these keys"
         )
     if number == 1 or distributed.is_rank():
-        # Imported here: a process that only waits for its ranks needs no torch.
+        # Imported here: a process that starts ranks does not need all of it.
         from funmatch.experiment.train_here import train_here
 
         return train_here(experiment)

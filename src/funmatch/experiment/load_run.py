@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from funmatch.analysis import summaries
-from funmatch.config import identity
+from funmatch.config import identity, schema
 from funmatch.config.errors import UserError
 from funmatch.experiment.build import build
 from funmatch.experiment.experiment import Experiment
@@ -44,6 +44,11 @@ def open_run(
             raise UserError(f"data.{key}={value}: data={cfg.data.name} has no such key")
         for part in parts:
             part[key] = value
+    if cfg.data.classes != (classes := schema.student(cfg).classes):
+        raise UserError(
+            f"data={cfg.data.name}: has {cfg.data.classes} classes, the student of "
+            f"run={run.directory} predicts {classes}; give the data that it was trained for"
+        )
     cfg.paths.logs = str(run.directory.resolve().parents[1])  # wherever this command is run
     return replace(build(cfg), run=run)
 

@@ -94,12 +94,19 @@ def with_compute_options(setup: Setup, network: Network, spec: NetworkSpec) -> N
 
 
 def warn_of_batch_norm(experiment: Experiment, module: nn.Module, name: str) -> None:
-    """Reports that BatchNorm normalises over micro-batches where a batch is split into them."""
-    rows, batch = experiment.pass_size, experiment.rank_batch_size
+    """Reports that BatchNorm normalises over a part of the batch, if it is split.
+
+    So the result depends on the split, which is no part of the run's identity.
+    """
+    rows, batch = experiment.pass_size, experiment.batch_size
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    if experiment.trainer.get("sync_batchnorm") and rows == experiment.rank_batch_size:
+        return
     if norms and rows < batch:
+        split = rows < experiment.rank_batch_size
+        key = f"compute.micro_batch={rows}" if split else f"{experiment.ranks} devices"
         what = f"BatchNorm of the {name} sees {rows} images at a time, not {batch}"
-        log.rank_zero_info(_log, f"compute.micro_batch={rows}: {what}")
+        log.rank_zero_info(_log, f"{key}: {what}")
 
 
 def _compute_options(setup: Setup, network: Network, spec: NetworkSpec) -> dict[str, Any]:

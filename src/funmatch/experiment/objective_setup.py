@@ -1,5 +1,7 @@
 """Sets up an objective: collects the facts of a run that it may need, and makes its heads."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ def set_up(
     total_steps: int,
     seed: int,
     device: torch.device,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Calls the objective's `setup`.
 
@@ -38,6 +41,7 @@ def set_up(
         total_steps: length of the run.
         seed: of the initial weights.
         device: on which the teacher computes.
+        weights: copies of the teacher's, if the objective reads them.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -56,11 +60,7 @@ def set_up(
             teacher_shapes=teacher_shapes,
             total_steps=total_steps,
             seed=seed,
-            teacher_weights=lambda: {
-                f"{name}.{weight}": value
-                for name, member in teacher.members.items()
-                for weight, value in member.weights().items()
-            },
+            teacher_weights=weights or {},
         )
         objective.setup(context)
 

@@ -159,7 +159,7 @@ def _use(facts: Facts) -> str:
     values["file"] = facts.file
     code = f"import numpy as np\nimport {_IMPORTS[kind]}\nfrom PIL import Image\n\n"
     code += (_PREPROCESSING_CODE + _INFERENCE_CODE[kind]).format(**values)
-    code += "print(logits.argmax(1))\n"
+    code += "print(logits.argmax(1))\n" if facts.classes else "print(logits)\n"
     return (
         f"## Use\n\nResize the shorter side of an image to {values['resize']} pixels and take the "
         f"centre crop of {values['side']} x {values['side']} pixels.\n\n```python\n{code}```\n"

@@ -64,7 +64,15 @@ class Frozen:
         return own + int(getattr(self._network.net, "bytes", 0))
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the weights, by name; before the first forward pass, which folds kernels."""
+        """Copies of the weights, by name.
+
+        Raises:
+            RuntimeError: it has made a forward pass, which folds and converts them.
+        """
+        if self._prepared:
+            raise RuntimeError(
+                "the weights of a frozen network must be copied before its first use"
+            )
         weights = self._network.net.named_parameters()
         return {name: weight.detach().clone() for name, weight in weights}
 

@@ -82,6 +82,14 @@ class Teacher:
             return Output(combined)
         return Output(combined, members=tuple(zip(self._weights, predictions, strict=True)))
 
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Copies of all weights, by member and name; before the teacher is used, see `Frozen`."""
+        return {
+            f"{name}.{weight}": value
+            for name, member in self.members.items()
+            for weight, value in member.weights().items()
+        }
+
     def fingerprint(self) -> str:
         """SHA-256 digest of all members and of how they are combined, in hex."""
         prints = [member.fingerprint() for member in self.members.values()]

@@ -4,7 +4,7 @@ One objective, one file. An objective is an `nn.Module`; its trainable heads and
 in `setup`, where the run is known.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ class Context:
         teacher_shapes: likewise of the teacher.
         total_steps: length of the run in optimiser steps.
         seed: of the initial weights; the generators are seeded with it when `setup` is called.
-        teacher_weights: makes copies of the teacher's weights, by name.
+        teacher_weights: copies of the teacher's weights, by member and name, for an objective that
+            says `reads_teacher_weights`; else empty.
     """
 
     task: Task
@@ -49,7 +50,7 @@ class Context:
     teacher_shapes: Mapping[str, tuple[int, ...]]
     total_steps: int
     seed: int
-    teacher_weights: Callable[[], Mapping[str, Tensor]]
+    teacher_weights: Mapping[str, Tensor]
 
 
 class Objective(nn.Module):
@@ -62,6 +63,7 @@ class Objective(nn.Module):
         couples_rows: whether the loss compares the examples of a batch with each other. Then it is
             refused with micro-batches or several ranks, which would change the loss.
         gathers_rows: whether such a loss gathers the rows of all ranks itself.
+        reads_teacher_weights: whether `setup` reads `Context.teacher_weights`.
         sums_members: whether `forward` uses `Output.summed`, so that `teacher.combine=sum` works.
         lr_factors: learning rate of trainable heads, as a factor, by the name of the submodule.
     """
@@ -71,6 +73,7 @@ class Objective(nn.Module):
     temperature: float = 1.0
     couples_rows: bool = False
     gathers_rows: bool = False
+    reads_teacher_weights: bool = False
     sums_members: bool = False
     lr_factors: Mapping[str, float] = {}  # read only
 
@@ -126,9 +129,13 @@ def refuse_split(objective: Objective, *, micro_batch: int | None, rows: int, ra
         return
     what = f"{type(objective).__name__} compares the examples of a batch with each other"
     if micro_batch is not None and micro_batch < rows:
-        raise ValueError(f"compute.micro_batch={micro_batch}: {what}; choose null")
+        raise ValueError(
+            f"compute.micro_batch={micro_batch}: {what}; choose compute.micro_batch=null"
+        )
     if ranks > 1 and not objective.gathers_rows:
-        raise ValueError(f"trainer.devices: {what}, and {ranks} ranks share it; choose devices=1")
+        raise ValueError(
+            f"trainer.devices: {what}, and {ranks} ranks share it; choose trainer.devices=1"
+        )
 
 
 def heads_lr(objective: Objective, prefix: str) -> dict[str, float]:

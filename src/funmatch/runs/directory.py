@@ -1,6 +1,7 @@
 """Run directory: paths of its files, its summary and its lock."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,13 @@ class Run:
         atomic_files.write(self.summary, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def clear(self) -> None:
-        """Removes checkpoints, results and tracker IDs, so that the run starts from scratch."""
+        """Removes checkpoints, results, exports and tracker IDs: the run starts from scratch."""
         self.checkpoints.clear()
         results = (self.student, self.model, self.metrics, self.summary, self.tracker_id)
         for path in (*results, self.mlflow_id, self.views, self.predictions):
             path.unlink(missing_ok=True)
+        for name in ("export", "tensorboard"):  # of the student that was, and its history
+            shutil.rmtree(self.directory / name, ignore_errors=True)
 
     def sweep_up(self) -> None:
         """Removes temporary files of a killed process; call it only with the lock held."""

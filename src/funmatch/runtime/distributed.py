@@ -25,5 +25,10 @@ def is_rank() -> bool:
 
 
 def by_srun() -> bool:
-    """Returns True if this process is one of several tasks of an srun step."""
+    """Returns True if this process is one of several tasks of an srun step, and a rank by itself.
+
+    A task that is torchrun starts the ranks, and says so to them.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1

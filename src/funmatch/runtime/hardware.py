@@ -38,7 +38,7 @@ def subprocess_environment(**more: object) -> dict[str, str]:
     Args:
         more: variables to add or replace; values are converted to strings.
     """
-    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     changes = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **more}
     return {**os.environ, **{name: str(value) for name, value in changes.items()}}
 

@@ -65,6 +65,7 @@ class Learner(LightningModule):
         self.student, self._learning, self.task = student, learning, task
         self.metrics, self.predictions = task.metrics(), task.predictions()
         self.skipped, self._in_a_row = 0, 0  # steps
+        self._stepped = False  # whether the optimiser has changed weights in this step
         # Manual, so that the gradient of a step may come from several backward passes.
         self.automatic_optimization = False
 
@@ -141,7 +142,7 @@ class Learner(LightningModule):
 
         optimizer.step(gradient)
         schedule.step()
-        if not self._in_a_row:
+        if self._stepped:
             self.after_step()
         if logs:
             mean = self.trainer.strategy.reduce  # over the ranks
@@ -164,7 +165,8 @@ class Learner(LightningModule):
         have the same gradient, so they agree.
         """
         norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
-        if not norm.isfinite():
+        self._stepped = bool(norm.isfinite())
+        if not self._stepped:
             optimizer.zero_grad(set_to_none=True)
             if self._backup:  # the forward pass has spoilt those of BatchNorm
                 torch._foreach_copy_(self._statistics, self._backup)

@@ -1,7 +1,5 @@
 """Evaluation views: the central crop of every image of a source, and their batches in order."""
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -70,6 +68,9 @@ class EvaluationStream(Dataset[Batch]):
         batch_size: largest number of rows; the last batch may be smaller.
         rank: of this process; it takes every `ranks`-th batch.
         ranks: number of processes.
+
+    Raises:
+        ValueError: there are fewer images than ranks.
     """
 
     def __init__(
@@ -81,7 +82,11 @@ class EvaluationStream(Dataset[Batch]):
         ranks: int = 1,
     ) -> None:
         self._views = views
-        batch_size = min(batch_size, math.ceil(len(views) / ranks))  # no rank without a batch
+        if len(views) < ranks:
+            raise ValueError(
+                f"trainer.devices: {ranks} ranks share {len(views)} evaluation images; give fewer"
+            )
+        batch_size = min(batch_size, len(views) // ranks)  # no rank without a batch
         batches = [
             np.arange(start, min(start + batch_size, len(views)))
             for start in range(0, len(views), batch_size)

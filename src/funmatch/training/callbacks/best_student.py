@@ -27,6 +27,12 @@ def step_of(path: Path) -> int:
 class BestStudent(Callback):
     """Writes the student's weights whenever its validation score reaches a new best.
 
+    Attributes:
+        score: of the best student.
+        step: after which it was written; 0: not yet.
+        metric: the name of the score: that of the task, without labels its agreement with the
+            teacher, without a teacher too "".
+
     Args:
         path: of the .safetensors file.
         task: names the score and its direction.
@@ -35,6 +41,7 @@ class BestStudent(Callback):
     def __init__(self, path: Path, task: TaskDescription) -> None:
         self._path, self._task = path, task
         self.score, self.step = task.score.worst, 0
+        self.metric = ""
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.step and self.step > step_of(self._path):
@@ -56,6 +63,7 @@ class BestStudent(Callback):
         # Of equal scores the later: longer training still brings the student closer to its teacher.
         if not self.step or figure.improves(score, on=self.score):
             self.score, self.step = score, trainer.global_step
+            self.metric = figure.metric if known else ""
             if trainer.is_global_zero:
                 weights = {
                     name: tensor.contiguous()
@@ -65,7 +73,8 @@ class BestStudent(Callback):
                 atomic_files.write(self._path, safetensors.torch.save(weights, metadata))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step}
+        return {"score": self.score, "step": self.step, "metric": self.metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.step = state_dict["score"], state_dict["step"]
+        self.metric = state_dict["metric"]
