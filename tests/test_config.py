@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 import trees
 from commands import QUICK, answers, command, is_error
 from funmatch.cli import app
 from funmatch.config import identity, schema, validation
-from funmatch.config.compose import config_groups, group_options
+from funmatch.config.compose import compose_context, config_groups, group_options
 from funmatch.config.errors import UserError
 
 GROUPS = [
@@ -134,6 +136,15 @@ def test_every_group_option_composes_and_validates(
     cfg = compose(f"{group}={option}", *company, name=name)
     validation.check(cfg)
     assert schema.total_steps(cfg) > 0
+
+
+def test_compose_context_restores_the_hydra_of_a_job() -> None:
+    with compose_context():
+        outer = GlobalHydra.instance().hydra
+        with compose_context():
+            assert GlobalHydra.instance().hydra is not outer
+        assert GlobalHydra.instance().hydra is outer
+        assert hydra.compose("train").recipe.name == "function_matching"
 
 
 @pytest.mark.parametrize("name", ["train", "finetune"])

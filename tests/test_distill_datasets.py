@@ -128,6 +128,9 @@ def test_distillation_on_a_folder_completes_for_any_labels(taught, home: Path, n
     assert by_table["teacher_test_top1"] > 1 / 3
     if name == "flat":
         assert by_folders["student_test_top1"] is by_folders["teacher_test_top1"] is None
+        assert by_folders["student_val_top1"] is None
+        assert by_folders["selected_by"] == "agreement_top1"
+        assert 0 <= by_folders["selected_score"] <= 1
         return
     weights = [only_run(home, f"{name}-{labels}").student for labels in ("auto", "labels.csv")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -1,5 +1,6 @@
 """Runs on two ranks, compared with runs on one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from commands import QUICK, ROOT, command, environment
 from faults import inject, witnessed
 from funmatch.runs.directory import Run
+from funmatch.runtime import distributed, hardware
 
 SETTINGS = ("steps=40", "batch_size=40", "schedule.warmup_steps=5", "validate_every=15", *QUICK)
 TWO = ("trainer.devices=2",)
@@ -213,3 +215,19 @@ def test_torchrun_ranks_train_the_same_weights(workplace: Path, both: dict[str, 
     )
     assert again.returncode == 0  # finished before: no rank waits for another
     assert b"finished before" in again.stdout
+
+
+def test_subprocess_imports_this_package() -> None:
+    first = hardware.subprocess_environment()["PYTHONPATH"].split(os.pathsep)[0]
+    assert (Path(first) / "funmatch" / "__init__.py").is_file()
+
+
+def test_torchrun_started_by_srun_gives_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+    for name, value in {**tasks, "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (1, 0, 2)
+    ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (5, 1, 8)

@@ -134,13 +134,19 @@ def test_stream_accepts_any_batch_drawer() -> None:
     assert [share.first for share in shares] == [0, 4]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_evaluation_visits_every_image_once(ranks: int) -> None:
-    source = MixedSizes(11)
+@pytest.mark.parametrize(("images", "ranks"), [(11, 1), (11, 2), (11, 3), (5, 4), (20, 8), (3, 3)])
+def test_evaluation_visits_every_image_once(images: int, ranks: int) -> None:
+    source = MixedSizes(images)
     shares = [
         EvaluationStream(EvaluationViews(source, 9, 8), batch_size=4, rank=r, ranks=ranks)
         for r in range(ranks)
     ]
     batches = list(itertools.chain(*([s[k] for k in range(len(s))] for s in shares)))
-    assert sorted(torch.cat([b.index for b in batches]).tolist()) == list(range(11))
+    assert all(len(share) > 0 for share in shares)
+    assert sorted(torch.cat([b.index for b in batches]).tolist()) == list(range(images))
     assert {b.views["student"].shape[1:] for b in batches} == {(3, 8, 8)}
+
+
+def test_evaluation_on_fewer_images_than_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^trainer\.devices: 3 ranks share 2 evaluation images"):
+        EvaluationStream(EvaluationViews(MixedSizes(2), 9, 8), batch_size=4, ranks=3)

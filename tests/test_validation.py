@@ -157,6 +157,14 @@ def test_hyperrule_can_be_disabled_or_overridden(compose) -> None:
     assert list(cfg.schedule.milestones) == [200, 300, 400]
 
 
+def test_milestones_beyond_the_run_are_refused(compose) -> None:
+    cfg = compose("data=pets", "model=bit_r152x2", "epochs=30", name="finetune")
+    with pytest.raises(
+        ValueError, match=r"^schedule\.milestones=\[200, 300, 400\]: must lie between"
+    ):
+        validation.check(cfg)
+
+
 @pytest.mark.parametrize(("each", "batch", "warmup"), [(10, 24, 100), (300, 512, 140)])
 def test_folder_suggests_batch_size_and_warmup_by_its_size(
     compose, tmp_path: Path, each: int, batch: int, warmup: int
