@@ -290,8 +290,14 @@ class Coupled(FunctionMatching):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"micro_batch": 4}, r"^compute\.micro_batch=4: Coupled compares .*; choose null$"),
-        ({"ranks": 2}, r"^trainer\.devices: Coupled compares .*, and 2 ranks .*; choose devices=1"),
+        (
+            {"micro_batch": 4},
+            r"^compute\.micro_batch=4: Coupled compares .*; choose compute\.micro_batch=null$",
+        ),
+        (
+            {"ranks": 2},
+            r"^trainer\.devices: Coupled compares .*, and 2 ranks .*; choose trainer\.devices=1$",
+        ),
     ],
 )
 def test_objective_that_couples_rows_refuses_splits(split: dict[str, int], message: str) -> None:
