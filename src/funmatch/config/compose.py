@@ -20,7 +20,7 @@ def config_directory() -> Path:
 
 @contextmanager
 def compose_context() -> Iterator[None]:
-    """Where configurations can be composed though no job runs."""
+    """Context in which `hydra.compose` works outside a job."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_directory()), **VERSION_BASE):
         yield
