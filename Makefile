@@ -76,7 +76,7 @@ slurm-train:  ## submit a run to SLURM: make slurm-train ARGS="data=pets teacher
 slurm-sweep:  ## submit an array, one index for each recipe: make slurm-sweep RECIPES=a,b ARGS="seed=0,1"
 	@RECIPES=$(RECIPES) slurm/submit $(ARGS)
 
-slurm-status:  ## what is queued or runs, and the last words of each job
+slurm-status:  ## what is queued or runs, and the last line of each job's log
 	@squeue --me --name=funmatch --format="%12i %10P %9T %11M %11l %R"
 	@tail -qn 1 $$(ls -t logs/slurm/*.out 2>/dev/null | head -n 20) /dev/null
 

@@ -1,4 +1,4 @@
-"""python src/export.py run=DIR format=onnx: a student for others."""
+"""python src/export.py run=DIR format=onnx: exports to safetensors, ONNX, torch.export or int8."""
 
 from funmatch.cli.export import export
 

@@ -1,4 +1,4 @@
-"""python src/finetune.py [-m] [key=value ...]: teaches a network from labels."""
+"""python src/finetune.py [-m] [key=value ...]: trains a network on labels."""
 
 from funmatch.cli.train import finetune
 

@@ -138,8 +138,8 @@ def test_worker_killed_during_save_is_not_reported_as_full_disk(three: Checkpoin
 
 def test_resume_path_may_be_a_checkpoint_or_a_run(three: Checkpoints) -> None:
     run = three.folder.parent
-    assert checkpoint_files.at(run) == three.path(100_000_000)
-    assert checkpoint_files.at(three.path(5)) == three.path(5)
+    assert checkpoint_files.resolve_checkpoint(run) == three.path(100_000_000)
+    assert checkpoint_files.resolve_checkpoint(three.path(5)) == three.path(5)
     for wrong in (run / "nowhere", three.path(6), three.folder):
         with pytest.raises(ValueError, match=r"resume=.*: no checkpoint found; give"):
-            checkpoint_files.at(wrong)
+            checkpoint_files.resolve_checkpoint(wrong)

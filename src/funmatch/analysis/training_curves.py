@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from funmatch.analysis.seed_groups import SeedGroup
 
-_BINS = 15  # of confidence
-_POINTS = 200  # of a curve
+_CONFIDENCE_BINS = 15
+_CURVE_POINTS = 200
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -28,7 +28,7 @@ def mean_curve(group: SeedGroup, column: str) -> Curve | None:
     if not curves:
         return None
     last = min(epochs[-1] for epochs, _ in curves)
-    epochs = np.linspace(max(e[0] for e, _ in curves), last, _POINTS)
+    epochs = np.linspace(max(e[0] for e, _ in curves), last, _CURVE_POINTS)
     return epochs, np.mean([np.interp(epochs, *curve) for curve in curves], axis=0)
 
 
@@ -42,8 +42,8 @@ def reliability_diagram(directory: Path) -> NDArray[np.float64] | None:
         return None
     confidence = np.array([float(row["student_confidence"]) for row in rows])
     correct = np.array([row["student"] == row["label"] for row in rows], dtype=float)
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    sums = (np.bincount(bins, weights, _BINS) for weights in (confidence, correct, None))
+    bins = np.minimum((confidence * _CONFIDENCE_BINS).astype(int), _CONFIDENCE_BINS - 1)
+    sums = (np.bincount(bins, weights, _CONFIDENCE_BINS) for weights in (confidence, correct, None))
     return np.stack([s.astype(float) for s in sums])
 
 

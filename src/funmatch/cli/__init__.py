@@ -1,1 +1,1 @@
-"""The commands. Only here is a configuration read."""
+"""The commands: one module each, and the worker process of a rank."""

@@ -21,7 +21,7 @@ def _dashboard(cfg: DictConfig) -> None:
         address = wandb_dashboard.write(
             cfg.project, entity=cfg.entity, group=cfg.name, view=cfg.view
         )
-    except Exception as error:  # of many kinds
+    except Exception as error:  # wandb raises many exception types
         reason = " ".join(str(error).split())
         raise UserError(f"dashboard: W&B: {reason}; see WANDB_API_KEY in .env") from error
     print(address)

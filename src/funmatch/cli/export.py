@@ -1,4 +1,4 @@
-"""The `export` command: writes a student for others."""
+"""The `export` command: exports a student to safetensors, ONNX, torch.export or int8."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from funmatch.experiment import load_run
 
 
 def export() -> None:
-    """Writes a student for others, and compares the file with it."""
+    """Exports a student to safetensors, ONNX, torch.export or int8."""
     app.launch("export", _export)
 
 

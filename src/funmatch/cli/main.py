@@ -44,7 +44,7 @@ COMMANDS = {
 
 
 def _typed() -> str:
-    """The command in the line that a shell wants to be completed, and takes for the program's."""
+    """Name of the command whose arguments the shell completes (COMP_LINE)."""
     if "COMP_LINE" not in os.environ:  # it is installed, no line is typed yet
         return "train"
     program, _, line = os.environ["COMP_LINE"].partition(" ")

@@ -92,7 +92,7 @@ def _is_finished(experiment: Experiment) -> bool:
 
 
 def _saved_as(cfg: DictConfig) -> Path:
-    """Where the network of a run is found by name."""
+    """Directory `logs/teachers/<save_as>`."""
     return Path(cfg.paths.logs) / "teachers" / cfg.save_as
 
 
@@ -107,7 +107,7 @@ def _refuse_to_replace(directory: Path, run: Run) -> None:
 
 
 def _save(cfg: DictConfig, run: Run) -> Path:
-    """Copies the network of a run to where it is found by name."""
+    """Copies the student and model.json to `logs/teachers/<save_as>`."""
     directory = _saved_as(cfg)
     for path in (run.student, run.model):
         atomic_files.write(directory / path.name, path.read_bytes())

@@ -20,7 +20,7 @@ def config_directory() -> Path:
 
 @contextmanager
 def compose_context() -> Iterator[None]:
-    """Where configurations can be composed though no job runs."""
+    """Context in which `hydra.compose` works outside a job, or beside one."""
     instance = GlobalHydra.instance()
     outer = instance.hydra  # of a job that is running
     instance.clear()

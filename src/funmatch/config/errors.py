@@ -7,7 +7,7 @@ class UserError(ValueError):
     """A user error; its message is one line with key, value and remedy."""
 
 
-def either(choices: Iterable[str]) -> str:
+def join_or(choices: Iterable[str]) -> str:
     """A list of choices as text: `a, b or c`."""
     *most, last = choices
     return f"{', '.join(most)} or {last}" if most else last

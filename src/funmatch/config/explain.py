@@ -136,10 +136,10 @@ def _advice(name: str, options: Sequence[str]) -> str:
     """Suggests options with a similar name, and lists all options unless they are many."""
     near = get_close_matches(name, options, cutoff=0.7)
     if len(options) > _MAX_LISTED_OPTIONS:
-        hint = f"did you mean {errors.either(near)}? " if near else ""
+        hint = f"did you mean {errors.join_or(near)}? " if near else ""
         return f"{hint}--help shows all {len(options)}"
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}choose {errors.either(options or ['null'])}"
+    return f"{hint}choose {errors.join_or(options or ['null'])}"
 
 
 def _keys(config_name: str) -> list[str]:

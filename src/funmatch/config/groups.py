@@ -1,7 +1,7 @@
 """Hydra options that follow from others: networks by role, transfer sets, rows of the paper.
 
 A network, a data set and a row of the paper are described once; Hydra's ConfigStore gets a node for
-each place where they can be chosen. A YAML of the same name in `conf/` stands in for such a node.
+each place where they can be chosen. A YAML of the same name in `conf/` replaces such a node.
 """
 
 import csv
@@ -66,8 +66,8 @@ def paper() -> list[dict[str, str]]:
     """The rows of conf/paper.csv, one for each figure of the paper.
 
     `name` is the experiment; a row without one is the experiment `base` with other epochs. `base`
-    is a table in conf/paper/, or another experiment, from which the row takes what it does not
-    say. Empty figures are those of the base.
+    is a table in conf/paper/, or another experiment, from which the row takes the keys it does not
+    set. Empty figures are those of the base.
     """
     with (config_directory() / "paper.csv").open(newline="") as file:
         return list(csv.DictReader(file))

@@ -16,9 +16,9 @@ from funmatch.config.errors import UserError
 from funmatch.runtime import allowlist, atomic_files
 
 _VERSION = 2  # of what counts and how it is written; a run of another version is not read
-_NOT_IDENTITY = {"hydra", *schema.aside(schema.Base, schema.Train, schema.Finetune)}
-_NOT_IDENTITY_OF_DATA = schema.aside(schema.Data)
-_NOT_IDENTITY_OF_NETWORK = schema.aside(schema.Network)
+_NOT_IDENTITY = {"hydra", *schema.non_identity_keys(schema.Base, schema.Train, schema.Finetune)}
+_NOT_IDENTITY_OF_DATA = schema.non_identity_keys(schema.Data)
+_NOT_IDENTITY_OF_NETWORK = schema.non_identity_keys(schema.Network)
 _IDENTITY_OF_TRANSFER = [each.name for each in fields(schema.TransferSet)]
 _DIRECTORY = re.compile(r".*-s\d+-([0-9a-f]{8})")
 
@@ -75,7 +75,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _normal(value: Any) -> Any:
-    """Plain values in which 10 and 10.0 are the same."""
+    """Normalises integral floats to int."""
     if isinstance(value, dict):
         return {key: _normal(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -90,7 +90,7 @@ def _digest_of(path: Path) -> str:
 
 @lru_cache
 def _digest(path: Path, size: int, changed: int) -> str:
-    """Of a file's content; size and time of change only tell a new content from the old."""
+    """SHA-256 of a file; size and time of change are the cache key."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -102,7 +102,7 @@ def _origin(resume: str) -> str | None:
     return (
         None
         if resume in ("auto", "never")
-        else checkpoint_files.digest(checkpoint_files.at(Path(resume)))
+        else checkpoint_files.digest(checkpoint_files.resolve_checkpoint(Path(resume)))
     )
 
 

@@ -128,7 +128,7 @@ class Network:
     trial_images: Any = field(default=None, metadata=_ASIDE)
 
 
-def aside(*declarations: type) -> frozenset[str]:
+def non_identity_keys(*declarations: type) -> frozenset[str]:
     """The keys that these dataclasses declare as no part of a run's identity."""
     return frozenset(
         each.name
@@ -139,25 +139,25 @@ def aside(*declarations: type) -> frozenset[str]:
 
 
 def train_size(cfg: DictConfig) -> int:
-    """Number of images that are taught on."""
+    """Number of training images."""
     return sum(int(part.train_size) for part in training_sets(cfg).values())
 
 
 def training_sets(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The data sets that are taught on, by key, sorted: the transfer sets, or the data itself."""
+    """The data sets that are trained on, by key, sorted: the transfer sets, or the data itself."""
     transfer = cfg.get("transfer") or {}
     return {f"transfer.{name}": transfer[name] for name in sorted(transfer)} or {"data": cfg.data}
 
 
 def total_steps(cfg: DictConfig) -> int:
-    """The length of a run in steps: the only place that knows of epochs."""
+    """Steps of the run; epochs are converted here."""
     if cfg.steps is not None:
         return int(cfg.steps)
     return round(float(cfg.epochs * train_size(cfg) / cfg.batch_size))
 
 
 def seconds(duration: str) -> int:
-    """Of hours:minutes:seconds, or of seconds alone."""
+    """Seconds of a duration `h:m:s` or `s`."""
     return sum(int(part) * 60**n for n, part in enumerate(reversed(duration.split(":"))))
 
 
@@ -167,7 +167,7 @@ def student(cfg: DictConfig) -> DictConfig:
 
 
 def teachers(cfg: DictConfig) -> dict[str, DictConfig]:
-    """The networks that teach, by key, sorted: members of an ensemble, or the teacher itself."""
+    """The teachers, by key, sorted: members of an ensemble, or the teacher itself."""
     members = cfg.teacher.get("members") or {}
     return {f"teacher.members.{name}": members[name] for name in sorted(members)} or {
         "teacher": cfg.teacher
@@ -175,7 +175,7 @@ def teachers(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def rank_count(cfg: DictConfig) -> int:
-    """Of how many processes a run is."""
+    """Number of ranks (processes) of a run."""
     devices = cfg.trainer.devices
     if isinstance(devices, ListConfig):
         devices = len(devices)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from funmatch.config.errors import UserError, either
+from funmatch.config.errors import UserError, join_or
 
 TRAINER = "lightning.Trainer"
 
@@ -28,7 +28,7 @@ _PROFILERS = ("simple", "advanced", "pytorch")
 
 
 def _one_of(*choices: str) -> _Rule:
-    return choices.__contains__, f"choose {either(choices)}"
+    return choices.__contains__, f"choose {join_or(choices)}"
 
 
 def _are_devices(value: Any) -> bool:
@@ -120,7 +120,16 @@ REFUSED: dict[str, str] = {
     "uploads the best student",
 }
 
-_BASIC = ("_target_", *list(PASSED_ON)[:6])  # the keys of conf/trainer/default.yaml
+# The keys of conf/trainer/default.yaml.
+_BASIC = (
+    "_target_",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "precision",
+    "log_every_n_steps",
+)
 _COMPUTE = ("workers", "threads", "micro_batch", "channels_last", "compile", "fused")
 _RENAMED = {"log_every": "trainer.log_every_n_steps", **{n: f"compute.{n}" for n in _COMPUTE}}
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from funmatch.config import trainer_arguments
-from funmatch.config.errors import UserError, either
+from funmatch.config.errors import UserError, join_or
 from funmatch.config.schema import rank_count, teachers, total_steps, train_size
 from funmatch.models import pretrained
 from funmatch.runtime import allowlist, hardware, secrets
@@ -30,7 +30,7 @@ _DURATION = re.compile(r"\d+:[0-5]\d:[0-5]\d|\d+")  # YAML reads 11:50:00 as a n
 
 
 def _one_of(*choices: str) -> tuple[Callable[[Any], object], str]:
-    return choices.__contains__, f"choose {either(choices)}"
+    return choices.__contains__, f"choose {join_or(choices)}"
 
 
 def _is_mild(value: Any) -> bool:
@@ -119,7 +119,7 @@ def check_export(cfg: DictConfig, formats: Iterable[str]) -> None:
     Raises:
         UserError: names the key, the value and the remedy.
     """
-    _require(cfg, "format", lambda value: value in formats, f"choose {either(formats)}")
+    _require(cfg, "format", lambda value: value in formats, f"choose {join_or(formats)}")
     for key in ("images", "calibration"):
         _require(cfg, key, *_COUNT)
 
@@ -294,4 +294,4 @@ def _remedy(network: DictConfig) -> str:
     if made_by := network.get("made_by"):
         command = hardware.invocation(made_by.command)
         return f"create them with: {command} {' '.join(made_by.overrides)}"
-    return f"give the path of a .safetensors or .npz file, or {either(pretrained.NAMES)}"
+    return f"give the path of a .safetensors or .npz file, or {join_or(pretrained.NAMES)}"

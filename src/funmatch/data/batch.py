@@ -58,7 +58,7 @@ class Truth:
             return own
         return self.coefficient * own + (1 - self.coefficient) * loss(self.partner)
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Truth":
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> "Truth":
         """The same with every tensor changed."""
         partner = None if self.partner is None else change(self.partner)
         return replace(self, label=change(self.label), partner=partner)
@@ -251,7 +251,7 @@ class Batch:
         return replace(
             self,
             index=change(self.index),
-            truth=None if self.truth is None else self.truth.each(change),
+            truth=None if self.truth is None else self.truth.map_tensors(change),
             views=_each_once(self.views, change),
         )
 

@@ -140,7 +140,7 @@ def _encoded(path: Path) -> Tensor:
 
 _JPEG = b"\xff\xd8\xff"
 _EXIF_SEARCH_BYTES = 2**16  # at the start of a file, where the EXIF orientation is stored
-_ORIENTATION = 0x0112
+_EXIF_ORIENTATION_TAG = 0x0112
 
 
 def _is_rotated(path: Path, file: NDArray[np.uint8]) -> bool:
@@ -155,7 +155,7 @@ def _is_rotated(path: Path, file: NDArray[np.uint8]) -> bool:
 
 
 def _is_upright(picture: Image.Image) -> bool:
-    return picture.getexif().get(_ORIENTATION, 1) == 1
+    return picture.getexif().get(_EXIF_ORIENTATION_TAG, 1) == 1
 
 
 def _opened(path: Path) -> Image.Image:

@@ -25,7 +25,7 @@ _SIZE_SAMPLE = 64  # images from whose sizes auto estimates the size of all
 def apply_cache(
     experiment: Experiment, data: Splits, student: Network, task: Task
 ) -> tuple[Splits, Placement]:
-    """What a run reads its images from.
+    """Applies `data.cache`: wraps the splits and chooses where to decode and render.
 
     Returns:
         Images to train on and the student's evaluation views of val and test, decoded once where

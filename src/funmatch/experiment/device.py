@@ -15,7 +15,7 @@ from funmatch.runtime import distributed
 
 
 def device(setup: Setup) -> torch.device:
-    """Where this process computes."""
+    """The torch device of this rank."""
     fabric = Fabric(
         accelerator=setup.trainer["accelerator"], devices=1, plugins=[LightningEnvironment()]
     )

@@ -57,9 +57,9 @@ def distill(
         input_check.check_network(experiment, spec, network, splits.val, task)
     _check_objective(experiment, objective, teacher, task)
     softened = teacher.at_temperature(objective.temperature)
-    clock, before = Timer(), Timer()
+    teacher_timer, target_timer = Timer(), Timer()
     # To make a teacher is no part of the run.
-    stopwatch = Stopwatch(experiment.batch_size, clock, before)
+    stopwatch = Stopwatch(experiment.batch_size, teacher_timer, target_timer)
     seed_everything(experiment.init_seed, verbose=False)
     student = networks.build_student(experiment, objective.student_features)
     input_check.check_network(experiment, experiment.student, student, splits.val, task)
@@ -77,7 +77,7 @@ def distill(
     networks.warn_of_batch_norm(experiment, objective, "objective")
     images, placement = cache_policy.apply_cache(experiment, splits, student, task)
 
-    with before(device(experiment)):
+    with target_timer(device(experiment)):
         targets, needs_views = target_policy.training_targets(
             experiment, softened, recipe, images.train, task
         )
@@ -86,7 +86,7 @@ def distill(
         for split, source in (("val", splits.val), ("test", splits.test))
     }
     learning = fitting.build_learning(experiment)
-    learner = Distillation(student, targets, references, objective, learning, task, clock)
+    learner = Distillation(student, targets, references, objective, learning, task, teacher_timer)
     sides = {"student": student.side, **(teacher.sides if needs_views else {})}
     data = datasets.build_datamodule(experiment, images, recipe, sides, placement, task)
     fitting.save_example_views(

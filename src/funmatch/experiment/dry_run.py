@@ -32,7 +32,7 @@ _MAX_BATCH = 16  # images of a timed batch
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one network.
+    """Compute cost of one network.
 
     Attributes:
         side: of its views, pixels.
@@ -88,7 +88,7 @@ def dry_run(experiment: Experiment) -> None:
 
 
 def _networks(experiment: Experiment) -> list[NetworkSpec]:
-    """The student, and all that teach."""
+    """The student and the teachers."""
     teacher = experiment.teacher
     return [experiment.student, *(teacher.members.values() if teacher else ())]
 

@@ -64,8 +64,8 @@ class Experiment(Setup):
         config: the whole resolved configuration, for config.yaml and loggers.
         identity: the part of it that decides the result.
         name: of the sweep or study that the run belongs to.
-        training_sets: what is taught on: the data itself, or transfer sets.
-        recipe_name: of the recipe.
+        training_sets: what is trained on: the data itself, or transfer sets.
+        recipe_name: as in `recipe=name`.
         recipe: builds the `Recipe`, from the data's crops.
         student: the network that learns, whose key is "student" or "model".
         objective: builds the `Objective`; None for learning from labels.
@@ -115,7 +115,7 @@ class Experiment(Setup):
 
     @property
     def train_size(self) -> int:
-        """Number of examples that are taught on."""
+        """Number of training examples."""
         return sum(data.train_size for data in self.training_sets)
 
     @property

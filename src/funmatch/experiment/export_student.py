@@ -28,9 +28,9 @@ from funmatch.tasks.base import Task
 from funmatch.tasks.description import TaskDescription
 from funmatch.views.evaluation_views import EvaluationViews, evenly_spaced
 
-_BATCH = 32  # images of a pass
-_MAX_DIFFERENCE = 1e-3  # of a prediction, relative to the largest, unless int8
-_FACTS = "verification.json"
+_BATCH_IMAGES = 32
+_MAX_RELATIVE_DIFFERENCE = 1e-3  # of predictions, relative to the largest; int8 may differ by more
+_VERIFICATION_FILE = "verification.json"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def export(experiment: Experiment, options: ExportOptions) -> None:
 def _refuse_to_replace(out: Path, kind: str) -> None:
     """Keeps what is no earlier export of the same format from being removed."""
     try:
-        held = str(json.loads((out / _FACTS).read_text())["format"])
+        held = str(json.loads((out / _VERIFICATION_FILE).read_text())["format"])
     except (OSError, ValueError, KeyError, TypeError):
         held = "other files"
     if out.exists() and held != kind and (not out.is_dir() or any(out.iterdir())):
@@ -112,7 +112,7 @@ def _write_verified(
         current = torch.device("cpu")  # for all, lest a file be compared with another device
     compared = _compare(options, source, student.to(current), exported.to(current), task)
     inference = inference_model.InferenceModel(student).to(current)
-    views = task.example(student, _BATCH).to(current)
+    views = task.example(student, _BATCH_IMAGES).to(current)
     timed = {
         "this file": _timed(exported, views, size),
         "student": _timed(inference, views, run.student.stat().st_size),
@@ -124,14 +124,14 @@ def _write_verified(
         "format": options.format,
         "file": kind.FILE,
         **compared,
-        "speed": time_in_turns(timed, rows=_BATCH, seconds=options.seconds),
+        "speed": time_in_turns(timed, rows=_BATCH_IMAGES, seconds=options.seconds),
         "device": torch.cuda.get_device_name()
         if current.type == "cuda"
         else hardware.processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    atomic_files.write(folder / _FACTS, json.dumps(facts, indent=2) + "\n")
+    atomic_files.write(folder / _VERIFICATION_FILE, json.dumps(facts, indent=2) + "\n")
     atomic_files.write(folder / "model.json", run.model.read_bytes())
     atomic_files.write(
         folder / "README.md", card.card(_card_facts(experiment, options, student, classes, facts))
@@ -143,8 +143,8 @@ def _batches(source: Source, student: Network, most: int) -> Iterator[Tensor]:
     """Evaluation views of images of a source, evenly from all of it: float32 in [0, 255]."""
     index = evenly_spaced(source, most)
     views = EvaluationViews(source, student.resize, student.side)
-    for start in range(0, len(index), _BATCH):
-        yield torch.stack(list(views.images(index[start : start + _BATCH]))).float()
+    for start in range(0, len(index), _BATCH_IMAGES):
+        yield torch.stack(list(views.images(index[start : start + _BATCH_IMAGES]))).float()
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def _compare(
         pairs.append((student(inputs).prediction.cpu(), exported(inputs).cpu()))
     own, theirs = (torch.cat(list(predicted)) for predicted in zip(*pairs, strict=True))
     difference, largest = float((own - theirs).abs().max()), float(own.abs().max())
-    if options.format != "int8" and not difference <= _MAX_DIFFERENCE * max(1.0, largest):
+    if options.format != "int8" and not difference <= _MAX_RELATIVE_DIFFERENCE * max(1.0, largest):
         raise UserError(
             f"format={options.format}: the file differs from the student by {difference:.2g} in "
             f"its predictions, of at most {largest:.2g}; it is removed"
@@ -192,7 +192,8 @@ def _timed(net: nn.Module, views: Tensor, size: int) -> TimedNetwork:
 def _timed_teacher(experiment: Experiment, task: Task, device: torch.device) -> TimedNetwork:
     teacher = teachers.load_teacher(experiment, task, train_here)
     views = {
-        name: task.example(member, _BATCH).to(device) for name, member in teacher.members.items()
+        name: task.example(member, _BATCH_IMAGES).to(device)
+        for name, member in teacher.members.items()
     }
 
     def run(rows: int) -> None:

@@ -62,7 +62,7 @@ def fit(
     failed = True
     try:
         loggers += _loggers(experiment, 0 if state is None else checkpoint_files.step(state))
-        _tell(loggers, "begin", run)
+        _notify_loggers(loggers, "begin", run)
         trainer = build_trainer(experiment, callbacks, loggers)
         with STOP.deferred():
             trainer.fit(learner, data, ckpt_path=None if state is None else str(state))
@@ -84,14 +84,14 @@ def fit(
         }
         if distributed.rank() == 0:
             atomic_files.write(run.predictions, learner.predictions.table(learner.predicted))
-            _tell(loggers, "conclude", run, classes, figures)
+            _notify_loggers(loggers, "conclude", run, classes, figures)
         failed = False
         return figures
     finally:
-        _tell(loggers, "close", failed=failed)
+        _notify_loggers(loggers, "close", failed=failed)
 
 
-def _tell(loggers: list[Logger], what: str, *args: Any, **more: Any) -> None:
+def _notify_loggers(loggers: list[Logger], what: str, *args: Any, **more: Any) -> None:
     """Calls a method that only some loggers have."""
     for logger in loggers:
         if hasattr(logger, what):

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _Network = Frozen | Network
 _MIN_IMAGES = 2
-_MIN_ERRORS = 3.0  # standard errors by which another normalisation must be better
+_MIN_STANDARD_ERRORS = 3.0  # standard errors by which another normalisation must be better
 _NORMALISATIONS = {
     "[0.485,0.456,0.406] std=[0.229,0.224,0.225]": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "[0.5,0.5,0.5] std=[0.5,0.5,0.5]": ([0.5] * 3, [0.5] * 3),
@@ -37,9 +37,9 @@ def check_network(
     """Passes evaluation views of a source through a network, if its `trial_images` says so.
 
     Args:
-        experiment: the run.
-        spec: describes the network.
-        network: itself.
+        experiment: gives the device and describes the data.
+        spec: its key is the one that errors name.
+        network: frozen or trainable, on any device.
         source: images, labelled or not.
         task: what a prediction means.
 
@@ -56,7 +56,7 @@ def check_network(
     if spec.check_images <= 0 or label is None or len(network.mean) != 3:
         return
     pixels = torch.stack(list(views.images(index))).to(pixels.device)
-    if hint := _suggest_normalization(network, pixels, label.to(pixels.device), task):
+    if hint := _suggest_normalisation(network, pixels, label.to(pixels.device), task):
         log.rank_zero_info(_log, f"{spec.key}: {hint}")
 
 
@@ -75,7 +75,7 @@ def _prediction(key: str, network: _Network, pixels: Tensor) -> Tensor:
         return _predict(network, pixels)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of whatever it computes with
+    except Exception as error:  # user networks may raise anything
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{key}: does not take images of {' x '.join(map(str, pixels.shape[1:]))} ({reason}); "
@@ -114,8 +114,8 @@ def _remedy(spec: NetworkSpec, data: Data, classes: int) -> str:
     return "; fine-tune it on this data, or choose another"
 
 
-def _suggest_normalization(network: _Network, pixels: Tensor, label: Tensor, task: Task) -> str:
-    """Whether the network knows clearly more under another normalisation than under its own."""
+def _suggest_normalisation(network: _Network, pixels: Tensor, label: Tensor, task: Task) -> str:
+    """Suggests another input normalisation if it is significantly more accurate."""
 
     def right(mean: Sequence[float], std: Sequence[float]) -> Tensor | None:
         """As if the network normalised by these: what it undoes is done before."""
@@ -135,7 +135,7 @@ def _suggest_normalization(network: _Network, pixels: Tensor, label: Tensor, tas
     }
     name = max(others, key=lambda each: int(others[each].sum()))
     gained, lost = int((others[name] & ~own).sum()), int((own & ~others[name]).sum())
-    if gained - lost <= _MIN_ERRORS * math.sqrt(gained + lost):
+    if gained - lost <= _MIN_STANDARD_ERRORS * math.sqrt(gained + lost):
         return ""
     return (
         f"right on {int(own.sum())} of {len(own)} val images, and on {int(others[name].sum())} "

@@ -16,7 +16,7 @@ from funmatch.config.errors import UserError
 from funmatch.experiment.experiment import Experiment
 from funmatch.runs.directory import Run
 from funmatch.runtime import allowlist, distributed, hardware
-from funmatch.runtime.preemption import CTRL_C, RESUMABLE_EXIT_CODES, STOP, Interrupted
+from funmatch.runtime.preemption import EXIT_CTRL_C, RESUMABLE_EXIT_CODES, STOP, Interrupted
 
 _GRACE_S = 5.0  # for the other ranks to end on their own after one has ended with an error
 _SAVE_TIMEOUT_S = 60.0  # for them to save and end after one was preempted
@@ -99,7 +99,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
         # The signal may have reached one rank only.
         if (STOP.code or (preempted and late)) and not signalled:
             signalled = True
-            number = signal.SIGINT if CTRL_C in {STOP.code, *codes} else signal.SIGTERM
+            number = signal.SIGINT if EXIT_CTRL_C in {STOP.code, *codes} else signal.SIGTERM
             for process in started:
                 process.send_signal(number)
         if late and (not preempted or now > since + _SAVE_TIMEOUT_S):

@@ -83,7 +83,7 @@ def build_teacher(setup: Setup, task: Task, load: Callable[[NetworkSpec], Networ
 
 
 def freeze(setup: Setup, network: Network, spec: NetworkSpec) -> Frozen:
-    """A network that teaches, with the precision and compute options of a run."""
+    """A teacher's network, with the precision and compute options of a run."""
     dtype = torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float32
     return Frozen(network, dtype=dtype, **_compute_options(setup, network, spec))
 

@@ -12,7 +12,7 @@ from funmatch.models.teacher import Teacher
 from funmatch.objectives.base import Context, Objective
 from funmatch.tasks.base import Task
 
-_ROWS = 2  # examples that are enough to see the shape of a feature
+_PROBE_ROWS = 2  # examples that are enough to see the shape of a feature
 
 
 def set_up(
@@ -35,11 +35,11 @@ def set_up(
     Args:
         objective: has named the features that it needs.
         task: what a prediction means.
-        student: keeps these features.
-        teacher: likewise.
+        student: keeps the features in `student_features`.
+        teacher: keeps the features in `teacher_features`; it then has one member.
         source: the training examples.
-        total_steps: length of the run.
-        seed: of the initial weights.
+        total_steps: length of the run, in optimiser steps.
+        seed: the key `init_seed`.
         device: on which the teacher computes.
         weights: copies of the teacher's, if the objective reads them.
     """
@@ -47,10 +47,10 @@ def set_up(
         torch.default_generator.manual_seed(seed)
         student_shapes, teacher_shapes = {}, {}
         if objective.student_features:
-            student_shapes = _shapes(_evaluated(student, task.example(student, _ROWS)))
+            student_shapes = _shapes(_evaluated(student, task.example(student, _PROBE_ROWS)))
         if objective.teacher_features:
             (member,) = teacher.members.values()
-            teacher_shapes = _shapes(member(task.example(member, _ROWS).to(device)))
+            teacher_shapes = _shapes(member(task.example(member, _PROBE_ROWS).to(device)))
         torch.default_generator.manual_seed(seed)
         context = Context(
             task=task,

@@ -28,7 +28,7 @@ Train = Callable[[Experiment], dict[str, Any]]
 
 
 def format_result(row: dict[str, Any]) -> str:
-    """What a run has come to, in a line."""
+    """Formats the metrics of a run as one line."""
     task = TaskDescription.of(row)
     shown = [name for name in task.columns if name in task.table.values()]
     figures = [f"{name} {row[name]:.4f}" for name in shown if row[name] is not None]

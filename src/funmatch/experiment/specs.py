@@ -39,7 +39,7 @@ class Data:
 
     Attributes:
         key: where it stands in the configuration, as in "data" or "transfer.pets".
-        name: of the data set.
+        name: as in `data=name`.
         classes: number of classes, or of values that a network predicts.
         train_size: number of training examples that steps are computed from.
         splits: builds the `Splits`.
@@ -86,9 +86,9 @@ class NetworkSpec:
         key: where it stands in the configuration, as in "student" or "teacher.members.a".
         net: builds the module.
         mean: per channel, of pixels in [0, 1]; None: as the architecture or its weights define it.
-        std: likewise.
-        side: of its input, pixels; None likewise.
-        resize: the shorter side of an image before its center is cut out; None likewise.
+        std: per channel, of pixels in [0, 1]; None: as for `mean`.
+        side: side of its input, pixels; None: as for `mean`.
+        resize: shorter side of an image before its centre is cut out, pixels; None: as for `mean`.
         classes: number of classes, or of values that it predicts.
         weights: see `load_weights.load`; None for fresh ones, or those of `made_by`.
         head: "keep" or "zero", see `load_weights.load`.
@@ -125,7 +125,7 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """One network or several that teach together.
+    """One teacher, or several that are combined.
 
     Attributes:
         members: by name, sorted; a single teacher is called "teacher".
@@ -148,7 +148,7 @@ class Compute:
 
     Attributes:
         workers: processes that render views; 0: the main process.
-        threads: of the CPU; None: torch decides.
+        threads: CPU threads of torch; None: torch decides.
         micro_batch: images that pass through the networks at a time; None: all.
         channels_last: memory layout of the activations; "auto": for networks without GroupNorm.
         compile: which networks torch.compile compiles: none, teacher, student or both.
@@ -169,7 +169,7 @@ class Targets:
 
     Attributes:
         mode: live, auto, record or replay.
-        form: of what is recorded: float32, float16 or top<k>.
+        form: storage format of recorded predictions: float32, float16 or top<k>.
         verify: recorded steps that are computed again and compared.
     """
 

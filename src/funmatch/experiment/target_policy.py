@@ -152,7 +152,7 @@ def _info(text: str) -> None:
 
 
 def _passes(setup: Setup, teacher: Teacher) -> dict[str, Any]:
-    """How the teacher's predictions of whole splits are computed, and where they are kept."""
+    """Batch size, device and store of per-image teacher targets."""
     current = device(setup)
     # Always as many at a time: the last bits of logits depend on it. And no more than a step takes:
     # 64 images of 128 px were the peak of a run's memory.

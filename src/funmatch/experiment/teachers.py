@@ -55,7 +55,7 @@ def is_available(setup: Setup) -> bool:
 def load_member(
     setup: Setup, member: NetworkSpec, train: Train, features: tuple[str, ...] = ()
 ) -> Network:
-    """One of the networks that teach, not frozen yet."""
+    """One of the teachers, not frozen yet."""
     network = networks.build_network(member, features)
     weights = member.weights or _train_if_missing(setup, member, train)
     load_weights.load(network.net, weights, head=member.head)

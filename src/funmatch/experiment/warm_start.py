@@ -14,7 +14,7 @@ _MAY_DIFFER = ("origin", "steps", "schedule")
 
 
 def should_restart(experiment: Experiment) -> bool:
-    """Whether to forget what an earlier process did; only once in a job that SLURM requeues."""
+    """Whether `resume=never` discards the run; once per SLURM job."""
     again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     return experiment.resume == "never" and not (again and experiment.run.begun_by == _job())
 
@@ -39,7 +39,7 @@ def warm_start_source(experiment: Experiment) -> tuple[Run, Path] | None:
     if experiment.origin is None:
         return None
     key, total = f"resume={experiment.resume}", experiment.steps
-    state = checkpoint_files.at(Path(experiment.resume))
+    state = checkpoint_files.resolve_checkpoint(Path(experiment.resume))
     run, step = Run(state.parents[1]), checkpoint_files.step(state)
     if checkpoint_files.digest(state) != experiment.origin or not checkpoint_files.is_intact(state):
         raise UserError(f"{key}: {state.name} has changed or is damaged; name another")

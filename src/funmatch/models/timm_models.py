@@ -172,8 +172,8 @@ def _input_defaults(net: nn.Module) -> dict[str, Any]:
     if cfg is None:
         return getattr(net, "input_spec", {})
     side = cfg["input_size"][-1]
-    normalization = {key: list(cfg[key]) for key in ("mean", "std")}
-    return {**normalization, "side": side, "crop_pct": cfg["crop_pct"]}
+    normalisation = {key: list(cfg[key]) for key in ("mean", "std")}
+    return {**normalisation, "side": side, "crop_pct": cfg["crop_pct"]}
 
 
 def _is_known(name: str) -> bool:

@@ -79,7 +79,7 @@ def step(path: Path) -> int:
     return int(match[1])
 
 
-def at(path: Path) -> Path:
+def resolve_checkpoint(path: Path) -> Path:
     """The checkpoint at a path: the file itself, or the newest checkpoint of a run directory.
 
     Raises:

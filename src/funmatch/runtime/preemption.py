@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-REQUEUE = 75  # exit code: the same command resumes the run (EX_TEMPFAIL)
-CTRL_C = 130
-RESUMABLE_EXIT_CODES = {REQUEUE, CTRL_C}
-_CODES = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: CTRL_C}
+EXIT_REQUEUE = 75  # exit code: the same command resumes the run (EX_TEMPFAIL)
+EXIT_CTRL_C = 130
+RESUMABLE_EXIT_CODES = {EXIT_REQUEUE, EXIT_CTRL_C}
+_CODES = {signal.SIGTERM: EXIT_REQUEUE, signal.SIGUSR1: EXIT_REQUEUE, signal.SIGINT: EXIT_CTRL_C}
 
 
 class Interrupted(BaseException):
@@ -46,7 +46,7 @@ class StopRequest:
     def code(self) -> int:
         """Exit code of the pending request; 0 without a request."""
         if not self._code and time.monotonic() > self._deadline:
-            self._reason, self._code = "max_time", REQUEUE
+            self._reason, self._code = "max_time", EXIT_REQUEUE
         return self._code
 
     @property
@@ -93,11 +93,11 @@ class StopRequest:
             raise Interrupted(self.reason, self.code)
 
     def ignore_further(self, code: int) -> None:
-        """Ignores SIGTERM and SIGUSR1 while the process exits with code `REQUEUE`.
+        """Ignores SIGTERM and SIGUSR1 while the process exits with code `EXIT_REQUEUE`.
 
         A repeated signal must not kill a process that is already shutting down.
         """
-        for number in _CODES if code == REQUEUE else ():
+        for number in _CODES if code == EXIT_REQUEUE else ():
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_IGN)
 
@@ -105,7 +105,7 @@ class StopRequest:
         if os.getpid() != self._owner:  # a forked data loader worker: it ends with its parent
             return
         name, code = signal.Signals(number).name, _CODES[signal.Signals(number)]
-        second_ctrl_c = self._code == CTRL_C == code
+        second_ctrl_c = self._code == EXIT_CTRL_C == code
         self._reason, self._code = name, code
         if second_ctrl_c or not self._deferrals:
             raise Interrupted(name, code)

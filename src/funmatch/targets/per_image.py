@@ -61,9 +61,9 @@ def on_fixed_views(
         source: the training images.
         recipe: draws the teacher's views.
         task: averages predictions over views, and stores them as rows.
-        seed: of the run.
+        seed: the key `seed`; random views of the teacher are functions of it.
         store: folder of stored predictions.
-        batch_size: images at a time.
+        batch_size: images per pass of a member.
         device: where the teacher is evaluated.
     """
     everything = np.arange(len(source))
@@ -102,7 +102,7 @@ def on_evaluation_views(
         source: the images.
         task: stores predictions as rows.
         store: folder of stored predictions.
-        batch_size: images at a time.
+        batch_size: images per pass of a member.
         device: where the teacher is evaluated.
     """
 

@@ -16,6 +16,11 @@ from funmatch.tasks.base import Task
 
 _log = logging.getLogger(__name__)
 
+_WRITE_LAG_STEPS = 4
+# Fraction of the norm of the logits: other kernels and bf16 differ by less, other views by far
+# more.
+_MAX_RELATIVE_DIFFERENCE = 0.05
+
 
 class RecordedTargets(Targets):
     """Reads the teacher's predictions that an earlier run recorded; computes the missing ones.
@@ -80,7 +85,7 @@ class RecordedTargets(Targets):
     def _compare(self, record: LogitStore, recorded: Tensor, computed: Tensor, step: int) -> None:
         now = record.decode(record.encode(computed))
         difference = self._task.relative_difference(recorded, now)
-        if not difference < _TOLERANCE:
+        if not difference < _MAX_RELATIVE_DIFFERENCE:
             raise ValueError(
                 f"targets.verify: step {step} in {record.folder} differs from the teacher's "
                 f"predictions by {difference:.1%}; remove that directory"
@@ -114,9 +119,3 @@ class RecordedTargets(Targets):
     def flush(self) -> None:
         while self._pending:
             self._write_next()
-
-
-_WRITE_LAG_STEPS = 4
-# Fraction of the norm of the logits: other kernels and bf16 differ by less, other views by far
-# more.
-_TOLERANCE = 0.05

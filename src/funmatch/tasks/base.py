@@ -70,7 +70,7 @@ class Task(ABC):
         Raises:
             ValueError: the data has no labels.
         """
-        return known(truth).weighted(lambda label: self.example_loss(prediction, label))
+        return require_labels(truth).weighted(lambda label: self.example_loss(prediction, label))
 
     def view_average(self, predictions: Iterable[Tensor]) -> Tensor:
         """The mean prediction of one network over several views: [B, *prediction_shape].
@@ -122,7 +122,7 @@ class Task(ABC):
         return ""
 
 
-def known(truth: Truth | None) -> Truth:
+def require_labels(truth: Truth | None) -> Truth:
     """The labels of a batch.
 
     Raises:

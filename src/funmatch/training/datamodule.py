@@ -30,9 +30,9 @@ class DataModule(LightningDataModule):
     Args:
         splits: training images, and the evaluation views of val and test.
         views: draws the training views of `splits.train`.
-        batch_size: of the global batch.
-        steps: length of the run.
-        seed: of the run.
+        batch_size: number of examples in the global batch, over all ranks.
+        steps: length of the run, in optimiser steps.
+        seed: the key `seed`; order and views are functions of it and the step.
         workers: processes that render; 0 renders in the main process.
         repeat: repeat the batches of the first `repeat` steps for ever; None: never repeat.
     """

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from funmatch.data.batch import Batch
-from funmatch.tasks.base import known
+from funmatch.tasks.base import require_labels
 from funmatch.training.learner import Learner
 
 
@@ -17,4 +17,4 @@ class Supervision(Learner):
             return batch.mean(self.task.example_loss(prediction, label))
 
         # The means are weighted, not the examples: c / B and c (1 / B) differ in the last bit.
-        return known(batch.truth).weighted(mean), {}
+        return require_labels(batch.truth).weighted(mean), {}

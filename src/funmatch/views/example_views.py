@@ -34,11 +34,11 @@ def example_views(
     """The first views of a step of a run, by network, "student" last.
 
     Args:
-        source: the training images of the run.
-        recipe: of the run.
+        source: the training images.
+        recipe: draws the views, as in training.
         sides: side of the view of each network, pixels; "student" first.
-        batch_size: of the run.
-        seed: of the run.
+        batch_size: number of examples in the global batch, as in training.
+        seed: the key `seed`; the views are functions of it and the step.
         step: optimiser step, from 0.
         number: largest number of views of each network.
 

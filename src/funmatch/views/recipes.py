@@ -69,7 +69,7 @@ class ViewSampler:
     """Draws the views of one network in one step.
 
     Attributes:
-        seed: of the run.
+        seed: the key `seed`.
         step: optimiser step; for a fixed teacher the number of the view.
         boxes: purpose of the generator of the boxes.
         flips: purpose of the generator of the flips.
@@ -120,10 +120,10 @@ class Recipe(Protocol):
         """The views of one step, by role: "student", and "teacher" unless it shares the student's.
 
         Args:
-            seed: of the run.
-            step: optimiser step.
+            seed: the key `seed`; draws are functions of it and the step.
+            step: optimiser step, from 0.
             heights: [G], heights of the images of the global batch, pixels.
-            widths: [G], widths.
+            widths: [G], widths, pixels.
         """
         ...
 
@@ -137,7 +137,7 @@ class Shared(CropConfig):
     """Both networks see the same view: `consistent`, and `function_matching` with mixing.
 
     Args:
-        name: of the recipe.
+        name: as in `recipe=name`.
         crop: distribution of the crops: inception, mild or whole.
         mixing: mix the views of both networks.
         alpha: parameter of the mixing coefficient's distribution Beta(alpha, alpha); 1 is uniform.
@@ -178,7 +178,7 @@ class Fixed(CropConfig):
     """The teacher is evaluated once per image, before training: `fixed_teacher`.
 
     Args:
-        name: of the recipe.
+        name: as in `recipe=name`.
         teacher_crop: what the teacher sees: resize (the whole image), centre (the central crop), or
             inception_ensemble (the mean prediction over many inception crops).
         crop: distribution of the student's crops; None for the paper's choice, by `teacher_crop`.
@@ -228,9 +228,9 @@ class Fixed(CropConfig):
         """The views over which the teacher's prediction of each of N images is averaged.
 
         Args:
-            seed: of the run.
+            seed: the key `seed`; random views are functions of it.
             heights: [N], heights of the images, pixels.
-            widths: [N], widths.
+            widths: [N], widths, pixels.
 
         Yields:
             One view of all images after the other.

@@ -22,7 +22,7 @@ class Share:
     """One rank's share of the global batch of a step.
 
     Attributes:
-        seed: of the run; whatever is drawn is a function of it and the step.
+        seed: the key `seed`; whatever is drawn is a function of it and the step.
         step: the optimiser step, from 0.
         batch: int64 [G], the examples of the global batch by their positions in the source.
         rows: int64 [R], the positions of the share in the global batch; under mixing the first
@@ -72,8 +72,8 @@ class EpochPermutations:
 
     Args:
         size: number of examples.
-        batch_size: of the global batch.
-        seed: of the run.
+        batch_size: number of examples in the global batch.
+        seed: the key `seed`; the order of an epoch is a function of it and the epoch.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
@@ -105,10 +105,10 @@ class Stream(Dataset[PlannedBatch | RenderedBatch]):
 
     Args:
         views: draws the views of a share.
-        batch_size: of the global batch, over all ranks.
-        seed: of the run.
-        rank: of this process.
-        ranks: number of processes.
+        batch_size: number of examples in the global batch, over all ranks.
+        seed: the key `seed`; order and views are functions of it and the step.
+        rank: number of this process, from 0.
+        ranks: number of processes; it divides `batch_size`.
 
     Raises:
         ValueError: the ranks do not divide the batch, or the batch is larger than the source.
