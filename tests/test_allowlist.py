@@ -151,7 +151,7 @@ def test_ignored_variables_of_the_env_file_are_named(
     monkeypatch.delenv("FUNMATCH_ALLOW")
     (tmp_path / ".env").write_text("FUNMATCH_ALLOW=evil\n")
     (tmp_path / "evil.py").write_text("def f(num_classes): raise SystemExit('run')")
-    given = ("student=module", "student.path=evil:f", "steps=2", *QUICK)
+    given = ("student=module", "student.path=evil:f", "steps=2", "schedule.warmup_steps=1", *QUICK)
     code, _, err = command_here("train", *given, cwd=tmp_path)
     assert code == 1
     warning, error = err.splitlines()

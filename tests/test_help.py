@@ -154,8 +154,8 @@ def test_recorded_command_repeats_the_overrides(tmp_path: Path) -> None:
     row = {"directory": tmp_path, "recipe": "labels"}
     (folder / "overrides.yaml").write_text("- save_as=t_${seed}\n- optimizer.lr=0.1\n")
     assert summaries.command(row) is None
-    source = "{hydra: {runtime: {config_sources: [{path: own, provider: command-line}]}}}"
-    (folder / "hydra.yaml").write_text(source)
+    source = "runtime: {config_sources: [{path: own, provider: command-line}]}"
+    (folder / "hydra.yaml").write_text(f"hydra: {{job: {{config_name: finetune}}, {source}}}")
     typed = ["finetune", "--config-dir=own", "save_as=t_${seed}", "optimizer.lr=0.1"]
     assert summaries.command(row) == typed
 

@@ -51,7 +51,7 @@ def command(row: Mapping[str, Any]) -> list[str] | None:
         f"--config-dir={source.path}" for source in sources if source.provider == "command-line"
     ]
     return [
-        recorded.job.config_name,
+        OmegaConf.select(recorded, "job.config_name", default="train"),
         *config_dirs,
         *map(str, overrides),
     ]

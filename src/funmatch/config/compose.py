@@ -21,14 +21,13 @@ def config_directory() -> Path:
 @contextmanager
 def compose_context() -> Iterator[None]:
     """Context in which `hydra.compose` works outside a job, or beside one."""
-    instance = GlobalHydra.instance()
-    outer = instance.hydra  # of a job that is running
-    instance.clear()
+    outer = GlobalHydra.instance().hydra  # of a job that is running
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(config_directory()), **VERSION_BASE):
             yield
     finally:
-        instance.hydra = outer
+        GlobalHydra.instance().hydra = outer
 
 
 def config_groups() -> list[str]:

@@ -217,8 +217,8 @@ def _check(plain: Any, key: str) -> list[str]:
                 raise _refusal(path, str(value))
             names.append(str(value))
     for path, node in _nodes(plain, key):
-        if node.get("_target_") == _BY_PATH:
-            function = str(node.get("path"))
+        if node.get("_target_") == _BY_PATH and node.get("path") is not None:
+            function = str(node["path"])
             module, _, name = function.replace(":", ".").rpartition(".")
             if not (_is_added(function.replace(":", ".")) or _is_function(module, name)):
                 raise _refusal(f"{path}.path", function)
