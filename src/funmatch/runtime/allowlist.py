@@ -210,13 +210,13 @@ def _check(plain: Any, key: str) -> list[str]:
     names: list[str] = []
     for path, value in _leaves(plain, key):
         parent, _, last = path.rpartition(".")
-        if last == "_args_" or "._args_." in f"{path}.":
-            raise ValueError(f"{path}: arguments have names in a configuration; leave out _args_")
         if last == "_target_":
             if not _is_allowed(parent, str(value)):
                 raise _refusal(path, str(value))
             names.append(str(value))
     for path, node in _nodes(plain, key):
+        if "_args_" in node:
+            raise ValueError(f"{path}._args_: arguments need names; leave out _args_")
         if node.get("_target_") == _BY_PATH and node.get("path") is not None:
             function = str(node["path"])
             module, _, name = function.replace(":", ".").rpartition(".")
