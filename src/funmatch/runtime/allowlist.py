@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -22,98 +21,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from funmatch.runtime import hydra_versions
+from funmatch.runtime.allowed_names import BY_PATH, LAYERS, RULES
 
 FUNCTION = re.compile(r"[\w.]+:\w+")
-_BY_PATH = "funmatch.models.user_models.from_path"  # calls the function that its `path` names
 _ADD = "FUNMATCH_ALLOW"  # the environment variable that adds packages
-_LAYERS = "torch.nn"  # whose classes may be arguments anywhere
 _RETURNED = ("timm", "lightning.pytorch.trainer")  # packages whose objects ours return
 
-
-@dataclass(frozen=True)
-class _Rule:
-    """What may be called at one kind of key.
-
-    Attributes:
-        key: pattern of the node's key.
-        names: of ours, in full.
-        classes: packages whose public classes may be called.
-        functions: modules whose public functions may be called.
-    """
-
-    key: str
-    names: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    functions: tuple[str, ...] = ()
-
-
-def _in(module: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"funmatch.{module}.{name}" for name in names)
-
-
-_RULES = (
-    _Rule(
-        r"(data|transfer\.[^.]+)\.splits",
-        (
-            *_in("data.datasets.builders", "flowers102", "pets", "food101", "sun397"),
-            *_in("data.datasets.builders", "imagenet", "folder"),
-            *_in("data.datasets.digits", "digits", "ink"),
-        ),
-    ),
-    _Rule(
-        r"(data|transfer\.[^.]+)\.task",
-        (
-            *_in("tasks.classification.task", "Classification"),
-            *_in("tasks.regression.task", "Regression"),
-        ),
-    ),
-    _Rule(
-        r"(student|model|teacher(\.members\.[^.]+)?)\.net",
-        (
-            *_in("models.bit", "build"),
-            *_in("models.conv", "build"),
-            *_in("models.timm_models", "build"),
-            *_in("models.exported", "ExportedModel"),
-            _BY_PATH,
-        ),
-        classes=(_LAYERS,),
-        functions=("torchvision.models",),
-    ),
-    _Rule(
-        r"objective",
-        (
-            *_in("objectives.function_matching", "FunctionMatching"),
-            *_in("objectives.mse", "SquaredError"),
-        ),
-    ),
-    _Rule(
-        r"optimizer",
-        (*_in("optim.adam", "adam"), *_in("optim.sgd", "sgd"), *_in("optim.shampoo", "shampoo")),
-        classes=("torch.optim",),
-    ),
-    _Rule(
-        r"schedule",
-        _in("optim.schedules", "warmup_cosine", "warmup_quadratic", "warmup_staircase"),
-    ),
-    _Rule(r"recipe", _in("views.recipes", "Shared", "Independent", "Fixed")),
-    _Rule(
-        r"callbacks\.[^.]+",
-        _in("training.callbacks.progress", "ProgressBar", "ProgressLog"),
-        classes=("lightning.pytorch.callbacks",),
-    ),
-    _Rule(
-        r"logger\.[^.]+",
-        (
-            *_in("training.loggers.mlflow", "start"),
-            *_in("training.loggers.tensorboard", "start"),
-            *_in("training.loggers.wandb", "start"),
-        ),
-        classes=("lightning.pytorch.loggers",),
-    ),
-    _Rule(r"trainer", ("lightning.Trainer",)),
-    _Rule(r"trainer\.strategy", classes=("lightning.pytorch.strategies",)),
-    _Rule(r"trainer\.profiler", classes=("lightning.pytorch.profilers",)),
-)
 
 _added: tuple[str, ...] | None = None  # packages, while `environment_as_it_is` holds them
 
@@ -165,8 +78,8 @@ def targets() -> list[str]:
 
     These patterns allow more than `check`, which is called first.
     """
-    names = [name for rule in _RULES for name in rule.names]
-    packages = {part for rule in _RULES for part in (*rule.classes, *rule.functions)}
+    names = [name for rule in RULES for name in rule.names]
+    packages = {part for rule in RULES for part in (*rule.classes, *rule.functions)}
     modules = sorted({"funmatch.models", *packages, *_RETURNED, *added_packages()})
     return [*names, *(f"{module}.*" for module in modules)]
 
@@ -217,7 +130,7 @@ def _check(plain: Any, key: str) -> list[str]:
     for path, node in _nodes(plain, key):
         if "_args_" in node:
             raise ValueError(f"{path}._args_: arguments need names; leave out _args_")
-        if node.get("_target_") == _BY_PATH and node.get("path") is not None:
+        if node.get("_target_") == BY_PATH and node.get("path") is not None:
             function = str(node["path"])
             module, _, name = function.replace(":", ".").rpartition(".")
             if not (_is_added(function.replace(":", ".")) or _is_function(module, name)):
@@ -231,19 +144,19 @@ def _is_allowed(key: str, target: str) -> bool:
     module, _, name = target.rpartition(".")
     if any(part.startswith("_") for part in target.split(".")):
         return False
-    for rule in _RULES:
+    for rule in RULES:
         if re.fullmatch(rule.key, key) and (
             target in rule.names
             or (name[:1].isupper() and _within(module, rule.classes))
             or module in rule.functions
         ):
             return True
-    below = any(re.match(rf"({rule.key})\.", key) for rule in _RULES)  # an argument of something
-    return below and name[:1].isupper() and _within(module, (_LAYERS,)) and _is_module(module)
+    below = any(re.match(rf"({rule.key})\.", key) for rule in RULES)  # an argument of something
+    return below and name[:1].isupper() and _within(module, (LAYERS,)) and _is_module(module)
 
 
 def _is_function(module: str, name: str) -> bool:
-    rules = (rule for rule in _RULES if module in rule.functions)
+    rules = (rule for rule in RULES if module in rule.functions)
     return any(rules) and not name.startswith("_")
 
 
@@ -267,7 +180,7 @@ def _check_imported(target: str) -> None:
     origin = str(getattr(value, "__module__", ""))
     if not callable(value) or origin.partition(".")[0] != module.partition(".")[0]:
         raise ValueError(f"_target_={target}: is {origin}.{name}; a configuration may not call it")
-    if inspect.isfunction(value) and module not in {m for rule in _RULES for m in rule.functions}:
+    if inspect.isfunction(value) and module not in {m for rule in RULES for m in rule.functions}:
         raise ValueError(f"_target_={target}: is a function; a configuration may not call it")
 
 
