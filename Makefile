@@ -5,6 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517
 RECIPES := fixed_teacher,independent_noise,consistent,function_matching
+DEMO = -m name=demo recipe=$(RECIPES) epochs=100,4000 seed=0,1,2 if_running=later
 EXTRAS := export,tensorboard,mlflow,dashboard,docs,optuna,shampoo,efficientnet-lite,torchcodec
 # A module stays with one worker, so that what its tests share is made once.
 PARALLEL := -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
@@ -21,8 +22,10 @@ help:  ## show this list
 setup:  ## create .venv from requirements.lock, or reuse it (6.6 GB)
 	@cmp -s requirements.lock $(VENV)/requirements.lock || $(MAKE) --no-print-directory install
 
+# Two processes share the sweep; the second one is silent but for errors.
 demo: setup  ## teacher, four recipes, two budgets, three seeds on real digits: table and figure
-	$(RUN) src/train.py -m name=demo recipe=$(RECIPES) epochs=100,4000 seed=0,1,2
+	@$(RUN) src/train.py $(DEMO) > /dev/null & second=$$!; trap "kill $$second" INT TERM; \
+		$(RUN) src/train.py $(DEMO); code=$$?; test $$code = 0 || kill $$second; wait $$second; exit $$code
 
 train: setup  ## one run or a sweep: make train ARGS="-m recipe=consistent,function_matching"
 	$(RUN) src/train.py $(ARGS)

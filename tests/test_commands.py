@@ -13,6 +13,7 @@ from matplotlib import image
 
 from commands import QUICK, command, new_process, start
 from faults import inject
+from funmatch.analysis.seed_groups import group_runs
 from funmatch.runs.directory import Run
 from funmatch.tasks.classification.description import DESCRIPTION as CLASSIFICATION
 from funmatch.tasks.description import columns
@@ -203,6 +204,27 @@ def test_second_process_on_a_run_is_refused(workplace: Path) -> None:
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
+
+
+def test_two_processes_share_a_sweep(workplace: Path) -> None:
+    given = ("-m", "seed=0,1,2,3", "steps=150", "schedule.warmup_steps=1", "if_running=later")
+    arguments = (*given, "name=shared", *QUICK)
+    processes = [start("train", *arguments, cwd=workplace) for _ in range(2)]
+    outputs = []
+    for process in processes:
+        output, errors = process.communicate(timeout=240)
+        assert (process.returncode, errors) == (0, "")
+        outputs.append(output)
+    assert any("another process works on this run; its result is awaited" in o for o in outputs)
+    rows = group_runs([workplace / "logs" / "shared"])
+    assert [len(group.completed) for group in rows] == [4]
+    for run in map(Run, (workplace / "logs" / "shared").glob("*/")):
+        if run.completed:  # trained once
+            steps = [line.partition(",")[0] for line in run.metrics.read_text().splitlines()[1:]]
+            assert len(steps) == len(set(steps))
+            assert (run.directory / "run.log").read_text().count("measured: ") == 1
+    for output in outputs:  # the whole table
+        assert re.search(r"150 function_matching\s+4 ", output), output
 
 
 def test_directory_of_another_configuration_is_refused(workplace: Path, swept) -> None:

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -10,7 +11,8 @@ from funmatch.analysis import tables
 from funmatch.analysis.seed_groups import group_runs
 from funmatch.cli import app, config_tree
 from funmatch.config import validation
-from funmatch.config.errors import UserError
+from funmatch.config.compose import compose_context
+from funmatch.config.errors import RunIsBusyError, UserError
 from funmatch.experiment import launcher, warm_start
 from funmatch.experiment.build import build
 from funmatch.experiment.experiment import Experiment
@@ -33,6 +35,7 @@ def finetune() -> None:
 def _launch(config_name: str) -> None:
     """Makes one run, or one for each job of a sweep, and prints the table over them."""
     directories: dict[Path, None] = {}  # in order, each once
+    deferred: list[tuple[DictConfig, Experiment]] = []  # runs that other processes work on
     shown = False
 
     def task(cfg: DictConfig) -> float | None:
@@ -64,15 +67,18 @@ def _launch(config_name: str) -> None:
             shown = True
         try:
             row = run_to_completion(experiment, launcher.train)
+        except RunIsBusyError:
+            if cfg.if_running == "fail":
+                raise
+            print("  another process works on this run; its result is awaited at the end")
+            deferred.append((cfg, experiment))
+            return None
         finally:
             with suppress(OSError):  # of a full disk for instance: the run comes first
                 if not finished:
                     directory = run.directory.parent
                     tables.write(directory, group_runs([directory]))
-        note = " (finished before; resume=never repeats it)" if finished else ""
-        print(f"  {format_result(row)}{note}")
-        if cfg.get("save_as") is not None:
-            print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
+        _conclude(cfg, run, row, " (finished before; resume=never repeats it)" if finished else "")
         described = TaskDescription.of(row)
         figures = {each.metric: each for each in (described.score, described.agreement)}
         # A search maximises, see conf/sweep/optuna.yaml.
@@ -81,10 +87,22 @@ def _launch(config_name: str) -> None:
         )
 
     def finish() -> None:
+        with compose_context():
+            for cfg, experiment in deferred:
+                print(experiment.run.directory, flush=True)
+                row = run_to_completion(experiment, launcher.train, wait=True)
+                _conclude(cfg, experiment.run, row, "")
         for directory in directories:
             tables.write_and_print(directory)
 
     app.launch(config_name, task, finish)
+
+
+def _conclude(cfg: DictConfig, run: Run, row: dict[str, Any], note: str) -> None:
+    """Prints the result of a run, and saves its network under a name if that is configured."""
+    print(f"  {format_result(row)}{note}")
+    if cfg.get("save_as") is not None:
+        print(f"  teacher=saved teacher.name={cfg.save_as}  ({_save(cfg, run)})")
 
 
 def _is_finished(experiment: Experiment) -> bool:

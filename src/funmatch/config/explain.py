@@ -33,6 +33,9 @@ WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _MAX_LISTED_OPTIONS = 16
 
 
+_ONE_LINE = (ValueError, errors.UserError, errors.RunIsBusyError, DataNotFoundError)
+
+
 def print_error(error: Exception, config_name: str) -> None:
     """Prints one `error:` line, after the traceback if HYDRA_FULL_ERROR=1."""
     print_traceback(error)
@@ -89,7 +92,7 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{where}: {error.strerror}; make room, then the same command resumes the run"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if type(error) in (ValueError, errors.UserError, DataNotFoundError):
+    if type(error) in _ONE_LINE:
         # An error of a DataLoader worker is preceded by the traceback of its process.
         message = text.rpartition(
             f"\n{DataNotFoundError.__module__}.{DataNotFoundError.__name__}: "

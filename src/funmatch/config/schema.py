@@ -66,6 +66,7 @@ class Base:
     max_time: str | None = field(default=None, metadata=_ASIDE)
     clip_norm: float | None = 1.0
     resume: str = field(default="auto", metadata=_ASIDE)
+    if_running: str = field(default="fail", metadata=_ASIDE)
     origin: str | None = None
     dry_run: bool = field(default=False, metadata=_ASIDE)
 

@@ -83,6 +83,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "targets.verify": _FROM_ZERO,
     "save_as": (_NAME[0], f"{_NAME[1]}, or null"),
     "dry_run": _YES_OR_NO,
+    "if_running": _one_of("fail", "later"),
     "compute.workers": _FROM_ZERO,
     "compute.threads": (_COUNT[0], "give a whole number from 1, or null"),
     "compute.micro_batch": (_COUNT[0], "give a whole number from 1, or null"),

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from funmatch import __version__
 from funmatch.config import identity
-from funmatch.config.errors import UserError
+from funmatch.config.errors import RunIsBusyError, UserError
 from funmatch.experiment import warm_start
 from funmatch.experiment.experiment import Experiment
 from funmatch.runs.directory import Run
@@ -49,15 +49,17 @@ def run_to_completion(
         The run's summary; that of the earlier process if the run was complete already.
 
     Raises:
-        UserError: another process works on the run, or the directory holds another configuration.
+        RunIsBusyError: another process works on the run.
+        UserError: the directory holds another configuration.
     """
     run = experiment.run
     try:
         with run.lock(wait=wait):
             return _run_to_completion(experiment, train)
     except Timeout:
-        raise UserError(
-            f"{run.directory}: another process works on this run; wait for it or change name"
+        raise RunIsBusyError(
+            f"{run.directory}: another process works on this run; wait for it, change name, or "
+            "give if_running=later"
         ) from None
 
 
