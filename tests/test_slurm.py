@@ -192,7 +192,7 @@ def test_installed_package_submits_from_any_directory(
     job = done.stdout.split()[-1]
     ended = slurm.wait(job, "COMPLETED", "FAILED")
     assert ended["JobState"] == "COMPLETED", (home / f"logs/slurm/{job}.out").read_text()
-    assert Run(next(home.glob("logs/installed/*"))).completed
+    assert Run(next(home.glob("logs/installed/*/"))).completed
 
 
 def test_killed_rank_fails_the_job(slurm: Cluster, tree: Path) -> None:
