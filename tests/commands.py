@@ -134,14 +134,16 @@ _ANSWERS = """
 import contextlib, io, json, sys
 from hydra._internal.hydra import Hydra
 from funmatch.cli.main import COMMANDS
+from funmatch.runtime.hydra_versions import HAS_WHITELIST
 
-compose_mode = Hydra.get_mode
+if not HAS_WHITELIST:  # Hydra 1.3 composes each configuration twice
+    compose_mode = Hydra.get_mode
 
-def get_mode(hydra, config_name, overrides):  # else each configuration is composed twice
-    sweep = any(override.startswith("sweep=") for override in overrides)
-    return compose_mode(hydra, config_name, overrides) if sweep else None
+    def get_mode(hydra, config_name, overrides):
+        sweep = any(override.startswith("sweep=") for override in overrides)
+        return compose_mode(hydra, config_name, overrides) if sweep else None
 
-Hydra.get_mode = get_mode
+    Hydra.get_mode = get_mode
 
 class ImportBlocker:  # a refusal must not need these packages
     def find_spec(self, name, path=None, target=None):
