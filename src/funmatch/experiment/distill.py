@@ -1,6 +1,5 @@
 """Distillation of a student from the outputs of a teacher."""
 
-from collections.abc import Callable
 from typing import Any
 
 from lightning import seed_everything
@@ -16,7 +15,7 @@ from funmatch.experiment import (
     target_policy,
 )
 from funmatch.experiment.device import configure_torch, device
-from funmatch.experiment.experiment import Experiment
+from funmatch.experiment.experiment import Experiment, Train
 from funmatch.experiment.teachers import load_teacher
 from funmatch.models.teacher import SUM, Teacher
 from funmatch.objectives.base import Objective, refuse_split
@@ -26,9 +25,7 @@ from funmatch.training.callbacks.stopwatch import Stopwatch
 from funmatch.training.distillation import Distillation
 
 
-def distill(
-    experiment: Experiment, train: Callable[[Experiment], dict[str, Any]]
-) -> dict[str, Any]:
+def distill(experiment: Experiment, train: Train) -> dict[str, Any]:
     """Trains a student on the outputs of a teacher.
 
     Args:

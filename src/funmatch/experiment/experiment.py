@@ -1,6 +1,6 @@
 """An experiment: everything that one run needs to know, as values. `build.build` makes it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,3 +135,6 @@ class Experiment(Setup):
     @property
     def waiting(self) -> tuple[Path, ...]:
         return (*self.needed_by, self.run.directory)
+
+
+Train = Callable[[Experiment], dict[str, Any]]  # trains a run to its end; returns its figures

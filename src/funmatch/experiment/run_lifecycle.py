@@ -5,7 +5,6 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -17,14 +16,12 @@ from funmatch import __version__
 from funmatch.config import identity
 from funmatch.config.errors import RunIsBusyError, UserError
 from funmatch.experiment import warm_start
-from funmatch.experiment.experiment import Experiment
+from funmatch.experiment.experiment import Experiment, Train
 from funmatch.runs.directory import Run
 from funmatch.runtime import atomic_files, log
 from funmatch.tasks.description import TaskDescription
 
 _log = logging.getLogger(__name__)
-
-Train = Callable[[Experiment], dict[str, Any]]
 
 
 def format_result(row: dict[str, Any]) -> str:

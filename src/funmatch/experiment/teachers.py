@@ -2,13 +2,11 @@
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from funmatch.experiment import networks, run_lifecycle
 from funmatch.experiment.build import build_teacher_experiment
-from funmatch.experiment.experiment import Experiment, Setup
+from funmatch.experiment.experiment import Setup, Train
 from funmatch.experiment.specs import NetworkSpec
 from funmatch.models import load_weights, pretrained
 from funmatch.models.network import Network
@@ -19,8 +17,6 @@ from funmatch.tasks.base import Task
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-
-Train = Callable[[Experiment], dict[str, Any]]
 
 
 def load_teacher(setup: Setup, task: Task, train: Train, features: tuple[str, ...] = ()) -> Teacher:
